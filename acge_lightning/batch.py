@@ -1,0 +1,103 @@
+"""What travels from the data side to the model side: ragged token ids, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n texts, without padding.
+
+    Args:
+        ids: Int64[sum of lengths], all texts one after the other; the only part that moves to the device.
+        lengths: Int64[n], on the CPU, where chunk sizes are decided.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Sequence[int]]) -> Tokens:
+        """Tokens from a list of token ids a text."""
+        rows = list(rows)
+        flat = [i for row in rows for i in row]
+        return cls(torch.tensor(flat, dtype=torch.long), torch.tensor([len(row) for row in rows], dtype=torch.long))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The texts of all parts in order."""
+        return cls(torch.cat([p.ids for p in parts]), torch.cat([p.lengths for p in parts]))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Tokens:
+        """The same tokens with their ids on another device."""
+        return replace(self, ids=self.ids.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Tokens:
+        """The same tokens in page-locked memory."""
+        return replace(self, ids=self.ids.pin_memory())
+
+    def chunks(self, batch_tokens: int) -> Iterator[Tensor]:
+        """Rows, longest first, in groups whose padded size (rows x width) stays within `batch_tokens`.
+
+        A single text longer than the budget forms a chunk of its own. Yields Int64[m] row indices (CPU).
+        """
+        order = self.lengths.argsort(descending=True, stable=True)
+        widths = self.lengths[order].clamp(min=1).tolist()
+        start = 0
+        while start < len(widths):
+            size = max(1, batch_tokens // widths[start])
+            yield order[start : start + size]
+            start += size
+
+    def padded(self, rows: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+        """The chosen rows, right-padded to their own longest: `(input_ids, attention_mask)`, both Int64[m, width]."""
+        device = self.ids.device
+        lengths = self.lengths[rows]
+        starts = self.lengths.cumsum(0)[rows] - lengths
+        position = torch.arange(max(1, int(lengths.max())), device=device)
+        mask = position < lengths.to(device)[:, None]
+        index = torch.where(mask, starts.to(device)[:, None] + position, 0)
+        if len(self.ids) == 0:
+            return torch.full_like(index, pad_id), mask.long()
+        return torch.where(mask, self.ids[index], pad_id), mask.long()
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """One step's texts of one task.
+
+    Args:
+        task: name of the task; it selects loss and metric.
+        columns: one `Tokens` a column, for example queries, positives, negatives.
+        labels: what the task's loss or metric expects beside the embeddings (see `losses` and `metrics`), or None.
+        ids: Int64[n_i] a column: 64-bit hashes of the normalised texts in training, row numbers in evaluation.
+    """
+
+    task: str
+    columns: tuple[Tokens, ...]
+    labels: Tensor | None
+    ids: tuple[Tensor, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
+        """The same batch on another device (Lightning calls this)."""
+        return replace(
+            self,
+            columns=tuple(c.to(device, non_blocking) for c in self.columns),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
+            ids=tuple(i.to(device, non_blocking=non_blocking) for i in self.ids),
+        )
+
+    def pin_memory(self) -> TextBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return replace(self, columns=tuple(c.pin_memory() for c in self.columns))
+
+    def __len__(self) -> int:
+        return len(self.columns[0])

@@ -1,0 +1,283 @@
+"""Text in, embeddings out: the importable model. Imports neither Lightning nor Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+
+from acge_lightning.batch import Tokens
+from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Pooling = Literal["mean", "cls", "last"]
+BATCH_TOKENS = 8192
+_BLOCK = 4096  # texts tokenised together in `encode`
+
+
+def pool(hidden: Tensor, mask: Tensor, mode: Pooling) -> Tensor:
+    """One vector a text from its token vectors; right for left and for right padding.
+
+    Args:
+        hidden: Float[n, length, d].
+        mask: Int64[n, length], 1 on tokens, 0 on padding.
+        mode: `mean` over tokens (accumulated in fp32), `cls` the first token, `last` the last token.
+
+    Returns:
+        Float[n, d], of the dtype of `hidden`; zeros for a text without tokens.
+
+    >>> hidden = torch.tensor([[[9.0], [1.0], [3.0]]])
+    >>> left_padded = torch.tensor([[0, 1, 1]])
+    >>> [pool(hidden, left_padded, mode).item() for mode in ("mean", "cls", "last")]
+    [2.0, 1.0, 3.0]
+    """
+    if mode == "mean":
+        weights = mask.unsqueeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
+        return ((hidden * weights).sum(1) / weights.sum(1).clamp(min=1)).to(hidden.dtype)
+    if mode == "cls":
+        position = mask.argmax(1)
+    elif mode == "last":
+        position = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    else:
+        raise InputError(f"pooling {mode!r} is unknown: choose mean, cls or last")
+    return hidden[torch.arange(len(hidden), device=hidden.device), position] * mask.amax(1, keepdim=True).to(hidden)
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of every row of `a` with every row of `b`: Float[n, d], Float[m, d] -> Float[n, m] in [-1, 1]."""
+    if a.shape[-1] != b.shape[-1]:
+        raise InputError(f"similarity of vectors of {a.shape[-1]} and {b.shape[-1]} dims: encode both with the same dim")
+    return normalize(a, dim=-1) @ normalize(b, dim=-1).T
+
+
+class Tokenize:
+    """Texts to `Tokens`: a fast tokenizer, its truncation and its special tokens in one picklable callable.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        max_length: most tokens of a text, special tokens included; longer texts are cut and keep their closing token.
+        special_tokens: whether the tokenizer's own special tokens ([CLS], [SEP] …) are added.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, special_tokens: bool = True):
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.special_tokens = special_tokens
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of the texts; an empty list gives no rows."""
+        if not texts:
+            return Tokens.from_lists([])
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=self.special_tokens,
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return Tokens.from_lists(encoded["input_ids"])
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows up."""
+        return int(self.tokenizer.pad_token_id)
+
+
+class StaticBackbone(nn.Module):
+    """A bag of token embeddings: no attention, no order; trains in minutes on a CPU.
+
+    Args:
+        vocab_size: number of tokens.
+        dim: size of a token's vector.
+        dropout: share of tokens of a text that a training step leaves out, so that two passes give two views.
+    """
+
+    def __init__(self, vocab_size: int, dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.dropout = dropout
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token vectors Float[n, length, dim] and the mask of the tokens that count."""
+        if self.training and self.dropout:
+            keep = torch.rand(input_ids.shape, device=input_ids.device) >= self.dropout
+            keep[:, 0] = True
+            attention_mask = attention_mask * keep
+        return self.embedding(input_ids), attention_mask
+
+
+class Dense(nn.Module):
+    """The head after pooling: a linear map, then an activation named by its class in `torch.nn` (default: none)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Identity"):
+        super().__init__()
+        choice = getattr(nn.modules.activation, activation, None) or {"Identity": nn.Identity}.get(activation)
+        if choice is None:
+            raise InputError(f"activation {activation!r} is not a class of torch.nn: try Identity, Tanh or GELU")
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation = choice()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float[n, in_features] -> Float[n, out_features]."""
+        return self.activation(self.linear(x))
+
+
+class Encoder(nn.Module):
+    """A text encoder: backbone, pooling, optional dense head.
+
+    Args:
+        backbone: a transformers encoder, or `StaticBackbone`.
+        tokenize: how texts become tokens.
+        pooling: `mean`, `cls` or `last`.
+        dense: head from the backbone's size to the embedding's (acge: 1024 -> 1792), or None.
+        prompts: name -> text put before every text encoded with `prompt=name`; none by default.
+        matryoshka_dims: the prefix sizes that it was trained for; empty if only the full size.
+        truncate_dim: the dim that `encode` gives when it is called without one; None for all.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenize: Tokenize,
+        pooling: Pooling = "mean",
+        dense: Dense | None = None,
+        prompts: Mapping[str, str] | None = None,
+        matryoshka_dims: Sequence[int] = (),
+        truncate_dim: int | None = None,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.dense = dense
+        self.tokenize = tokenize
+        self.pooling: Pooling = pooling
+        self.prompts = dict(prompts or {})
+        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.truncate_dim = None if truncate_dim is None else self.check_dim(truncate_dim)
+
+    @property
+    def dim(self) -> int:
+        """Size of the full embedding."""
+        if self.dense is not None:
+            return self.dense.linear.out_features
+        return self.hidden_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the backbone's token vectors."""
+        if isinstance(self.backbone, StaticBackbone):
+            return self.backbone.embedding.embedding_dim
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, tokens: Tokens, batch_tokens: int = BATCH_TOKENS, recompute: bool = False) -> Tensor:
+        """Embeddings of the texts, not normalised.
+
+        Texts are sorted by length and encoded in chunks of at most `batch_tokens` tokens, each padded to its own width;
+        the result is in the order of the input.
+
+        Args:
+            tokens: n texts.
+            batch_tokens: padded tokens a chunk.
+            recompute: drop each chunk's activations and compute them again in the backward pass (with the same dropout).
+
+        Returns:
+            Float[n, D].
+        """
+        if len(tokens) == 0:
+            return torch.zeros(0, self.dim, device=self.device)
+        order, parts = [], []
+        for rows in tokens.chunks(batch_tokens):
+            input_ids, mask = tokens.padded(rows, self.tokenize.pad_id)
+            if recompute and torch.is_grad_enabled():
+                parts.append(checkpoint(self._encode_padded, input_ids, mask, use_reentrant=False))
+            else:
+                parts.append(self._encode_padded(input_ids, mask))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort().to(tokens.ids.device)]
+
+    def _encode_padded(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        if isinstance(self.backbone, StaticBackbone):
+            hidden, mask = self.backbone(input_ids, mask)
+        else:
+            hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        pooled = pool(hidden, mask, self.pooling)
+        return pooled if self.dense is None else self.dense(pooled)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        dim: int | None = None,
+        *,
+        prompt: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: bool = False,
+    ) -> Tensor:
+        """Embeddings ready for use: cut to `dim`, then normalised to length 1.
+
+        Args:
+            texts: one text or a list.
+            dim: how many leading dimensions to keep; `truncate_dim`, or else all, by default.
+            prompt: name of one of `prompts`.
+            batch_tokens: padded tokens encoded together.
+            progress: show a progress bar.
+
+        Returns:
+            Float32[n, dim] on the CPU, one row a text, also for a single string; (0, dim) for an empty list.
+
+        Raises:
+            InputError: a `dim` outside 1 … D, an unknown prompt, or an item that is not a string.
+        """
+        texts = self._with_prompt([texts] if isinstance(texts, str) else list(texts), prompt)
+        dim = self.check_dim(self.truncate_dim if dim is None else dim)
+        result = torch.zeros(len(texts), dim)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+        blocks = [order[i : i + _BLOCK] for i in range(0, len(order), _BLOCK)]
+        if progress:
+            from rich.progress import track
+
+            blocks = track(blocks, description="encode")
+        training = self.training
+        self.eval()
+        try:
+            for block in blocks:
+                tokens = self.tokenize([texts[i] for i in block]).to(self.device)
+                vectors = self(tokens, batch_tokens)[:, :dim].float()
+                result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()
+        finally:
+            self.train(training)
+        return result
+
+    similarity = staticmethod(similarity)
+
+    def check_dim(self, dim: int | None) -> int:
+        """`dim`, or the full size for None; an error if the encoder has fewer."""
+        if dim is None:
+            return self.dim
+        if not 1 <= dim <= self.dim:
+            raise InputError(f"dim={dim} does not fit: this encoder's embeddings have 1 to {self.dim} dims")
+        return dim
+
+    def _with_prompt(self, texts: list[str], prompt: str | None) -> list[str]:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"texts[{i}] is {type(text).__name__} ({text!r:.60}), not a string")
+        if prompt is None:
+            return texts
+        if prompt not in self.prompts:
+            raise InputError(f"prompt {prompt!r} is unknown: this encoder has {sorted(self.prompts) or 'no prompts'}")
+        return [self.prompts[prompt] + text for text in texts]
