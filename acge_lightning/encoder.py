@@ -251,7 +251,7 @@ class Encoder(nn.Module):
             from rich.progress import track
 
             blocks = track(blocks, description="encode")
-        training = self.training
+        training = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             for block in blocks:
@@ -259,7 +259,8 @@ class Encoder(nn.Module):
                 vectors = self(tokens, batch_tokens)[:, :dim].float()
                 result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()
         finally:
-            self.train(training)
+            for module, mode in training:
+                module.training = mode
         return result
 
     similarity = staticmethod(similarity)

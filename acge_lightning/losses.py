@@ -134,18 +134,17 @@ class InfoNCE(nn.Module):
         """Which candidates each row's sum leaves out, for each direction: Bool[n, n or m]."""
         row = torch.arange(n, device=device)
         own = torch.arange(m, device=device)[None] == row[:, None]
+        if not self.in_batch and (ids is None or labels is None):
+            raise InputError("InfoNCE(in_batch=false) needs ids and judgements to know each query's own negatives")
+        diagonal = own[:, :n]
         if ids is None:
-            if not self.in_batch:
-                raise InputError("InfoNCE(in_batch=false) needs ids and judgements to know each query's own negatives")
-            known = own
+            known, known_queries = own, diagonal
         else:
             query_ids, doc_ids = ids[0], torch.cat(list(ids[1:]))
-            known = known_positives(query_ids, doc_ids, labels)
+            known, known_queries = known_positives(query_ids, torch.cat([doc_ids, query_ids]), labels).split([m, n], dim=1)
             if not self.in_batch:
-                judged = torch.zeros_like(labels[:0]) if labels is None else labels[labels[:, 2] <= 0]
-                known = known | ~pair_mask(query_ids, doc_ids, judged[:, :2])
+                known = known | ~pair_mask(query_ids, doc_ids, labels[labels[:, 2] <= 0][:, :2])
         square = known[:, :n]
-        diagonal = own[:, :n]
         same_positive = diagonal if ids is None else ids[1][:, None] == ids[1][None]
         own_negatives = torch.zeros_like(own)
         if ids is not None and labels is not None:
@@ -153,7 +152,7 @@ class InfoNCE(nn.Module):
         return {
             "query_to_doc": known & ~own,
             "doc_to_query": square.T & ~diagonal,
-            "query_to_query": diagonal if ids is None else (ids[0][:, None] == ids[0][None]) | same_positive,
+            "query_to_query": known_queries | same_positive,
             "doc_to_doc": known | own_negatives,
         }
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
-from torchmetrics.functional import spearman_corrcoef
 from torchmetrics.functional.classification import binary_average_precision
 
 from acge_lightning.errors import InputError
@@ -48,7 +47,7 @@ class EmbeddingMetric(Metric):
 
     def compute(self) -> dict[str, float]:
         """The scores over all that was taken in."""
-        if not self.ids:
+        if len(self.ids) == 0:  # a list, or after synchronising processes a tensor
             raise InputError(f"{type(self).__name__} has seen no texts: the evaluation split is empty")
         embeddings, ids, labels = (torch.cat(list(x)) if isinstance(x, list) else x for x in self._states())
         if not torch.isfinite(embeddings).all():
@@ -58,7 +57,11 @@ class EmbeddingMetric(Metric):
             return self.score(embeddings[order], labels[order])
         number = torch.full((int(ids.max()) + 1,), -1, device=ids.device)
         number[ids[order]] = torch.arange(len(ids), device=ids.device)
-        return self.score(embeddings[order], torch.cat([number[labels[:, :2].long()], labels[:, 2:]], dim=1))
+        named = labels[:, :2].long()
+        unseen = ~torch.isin(named, ids)
+        if unseen.any():
+            raise InputError(f"a judgement names text {int(named[unseen][0])}, which was not encoded")
+        return self.score(embeddings[order], torch.cat([number[named], labels[:, 2:]], dim=1))
 
     def _states(self) -> tuple:
         return self.embeddings, self.ids, self.labels
@@ -73,6 +76,11 @@ def _cosines(embeddings: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat([(embeddings[i] * embeddings[j]).sum(-1) for i, j in zip(a.split(65536), b.split(65536), strict=True)])
 
 
+def _ranks(values: Tensor) -> Tensor:
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts.double() - 1) / 2)[inverse]
+
+
 class Spearman(EmbeddingMetric):
     """STS: rank correlation of cosine and score (ties share their mean rank). 0 if all scores are equal."""
 
@@ -80,7 +88,8 @@ class Spearman(EmbeddingMetric):
 
     def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
         """`spearman` in [-1, 1]."""
-        value = spearman_corrcoef(_cosines(embeddings, labels).double(), labels[:, 2].double())
+        # not torchmetrics' spearman_corrcoef: it adds up tied ranks in 32 bits and puts 1e-6 into the denominator
+        value = torch.corrcoef(torch.stack([_ranks(_cosines(embeddings, labels)), _ranks(labels[:, 2])]))[0, 1]
         return {"spearman": float(torch.nan_to_num(value, nan=0.0))}
 
 

@@ -1,0 +1,200 @@
+"""The modules of a model folder: sentence-transformers' older and newer layouts, and plain transformers folders.
+
+Weights come from safetensors files only, and no code of a model folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import normalizers
+from torch import nn
+from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from acge_lightning.encoder import Dense, Pooling, StaticBackbone, Tokenize
+from acge_lightning.errors import InputError
+from acge_lightning.fresh import check_max_length, position_limit, read_tokenizer
+
+_POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_DEFAULT_LENGTH = 512
+
+
+def read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of each module in order, a closing Normalize left out (`encode` normalises)."""
+    entries = read_json(folder / "modules.json", None)
+    if entries is None:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder}: no config.json and no modules.json there: it is not the folder of a model")
+        return [("Transformer", folder)]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{folder}/modules.json is not a list of modules: copy it again")
+    modules = []
+    for entry in entries:
+        name, path = str(entry.get("type")), str(entry.get("path", ""))
+        if not name.startswith("sentence_transformers.") or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise InputError(f"{folder}/modules.json: module {name!r} at {path!r} is not one of sentence-transformers' own")
+        modules.append((name.rpartition(".")[2], folder / path))
+    if modules and modules[-1][0] == "Normalize":
+        modules.pop()
+    kinds = tuple(kind for kind, _ in modules)
+    starts = [("Transformer", "Pooling"), ("StaticEmbedding",)]
+    if kinds not in [*starts, *((*start, "Dense") for start in starts)]:
+        raise InputError(
+            f"{folder}/modules.json: modules {' → '.join(kinds) or '(none)'} are not supported: "
+            "they must be Transformer → Pooling or StaticEmbedding, then at most one Dense and a closing Normalize"
+        )
+    return modules
+
+
+# ---- one module each
+
+
+def read_transformer(folder: Path, max_length: int | None, attention: str | None) -> tuple[nn.Module, Tokenize]:
+    """Backbone (float32) and tokens of a Transformer module; arguments given take the place of the folder's settings."""
+    settings = next((read_json(file, {}) for file in sorted(folder.glob("sentence_*_config.json"))), {})
+    if settings.get("transformer_task", "feature-extraction") != "feature-extraction":
+        raise InputError(f"{folder}: Transformer task {settings['transformer_task']!r} is not supported: an encoder is needed")
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: these are adapter weights (adapter_config.json): merge them into their model first")
+    _check_weights(folder)
+    with reading(folder), quiet():
+        backbone, report = AutoModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **({"attn_implementation": attention} if attention else {}),
+        )
+        tokenizer = read_tokenizer(folder)
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise InputError(f"{folder}: the weights lack {len(missing)} tensors, {missing[0]} first: the file is incomplete")
+    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+        raise InputError(f"{folder}: {len(tokenizer)} tokens, but config.json has vocab_size={backbone.config.vocab_size}")
+    if settings.get("do_lower_case"):
+        _lower(tokenizer)
+    limit = position_limit(backbone)
+    length = max_length or settings.get("max_seq_length")
+    if length is None:
+        length = min(tokenizer.model_max_length, limit or _DEFAULT_LENGTH)
+    return backbone, Tokenize(tokenizer, check_max_length(backbone, int(length)))
+
+
+def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokenize]:
+    """Backbone and tokens of a StaticEmbedding module (also model2vec's)."""
+    weights = _weights(folder)
+    table = weights.get("embedding.weight", weights.get("embeddings"))
+    if table is None or {"mapping", "weights"} & set(weights):
+        raise InputError(f"{folder}/model.safetensors: StaticEmbedding with {sorted(weights)}: embedding.weight is needed")
+    backbone = StaticBackbone(*table.shape)
+    backbone.embedding.weight.data.copy_(table)
+    tokenizer = read_tokenizer(folder)
+    if len(tokenizer) > len(table):
+        raise InputError(f"{folder}: {len(tokenizer)} tokens, but model.safetensors has {len(table)} rows: they do not fit")
+    cut = tokenizer.backend_tokenizer.truncation or {"max_length": 2**31}
+    return backbone, Tokenize(tokenizer, max_length or cut["max_length"], special_tokens=False)
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """The mode of a Pooling module: newer `pooling_mode`, older booleans, mean if neither says."""
+    config = read_json(folder / "config.json", None)
+    if config is None:
+        raise InputError(f"{folder}/config.json is missing: copy the Pooling module's folder again")
+    mode = config.get("pooling_mode")
+    if mode is None:
+        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        mode = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in flags] or "mean"
+    mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
+    if not isinstance(mode, str) or mode not in _POOLING:
+        raise InputError(f"{folder}/config.json: Pooling {mode} is not supported: choose one of {sorted(_POOLING)}")
+    if config.get("include_prompt") is False:
+        raise InputError(f"{folder}/config.json: Pooling with include_prompt=false is not supported")
+    return _POOLING[mode]
+
+
+def read_dense(folder: Path) -> Dense:
+    """The head of a Dense module."""
+    config = read_json(folder / "config.json", None)
+    if config is None:
+        raise InputError(f"{folder}/config.json is missing: copy the Dense module's folder again")
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    if not activation.startswith("torch.nn.") or config.get("use_residual"):
+        raise InputError(f"{folder}/config.json: Dense with {activation} or a residual is not supported")
+    with reading(folder):
+        sizes = config["in_features"], config["out_features"], config.get("bias", True)
+        dense = Dense(*sizes, activation=activation.rpartition(".")[2])
+        dense.load_state_dict(_weights(folder))
+    return dense
+
+
+# ---- files
+
+
+def _check_weights(folder: Path) -> None:
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return
+    others = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
+    found = f"only {others[0]}" if others else "no weights"
+    raise InputError(
+        f"{folder}: {found} there, no model.safetensors (pickled weights can run code, so they are not read): "
+        "load it once with transformers where you trust it, and save_pretrained writes safetensors"
+    )
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    _check_weights(folder)
+    with reading(folder):
+        return load_file(folder / "model.safetensors")
+
+
+def read_json(file: Path, default: Any) -> Any:
+    """The file's value, `default` if there is no such file."""
+    if not file.is_file():
+        return default
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON ({error}): copy it again") from error
+
+
+def _lower(tokenizer: PreTrainedTokenizerBase) -> None:
+    backend = tokenizer.backend_tokenizer
+    rest = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise at a broken folder into one clear error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except SafetensorError as error:
+        raise InputError(f"{folder}/model.safetensors is damaged ({error}): copy or download it again") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

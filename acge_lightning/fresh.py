@@ -1,0 +1,152 @@
+"""Encoders with random weights, and what fresh and pretrained ones share in being put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
+from acge_lightning.errors import InputError
+from acge_lightning.vocabulary import SPECIAL
+
+_ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
+
+
+def static(
+    tokenizer: str | Path | Tokenizer | PreTrainedTokenizerBase,
+    dim: int = 512,
+    dropout: float = 0.0,
+    max_length: int = 512,
+    dense: int | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> Encoder:
+    """An encoder that averages one vector a token (no special tokens); trains in minutes on a CPU.
+
+    Args:
+        tokenizer: folder, `tokenizer.json`, or a tokenizer.
+        dim: size of a token's vector; its numbers start with standard deviation 1/√dim, so vectors have length about 1.
+        dropout: share of tokens of a text that a training step leaves out.
+        max_length: most tokens of a text.
+        dense: size of a Dense head, or None.
+        prompts: name -> text put before a text.
+    """
+    tokenizer = read_tokenizer(tokenizer)
+    backbone = StaticBackbone(len(tokenizer), dim, dropout)
+    nn.init.normal_(backbone.embedding.weight, std=dim**-0.5)
+    tokenize = Tokenize(tokenizer, max_length, special_tokens=False)
+    return Encoder(backbone, tokenize, "mean", dense=dense and Dense(dim, dense), prompts=prompts)
+
+
+def transformer(
+    tokenizer: str | Path | Tokenizer | PreTrainedTokenizerBase,
+    config: Mapping[str, Any],
+    pooling: Pooling = "mean",
+    max_length: int = 512,
+    dense: int | None = None,
+    gradient_checkpointing: bool = False,
+    attention: str = "sdpa",
+    prompts: Mapping[str, str] | None = None,
+) -> Encoder:
+    """A transformer encoder, initialised as its config says.
+
+    Args:
+        tokenizer: folder, `tokenizer.json`, or a tokenizer; it decides the size of the vocabulary.
+        config: `model_type` (for example `bert`) and fields of that transformers config.
+        pooling: `mean`, `cls` or `last`.
+        max_length: most tokens of a text, special tokens included.
+        dense: size of a Dense head (acge: 1792), or None.
+        gradient_checkpointing: compute each layer's activations again in the backward pass.
+        attention: `sdpa`, `eager` or `flash_attention_2`.
+        prompts: name -> text put before a text.
+
+    Raises:
+        InputError: an unknown `model_type` or field, sizes that do not fit together, more tokens than positions.
+    """
+    tokenizer = read_tokenizer(tokenizer)
+    settings = _settings(dict(config), tokenizer)
+    try:
+        backbone = AutoModel.from_config(AutoConfig.for_model(**settings), attn_implementation=attention)
+    except (ValueError, ImportError, TypeError) as error:
+        raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
+    tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
+    adapt(backbone, gradient_checkpointing)
+    encoder = Encoder(backbone, tokenize, pooling, prompts=prompts)
+    encoder.dense = dense and Dense(encoder.hidden_size, dense)
+    return encoder.train()
+
+
+def _settings(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The config with the tokenizer's sizes; an unknown model or a misspelt field is an error."""
+    model_type = config.get("model_type")
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise InputError(f"config.model_type={model_type!r} is no architecture of transformers: try bert") from error
+    unknown = sorted(set(config) - set(default.to_dict()) - set(default.attribute_map))
+    if unknown:
+        raise InputError(f"config.{unknown[0]} is no field of a {model_type} config: check its spelling")
+    return config | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+
+
+def read_tokenizer(source: str | Path | Tokenizer | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder, from a `tokenizer.json`, or as it is; it always has a padding token."""
+    if isinstance(source, (str, Path)):
+        source = _tokenizer_at(Path(source).expanduser())
+    if isinstance(source, Tokenizer):
+        source = PreTrainedTokenizerFast(tokenizer_object=source)
+        vocabulary = source.get_vocab()
+        for name, token in [*SPECIAL.items(), *_ALIASES.items()]:
+            if getattr(source, name) is None and token in vocabulary:
+                setattr(source, name, token)
+    if not isinstance(source, PreTrainedTokenizerBase):
+        raise InputError(f"tokenizer is {type(source).__name__}: give a folder, a tokenizer.json, or a tokenizer")
+    if source.pad_token_id is None:
+        source.pad_token = source.eos_token or source.unk_token or source.convert_ids_to_tokens(0)
+    return source
+
+
+def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        vocabulary = path.is_dir() and any(any(path.glob(pattern)) for pattern in _VOCABULARIES)  # else it would be made up
+        if vocabulary and any((path / name).is_file() for name in ("tokenizer_config.json", "config.json")):
+            return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        if file.is_file():
+            return Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise InputError(f"{path}: the tokenizer cannot be read ({error}): copy its files again") from error
+    raise InputError(f"{path}: no tokenizer there: give a folder that holds tokenizer.json, or that file")
+
+
+def position_limit(backbone: nn.Module) -> int | None:
+    """Most tokens that a backbone has positions for; None if it has no limit."""
+    if not isinstance(backbone, PreTrainedModel):
+        return None
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding):  # RoBERTa's positions begin after the padding index
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
+
+
+def check_max_length(backbone: nn.Module, max_length: int) -> int:
+    """`max_length`; an error if the backbone has fewer positions."""
+    limit = position_limit(backbone)
+    if max_length < 1 or (limit is not None and max_length > limit):
+        raise InputError(f"max_length={max_length} does not fit: this model has positions for 1 to {limit or '∞'} tokens")
+    return max_length
+
+
+def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool) -> None:
+    """Drop the pooler, whose weights no loss would reach, and switch gradient checkpointing on if asked."""
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    if gradient_checkpointing:
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable({"use_reentrant": False})

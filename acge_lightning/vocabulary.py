@@ -1,0 +1,158 @@
+"""Learn a vocabulary from texts: WordPiece for transformers, words of several characters for static encoders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Kind = Literal["wordpiece", "unigram", "bpe"]
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_PLAIN = {name: SPECIAL[name] for name in ("pad_token", "unk_token")}
+_ALPHABET = 0.75  # most of the vocabulary that single characters may take; rarer characters become [UNK]
+_LONGEST = 8  # characters of a piece (unigram, bpe)
+
+
+def train_vocabulary(
+    texts: Iterable[str],
+    kind: Kind = "wordpiece",
+    vocab_size: int = 8000,
+    lowercase: bool = True,
+    max_texts: int = 200_000,
+    max_characters: int = 3_000_000,
+) -> PreTrainedTokenizerFast:
+    """A fast tokenizer learnt from texts; the same texts give the same tokenizer.
+
+    Args:
+        texts: any number; an evenly spaced sample of them within both limits below is learnt from.
+        kind: `wordpiece` as in BERT (single Chinese characters, pieces of Latin words, [CLS] and [SEP] around a text);
+            `unigram` or `bpe`: pieces of up to eight characters within a clause, so that Chinese words become tokens;
+            they have no special tokens but [PAD] and [UNK] and suit static encoders. Unigram segments better, bpe learns
+            five times faster.
+        vocab_size: most tokens; fewer if the texts do not hold as many.
+        lowercase: fold case (and, for wordpiece, strip accents).
+        max_texts: most texts to learn from.
+        max_characters: most characters to learn from; time grows with it (unigram: about 8 s a million on two cores).
+
+    Raises:
+        InputError: no texts, an unknown kind, or a `vocab_size` without room for the special tokens.
+
+    >>> train_vocabulary(["今天天气好", "天气不好"], "bpe", vocab_size=8).tokenize("天气好")
+    ['天气', '好']
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if kind not in ("wordpiece", "unigram", "bpe"):
+        raise InputError(f"vocabulary kind {kind!r} is unknown: choose wordpiece, unigram or bpe")
+    special = SPECIAL if kind == "wordpiece" else _PLAIN
+    if vocab_size <= len(special):
+        raise InputError(f"vocab_size={vocab_size} leaves no room beside the {len(special)} special tokens: try 8000")
+    tokenizer = _pipeline(kind, lowercase)
+    chosen = _common_characters(_sample(texts, max_texts, max_characters), tokenizer, int(vocab_size * _ALPHABET))
+    learn = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _bpe}[kind]
+    tokenizer.model = learn(tokenizer, chosen, vocab_size)
+    if kind == "wordpiece":
+        around = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=around
+        )
+        tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _pipeline(kind: Kind, lowercase: bool) -> Tokenizer:
+    """How text is normalised and split before the model sees it."""
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+    tokenizer = Tokenizer(models.Unigram() if kind == "unigram" else models.BPE(unk_token="[UNK]", fuse_unk=True))
+    folding = [normalizers.NFKC(), normalizers.Lowercase()] if lowercase else [normalizers.NFKC()]
+    tokenizer.normalizer = normalizers.Sequence(folding)
+    clauses = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(clauses)
+    return tokenizer
+
+
+def _sample(texts: Iterable[str], max_texts: int, max_characters: int) -> list[str]:
+    """Evenly spaced texts within both limits, at least one."""
+    rows = [text for text in texts if text.strip()]
+    if not rows:
+        raise InputError("there are no texts to learn a vocabulary from: check the data's `text` column")
+    share = min(1.0, max_texts / len(rows), max_characters / sum(map(len, rows)))
+    count = max(1, int(len(rows) * share))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[str]:
+    """The normalised texts, with all but their `limit` most frequent characters blanked out."""
+    texts = [tokenizer.normalizer.normalize_str(text) for text in texts]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))
+    blanks = dict.fromkeys(map(ord, ranked[limit:]), " ")
+    return [text.translate(blanks) for text in texts] if blanks else texts
+
+
+def _wordpiece(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
+    """WordPiece, in two passes: the first finds single characters, whose order, left to the library, would be random."""
+
+    def vocabulary(first: list[str], size: int) -> dict[str, int]:
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+        learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        learner.pre_tokenizer = tokenizer.pre_tokenizer
+        learner.train_from_iterator(texts, trainer, length=len(texts))
+        return learner.get_vocab()
+
+    special = list(SPECIAL.values())
+    characters = sorted(set(vocabulary(special, 0)) - set(special))
+    return models.WordPiece(vocabulary(special + characters, size), unk_token="[UNK]")
+
+
+def _unigram(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
+    """Unigram pieces in order of their probability.
+
+    The trainer gives the characters that it must keep but has no estimate for 1e-4 more than one another in random order,
+    beginning with the lowest score; here all of these share that lowest score.
+    """
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        special_tokens=list(_PLAIN.values()),
+        unk_token="[UNK]",
+        show_progress=False,
+        max_piece_length=_LONGEST,
+        shrinking_factor=0.5,
+        n_sub_iterations=1,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    scores = _scores(tokenizer)
+    floor = round(min(scores.values(), default=0.0), 6)
+    estimated = floor + 1e-4 * (1 + sum(len(piece) == 1 for piece in scores))
+    scores = {p: floor if len(p) == 1 and s < estimated else round(s, 6) for p, s in scores.items()}
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return models.Unigram([(token, 0.0) for token in _PLAIN.values()] + ranked, unk_id=1)
+
+
+def _scores(tokenizer: Tokenizer) -> dict[str, float]:
+    """Log-probability of each learnt piece, special tokens left out."""
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return {piece: score for piece, score in pieces if piece not in _PLAIN.values()}
+
+
+def _bpe(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
+    """Byte-pair merges of characters within clauses."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(_PLAIN.values()), max_token_length=_LONGEST, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    return tokenizer.model

@@ -1,0 +1,69 @@
+"""Parameter groups and schedules."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from acge_lightning.optim import configure, parameter_groups
+
+
+def small_model():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False), nn.Linear(2, 2))
+    model[4].requires_grad_(False)
+    return model
+
+
+def test_matrices_decay_and_vectors_do_not_and_frozen_parameters_are_left_out():
+    model = small_model()
+    decayed, plain = parameter_groups(model, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(m.weight) for m in (model[0], model[1], model[3])]
+    assert [id(p) for p in plain["params"]] == [id(p) for p in (model[1].bias, model[2].weight, model[2].bias)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_weight_decay_shrinks_matrices_only():
+    model = small_model()
+    before = [p.clone() for p in model.parameters()]
+    optimizer = configure(model, partial(torch.optim.SGD, lr=0.5), 0.2, "constant", 0.0, 10)["optimizer"]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        factor = 1 - 0.5 * 0.2 if new.requires_grad and new.ndim > 1 else 1
+        torch.testing.assert_close(new.detach(), old * factor)
+
+
+def rates(schedule, warmup, steps, lr=2e-3):
+    made = configure(small_model(), partial(torch.optim.AdamW, lr=lr), 0.01, schedule, warmup, steps)
+    assert made["lr_scheduler"]["interval"] == "step"
+    seen = []
+    for _ in range(steps):
+        seen.append([g["lr"] for g in made["optimizer"].param_groups])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert all(a == b for a, b in seen)
+    return np.array(seen)[:, 0], made["optimizer"].param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 20), (0.1, 20), (0.25, 10), (0.5, 7), (1.0, 5)])
+def test_linear_rises_during_warm_up_then_falls_to_zero(warmup, steps):
+    warm, t = round(warmup * steps), np.arange(steps)
+    expected = 2e-3 * np.where(t < warm, t / max(1, warm), (steps - t) / max(1, steps - warm))
+    seen, last = rates("linear", warmup, steps)
+    np.testing.assert_allclose(seen, expected, rtol=1e-12)
+    assert last == 0
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 20), (0.25, 12)])
+def test_cosine_rises_during_warm_up_then_follows_half_a_cosine(warmup, steps):
+    warm, t = round(warmup * steps), np.arange(steps)
+    expected = 2e-3 * np.where(t < warm, t / max(1, warm), (1 + np.cos(np.pi * (t - warm) / (steps - warm))) / 2)
+    np.testing.assert_allclose(rates("cosine", warmup, steps)[0], expected, rtol=1e-12, atol=1e-18)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="sideways"):
+        configure(small_model(), partial(torch.optim.SGD, lr=0.1), 0.0, "sideways", 0.0, 10)
