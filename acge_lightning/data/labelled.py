@@ -1,0 +1,118 @@
+"""Texts with a class: classification and clustering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.records import LabelledRecord
+from acge_lightning.errors import InputError
+from acge_lightning.losses import LabelContrast
+from acge_lightning.metrics import LinearProbe, VMeasure
+
+
+class ClusteringDataModule(TaskDataModule):
+    """Clustering: `text, label`. Batches hold several texts a label, which `LabelContrast` needs.
+
+    Args:
+        per_label: texts of one label that come together in a batch.
+        **others: as in `TaskDataModule`.
+
+    YAML::
+
+        csl_category:
+          data: {_target_: acge_lightning.data.ClusteringDataModule, path: "${paths.data_dir}/clustering/csl_category"}
+    """
+
+    family = "clustering"
+    record = LabelledRecord
+    default_loss = LabelContrast
+    default_metric = VMeasure
+
+    def __init__(self, *args: Any, per_label: int = 4, **others: Any):
+        super().__init__(*args, **others)
+        if per_label < 2:
+            raise InputError(f"per_label={per_label} gives a text no partner of its label: give at least 2")
+        self.per_label = per_label
+        self._classes: dict[str, int] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits and number the labels."""
+        super().setup(stage)
+        words = sorted({word for part in self.parts.values() for word in pc.unique(part.store.column("label")).to_pylist()})
+        self._classes = {word: i for i, word in enumerate(words)}
+
+    def _number(self, labels: Iterable[str]) -> np.ndarray:
+        """Int64[n] class numbers of label words."""
+        return np.array([self._classes[word] for word in labels], dtype=np.int64)
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Groups of `per_label` texts of one label, in random order."""
+        label = self._number(self.train.column("label"))
+        ranked = np.lexsort([rng.random(len(label)), label])
+        sizes = np.bincount(label)[np.unique(label)]
+        groups = [g for part in np.split(ranked, np.cumsum(sizes)[:-1]) for g in _pieces(part, self.per_label)]
+        return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
+
+    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+        """The texts and their class numbers."""
+        rows = self.train.take(positions)
+        ids = np.array([row["ids"][0] for row in rows], dtype=np.int64)
+        labels = torch.from_numpy(self._number(row["label"] for row in rows))
+        return Examples(([row["text"] for row in rows],), ("text",), (ids,), labels)
+
+    def _evaluation(self, part: Rows) -> EvaluationSet:
+        return self._labelled(part, np.empty(0, dtype=np.int64))
+
+    def _labelled(self, part: Rows, shots: np.ndarray) -> EvaluationSet:
+        """The texts of `part`, after the training texts at positions `shots`, which may be learnt from."""
+        known = self.train.take(shots) if len(shots) else []
+        rows = known + part.take(np.arange(len(part)))
+        label = self._number(row["label"] for row in rows)
+        learn = np.arange(len(rows)) < len(known)
+        texts = as_column([row["text"] for row in rows])
+        labels = torch.from_numpy(np.stack([label, learn.astype(np.int64)], axis=1))
+        return EvaluationSet(texts, ((len(rows), "text"),), labels, self.keys(part))
+
+
+class ClassificationDataModule(ClusteringDataModule):
+    """Classification: `text, label`. Scored by a probe that learns from `shots` training texts a class.
+
+    Args:
+        shots: training texts a class that the probe may learn from (MTEB: 8 to 32).
+        **others: as in `ClusteringDataModule`.
+
+    YAML::
+
+        tnews:
+          data: {_target_: acge_lightning.data.ClassificationDataModule, path: "${paths.data_dir}/classification/tnews"}
+    """
+
+    family = "classification"
+    default_metric = LinearProbe
+
+    def __init__(self, *args: Any, shots: int = 16, **others: Any):
+        super().__init__(*args, **others)
+        if shots < 1:
+            raise InputError(f"shots={shots} leaves the probe nothing to learn from: give at least 1")
+        self.shots = shots
+
+    def _evaluation(self, part: Rows) -> EvaluationSet:
+        label = self._number(self.train.column("label"))
+        shuffled = np.random.default_rng(0).permutation(len(label))
+        ranked = shuffled[np.argsort(label[shuffled], kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(label))])[label[ranked]]
+        return self._labelled(part, np.sort(ranked[np.arange(len(ranked)) - starts < self.shots]))
+
+
+def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Runs of `size` rows; a single row left over joins the run before it."""
+    pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [np.concatenate(pieces[-2:])]
+    return pieces

@@ -1,0 +1,229 @@
+"""Several tasks in one run: training batches of one task each, one validation loader a task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from acge_lightning.batch import TextBatch, Tokens
+from acge_lightning.data.base import EvaluationSet, Role, TaskDataModule
+from acge_lightning.data.sampler import TaskBatchSampler
+from acge_lightning.encoder import Encoder
+from acge_lightning.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+_EVALUATION_TEXTS = 512
+
+
+class MixtureDataModule(LightningDataModule):
+    """Composes the data of several tasks.
+
+    The batch of step s is a function of the seed and s alone, so a run that continues at step s sees what it would have seen.
+    Under several devices each takes its slice of the rows. The Trainer needs `use_distributed_sampler=False`.
+
+    Args:
+        tasks: name -> data of a task.
+        weights: name -> weight; a task of weight 0 is evaluated only.
+        temperature: see `TaskBatchSampler`.
+        seed: of every order.
+        num_workers: processes that read and tokenise ahead; 0 does it in the training process.
+
+    YAML::
+
+        mixture: {temperature: 2.0, num_workers: 0}
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskDataModule],
+        weights: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        unknown = set(weights or {}) - set(tasks)
+        if unknown:
+            raise InputError(f"weights.{min(unknown)} names no task: choose from {sorted(tasks)}")
+        self.tasks = dict(tasks)
+        self.weights = dict(weights or {})
+        self.temperature = temperature
+        self.seed = seed
+        self.num_workers = num_workers
+        self.sampler: TaskBatchSampler | None = None
+        self._evaluations: dict[tuple[str, str], EvaluationSet | None] = {}
+
+    @property
+    def training_tasks(self) -> dict[str, TaskDataModule]:
+        """The tasks of a weight above 0."""
+        return {name: data for name, data in self.tasks.items() if self.weights.get(name, 1.0) > 0}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check all files and open them; warn of evaluation rows that are also training rows."""
+        if self.sampler is not None:
+            return
+        for data in self.tasks.values():
+            data.setup(stage)
+        weights = {name: self.weights.get(name, 1.0) for name in self.training_tasks}
+        self.sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
+        for name, role, found, total in self.leaked():
+            _LOG.warning("%s: %d of the %d %s rows are also training rows", name, found, total, role)
+
+    def evaluation(self, name: str, role: Role) -> EvaluationSet | None:
+        """A task's evaluation split, put together once."""
+        key = name, role
+        if key not in self._evaluations:
+            self._evaluations[key] = self.tasks[name].evaluation(role)
+        return self._evaluations[key]
+
+    def evaluated(self, role: Role) -> list[str]:
+        """The tasks that have this split, in the order of their loaders."""
+        return [name for name in self.tasks if self.evaluation(name, role) is not None]
+
+    def leaked(self) -> Iterator[tuple[str, Role, int, int]]:
+        """(task, split, rows of it that are training rows of any task, rows) for each split with such rows."""
+        keys = [data.keys(data.train) for data in self.training_tasks.values()]
+        seen = np.unique(np.concatenate(keys))
+        for name in self.tasks:
+            for role in ("dev", "test"):
+                found = self.evaluation(name, role)
+                both = 0 if found is None else int(np.isin(found.keys, seen).sum())
+                if found is not None and both:
+                    yield name, role, both, len(found.keys)
+
+    def train_texts(self) -> Iterator[str]:
+        """All texts of the training rows, to learn a vocabulary from."""
+        for data in self.training_tasks.values():
+            yield from data.train_texts()
+
+    # ---- loaders
+
+    def _encoder(self) -> Encoder:
+        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        if not isinstance(encoder, Encoder):
+            raise InputError("the data needs an encoder's tokenizer: train a module that has an `encoder`")
+        return encoder
+
+    def _collates(self) -> dict[str, Collate]:
+        return {name: Collate(name, data, self._encoder()) for name, data in self.tasks.items()}
+
+    def train_dataloader(self) -> DataLoader:
+        """One batch a step."""
+        self.setup()
+        trainer = self.trainer
+        steps = StepDataset(self.sampler, self._collates(), trainer.global_rank, trainer.world_size)
+        order = StepSampler(self.sampler, trainer)
+        pin = torch.cuda.is_available()
+        return DataLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader a task that has a dev split."""
+        return self._loaders("dev")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """One loader a task that has a test split."""
+        return self._loaders("test")
+
+    def _loaders(self, role: Role) -> list[DataLoader]:
+        self.setup()
+        collates, trainer = self._collates(), self.trainer
+        return [
+            DataLoader(
+                EvaluationTexts(self.evaluation(name, role), collates[name], trainer.global_rank, trainer.world_size),
+                batch_size=None,
+            )
+            for name in self.evaluated(role)
+        ]
+
+
+class Collate:
+    """Texts to tokens, with the prompts of their roles.
+
+    Args:
+        task: name.
+        data: of the task.
+        encoder: whose tokenizer and prompts to use.
+    """
+
+    def __init__(self, task: str, data: TaskDataModule, encoder: Encoder):
+        self.task = task
+        self.data = data
+        self.tokenize = encoder.tokenize
+        unknown = sorted(set(data.prompts.values()) - set(encoder.prompts))
+        if unknown:
+            raise InputError(f"task {task}: prompt {unknown[0]!r} is none of the encoder's: {sorted(encoder.prompts)}")
+        self.prefix = {role: encoder.prompts[name] for role, name in data.prompts.items()}
+
+    def tokens(self, texts: list[str], role: str) -> Tokens:
+        """Token ids of texts of one role."""
+        prefix = self.prefix.get(role, "")
+        return self.tokenize([prefix + text for text in texts] if prefix else texts)
+
+    def training(self, positions: np.ndarray, draws: np.ndarray) -> TextBatch:
+        """The batch of these training rows."""
+        found = self.data.examples(positions, draws)
+        columns = tuple(self.tokens(texts, role) for texts, role in zip(found.columns, found.roles, strict=True))
+        return TextBatch(self.task, columns, found.labels, tuple(torch.from_numpy(ids) for ids in found.ids))
+
+
+class StepDataset(Dataset):
+    """Item s is the batch of step s; each rank has its slice of the rows."""
+
+    def __init__(self, sampler: TaskBatchSampler, collates: Mapping[str, Collate], rank: int, world: int):
+        self.sampler, self.collates, self.rank, self.world = sampler, collates, rank, world
+
+    def __getitem__(self, step: int) -> TextBatch:
+        batch = self.sampler[step]
+        mine = slice(self.rank, len(batch.positions) // self.world * self.world, self.world)
+        return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine])
+
+
+class StepSampler(Sampler[int]):
+    """The steps from the one that the trainer is at to the end of the round."""
+
+    def __init__(self, sampler: TaskBatchSampler, trainer: Any):
+        self.sampler, self.trainer = sampler, trainer
+
+    def __iter__(self) -> Iterator[int]:
+        start = self._start()
+        return iter(range(start, start - start % len(self) + len(self)))
+
+    def _start(self) -> int:
+        """Batches drawn so far: the last batch of a round steps the optimizer even when the accumulation is not full."""
+        steps_a_round = -(-len(self) // self.trainer.accumulate_grad_batches)
+        turn, place = divmod(self.trainer.global_step, steps_a_round)
+        return turn * len(self) + place * self.trainer.accumulate_grad_batches
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class EvaluationTexts(Dataset):
+    """Batches of a split's texts, a contiguous part a rank; judgements come with the first batch of rank 0."""
+
+    def __init__(self, found: EvaluationSet, collate: Collate, rank: int, world: int):
+        self.found, self.collate = found, collate
+        cuts = [len(found) * r // world for r in (rank, rank + 1)]
+        ends = [end for end, _ in found.roles if cuts[0] < end < cuts[1]]
+        bounds = sorted({*range(cuts[0], cuts[1], _EVALUATION_TEXTS), *ends, cuts[1]})
+        self.spans = list(zip(bounds, bounds[1:], strict=False))
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, i: int) -> TextBatch:
+        start, end = self.spans[i]
+        role = next(role for stop, role in self.found.roles if start < stop)
+        tokens = self.collate.tokens(self.found.texts.slice(start, end - start).to_pylist(), role)
+        labels = self.found.labels
+        if labels.shape[1] == 2:
+            labels = labels[start:end]
+        elif start > 0:
+            labels = labels[:0]
+        return TextBatch(self.collate.task, (tokens,), labels, (torch.arange(start, end),))

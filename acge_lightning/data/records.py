@@ -1,0 +1,223 @@
+"""What a row of a data set must hold: five records for seven task families, and the checks that make them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+Row = Mapping[str, Any]
+_BINARY = {"0": 0, "1": 1, "false": 0, "true": 1, "contradiction": 0, "entailment": 1}
+
+
+class RowError(ValueError):
+    """A row that does not fit its record: which field, why, and what to do."""
+
+    def __init__(self, field: str | None, reason: str):
+        super().__init__(reason if field is None else f"field {field!r} {reason}")
+
+
+def text_id(text: str) -> int:
+    """64-bit hash of a text, the same for texts that differ only in case, width or white space.
+
+    >>> text_id("ＡＢＣ  d") == text_id("abc D")
+    True
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _value(row: Row, field: str) -> Any:
+    if field not in row:
+        raise RowError(field, f"is missing; the row has {sorted(row)}: name the right one with columns: {{{field}: …}}")
+    return row[field]
+
+
+def _text(row: Row, field: str) -> str:
+    return _clean(_value(row, field), field)
+
+
+def _clean(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(field, f"is {value!r:.60}, not a text")
+    value = value.strip()
+    if not value:
+        raise RowError(field, "is empty: give a text, or on_bad_row=skip")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(field, "is not valid UTF-8: mend its encoding, or on_bad_row=skip") from None
+    return value
+
+
+def _texts(row: Row, field: str, required: bool) -> tuple[str, ...]:
+    """A text or a list of texts; nothing (absent, null, empty) only where it is not required."""
+    value = _value(row, field) if required else row.get(field)
+    if isinstance(value, str):
+        value = [value] if required or value.strip() else []
+    if value is None and not required:
+        return ()
+    if not isinstance(value, Sequence):
+        raise RowError(field, f"is {value!r:.60}, not a text or a list of texts")
+    if required and not value:
+        raise RowError(field, "is an empty list: give at least one text, or on_bad_row=skip")
+    return tuple(_clean(item, field) for item in value)
+
+
+def _number(row: Row, field: str) -> float:
+    value = _value(row, field)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RowError(field, f"is {value!r:.60}, not a number") from None
+    if not math.isfinite(number):
+        raise RowError(field, f"is {value!r}, not a finite number")
+    return number
+
+
+def _binary(row: Row, field: str) -> int | None:
+    """0, 1, or None for neutral."""
+    value = _value(row, field)
+    if isinstance(value, float) and value in (0.0, 1.0):
+        value = int(value)
+    word = str(value).strip().lower()
+    if word == "neutral":
+        return None
+    if word not in _BINARY:
+        raise RowError(field, f"is {value!r:.60}: it must be 0, 1, entailment, contradiction or neutral")
+    return _BINARY[word]
+
+
+@dataclass(frozen=True)
+class TripletRecord:
+    """A query, texts that answer it, and texts that do not. `{"query": …, "positive": […], "negative": […]}`."""
+
+    query: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...] = ()
+    fields: ClassVar = ("query", "positive", "negative")
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        """From a row; `positive` and `negative` may be one text or a list, and `negative` may be absent."""
+        return cls(_text(row, "query"), _texts(row, "positive", True), _texts(row, "negative", False))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All its texts: query, positives, negatives."""
+        return (self.query, *self.positive, *self.negative)
+
+
+@dataclass(frozen=True)
+class ScoredPairRecord:
+    """Two texts and how similar they are. `{"text1": …, "text2": …, "score": 3.8}` or a binary `label`."""
+
+    text1: str
+    text2: str
+    score: float
+    fields: ClassVar = ("text1", "text2", "score", "label")
+
+    @classmethod
+    def parse(cls, row: Row) -> Self | None:
+        """From a row; None for a neutral label."""
+        if "score" not in row and "label" in row:
+            score = _binary(row, "label")
+        else:
+            score = _number(row, "score")
+        texts = _text(row, "text1"), _text(row, "text2")
+        return None if score is None else cls(*texts, float(score))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Both texts."""
+        return self.text1, self.text2
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """Two texts that belong together (1) or not (0). `{"text1": …, "text2": …, "label": 1}`; NLI words are understood."""
+
+    text1: str
+    text2: str
+    label: int
+    fields: ClassVar = ("text1", "text2", "label")
+
+    @classmethod
+    def parse(cls, row: Row) -> Self | None:
+        """From a row; None for a neutral label."""
+        label = _binary(row, "label")
+        texts = _text(row, "text1"), _text(row, "text2")
+        return None if label is None else cls(*texts, label)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Both texts."""
+        return self.text1, self.text2
+
+
+@dataclass(frozen=True)
+class LabelledRecord:
+    """A text and its class. `{"text": …, "label": "refund"}`; the label is a word or a whole number."""
+
+    text: str
+    label: str
+    fields: ClassVar = ("text", "label")
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        """From a row."""
+        text, label = _text(row, "text"), _value(row, "label")
+        if isinstance(label, bool) or not isinstance(label, (str, int)):
+            raise RowError("label", f"is {label!r:.60}, not a class: give a word or a whole number")
+        return cls(text, _clean(str(label), "label"))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text."""
+        return (self.text,)
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """A text alone. `{"text": …}`."""
+
+    text: str
+    fields: ClassVar = ("text",)
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        """From a row."""
+        return cls(_text(row, "text"))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text."""
+        return (self.text,)
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """A query or a document of a BEIR folder. `{"_id": "d7", "text": …, "title": …}`; a title stands before the text."""
+
+    key: str
+    text: str
+    fields: ClassVar = ("_id", "text", "title")
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        """From a row; `title` may be absent."""
+        key, title, text = _value(row, "_id"), row.get("title") or "", _value(row, "text")
+        if not isinstance(text, str) or not isinstance(title, str):
+            raise RowError("text", f"is {text!r:.60} with title {title!r:.60}, not texts")
+        return cls(_clean(str(key), "_id"), _clean(f"{title} {text}", "text"))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Title and text."""
+        return (self.text,)
+
+
+Record = TripletRecord | ScoredPairRecord | PairRecord | LabelledRecord | TextRecord | DocumentRecord

@@ -1,0 +1,298 @@
+"""Queries with judged texts: retrieval from a corpus, and reranking of listed candidates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from acge_lightning.data.base import EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.readers import is_beir, rows, split_files
+from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord
+from acge_lightning.data.store import Store
+from acge_lightning.errors import InputError
+from acge_lightning.losses import InfoNCE
+from acge_lightning.metrics import Reranking, Retrieval
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Queries and their judged texts; a query's texts lie together, positives first.
+
+    Args:
+        queries: Int64[n] hashes of the queries.
+        offsets: Int64[n + 1]: the texts of query i are numbers offsets[i] … offsets[i + 1] - 1.
+        ids: Int64[r] hashes of the judged texts.
+        grades: Float64[r], above 0 for positives.
+        read_queries: queries of these numbers.
+        read_texts: judged texts of these numbers.
+        corpus: all documents, if there are more than the judged ones, and Int64[r] the place of each judged text there.
+    """
+
+    queries: np.ndarray
+    offsets: np.ndarray
+    ids: np.ndarray
+    grades: np.ndarray
+    read_queries: Callable[[np.ndarray], list[str]]
+    read_texts: Callable[[np.ndarray], list[str]]
+    corpus: tuple[pa.ChunkedArray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def positives(self) -> np.ndarray:
+        """Int64[n]: how many positives each query has."""
+        return np.add.reduceat((self.grades > 0).astype(np.int64), self.offsets[:-1])
+
+    def of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The judged texts of these queries: Int64[m] numbers of texts, and for each the place of its query in `numbers`."""
+        lengths = np.diff(self.offsets)[numbers]
+        row = np.repeat(np.arange(len(numbers)), lengths)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self.offsets[numbers][row] + within, row
+
+    def select(self, numbers: np.ndarray) -> Judged:
+        """Some of the queries."""
+        texts, _ = self.of(numbers)
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[numbers])])
+        return replace(
+            self,
+            queries=self.queries[numbers],
+            offsets=offsets,
+            ids=self.ids[texts],
+            grades=self.grades[texts],
+            read_queries=partial(_renumbered, self.read_queries, numbers),
+            read_texts=partial(_renumbered, self.read_texts, texts),
+            corpus=self.corpus and (self.corpus[0], self.corpus[1][texts]),
+        )
+
+
+def _renumbered(read: Callable[[np.ndarray], list[str]], numbers: np.ndarray, chosen: np.ndarray) -> list[str]:
+    return read(numbers[chosen])
+
+
+class RetrievalDataModule(TaskDataModule):
+    """Retrieval: a BEIR folder (`corpus`, `queries`, `qrels/<split>.tsv`), or rows of `query, positive[, negative]`.
+
+    A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Texts judged positive
+    for a query are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows.
+
+    Args:
+        negatives: texts judged 0 (or listed under `negative`) that a query brings along.
+        **others: as in `TaskDataModule`; prompt roles are `query` and `document`.
+
+    YAML::
+
+        medical_qa:
+          data: {_target_: acge_lightning.data.RetrievalDataModule, path: "${paths.data_dir}/retrieval/medical_qa"}
+    """
+
+    family = "retrieval"
+    record = TripletRecord
+    default_loss = InfoNCE
+    default_metric = Retrieval
+    role_names = ("query", "document")
+
+    def __init__(self, *args: Any, negatives: int = 1, **others: Any):
+        super().__init__(*args, **others)
+        if negatives < 0:
+            raise InputError(f"negatives={negatives} must be 0 or more")
+        self.negatives = negatives
+
+    def _open(self, source: Path, role: str) -> Judged | None:
+        if not is_beir(source):
+            files = self._files(source, role)
+            return _from_rows(self._store(files, TripletRecord)) if files else None
+        name = self.splits[role]
+        qrels = [] if name is None else split_files(source / "qrels", str(name))
+        if not qrels:
+            return None
+        corpus = self._store(split_files(source, "corpus"), DocumentRecord)
+        queries = split_files(source, "queries")
+        if not queries:
+            raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
+        return _from_beir(corpus, self._store(queries, DocumentRecord), qrels[0], self.on_bad_row)
+
+    def _select(self, part: Judged, positions: np.ndarray) -> Judged:
+        return part.select(positions)
+
+    def first_ids(self, part: Judged) -> np.ndarray:
+        """Int64[n] hashes of the queries."""
+        return part.queries
+
+    def train_texts(self) -> Iterator[str]:
+        """The queries and all documents."""
+        part: Judged = self.train
+        yield from part.read_queries(np.arange(len(part)))
+        if part.corpus is None:
+            yield from part.read_texts(np.arange(len(part.ids)))
+        else:
+            for chunk in part.corpus[0].chunks:
+                yield from chunk.to_pylist()
+
+    def _chosen(self, positions: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positive of each query, and the negatives of all: numbers of judged texts."""
+        part: Judged = self.train
+        start, count = part.offsets[positions], part.positives[positions]
+        positive = start + (draws * count).astype(np.int64)
+        others = part.offsets[positions + 1] - start - count
+        if not self.negatives or not others.any():
+            return positive, np.empty(0, dtype=np.int64)
+        step = np.arange(self.negatives)
+        first = (draws * 2**20 % 1 * others).astype(np.int64)  # other digits of the draw, so as not to follow the positive
+        turn = (first[:, None] + step) % np.maximum(others, 1)[:, None]
+        return positive, ((start + count)[:, None] + turn)[step < others[:, None]]
+
+    def texts_of(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each query and the positive drawn for it (negatives that come twice are dropped from the batch instead)."""
+        everything = np.arange(len(self))
+        positive, _ = self._chosen(everything, draws)
+        values = np.stack([self.train.queries, self.train.ids[positive]], axis=1).reshape(-1)
+        return values, np.repeat(everything, 2)
+
+    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+        """Queries, one positive each, distinct negatives, and all judgements of these queries."""
+        part: Judged = self.train
+        positive, negative = self._chosen(positions, draws)
+        _, first = np.unique(part.ids[negative], return_index=True)
+        negative = negative[np.sort(first)]
+        negative = negative[~np.isin(part.ids[negative], part.ids[positive])]
+        judged, row = part.of(positions)
+        labels = np.stack([part.queries[positions][row], part.ids[judged], part.grades[judged] > 0], axis=1)
+        columns = [part.read_queries(positions), part.read_texts(positive)]
+        ids = [part.queries[positions], part.ids[positive]]
+        if len(negative):
+            columns.append(part.read_texts(negative))
+            ids.append(part.ids[negative])
+        roles = ("query", "document", "document")[: len(columns)]
+        return Examples(tuple(columns), roles, tuple(ids), torch.from_numpy(labels.astype(np.int64)))
+
+    def _evaluation(self, part: Judged) -> EvaluationSet:
+        judged, query = part.of(np.arange(len(part)))
+        queries, first = numbered(part.read_queries(np.arange(len(part))))
+        if part.corpus is None:
+            texts, second = numbered(part.read_texts(judged))
+            docs = as_column(texts)
+        else:
+            docs, second = part.corpus
+        column = pa.chunked_array([*as_column(queries).chunks, *docs.chunks])
+        roles = ((len(queries), "query"), (len(column), "document"))
+        labels = judgements(first[query], len(queries) + second, part.grades)
+        return EvaluationSet(column, roles, labels, self.keys(part))
+
+
+class RerankingDataModule(RetrievalDataModule):
+    """Reranking: rows of `query, positive, negative`; each query's candidates are its own listed texts.
+
+    Trains as InfoNCE in which a query sees its own negatives only.
+
+    Args:
+        negatives: texts of its list that a query brings along.
+        **others: as in `TaskDataModule`; prompt roles are `query` and `document`.
+
+    YAML::
+
+        qbqtc_ltr:
+          data: {_target_: acge_lightning.data.RerankingDataModule, path: "${paths.data_dir}/reranking/qbqtc_ltr",
+                 batch_size: 16, negatives: 7}
+    """
+
+    family = "reranking"
+    default_loss = staticmethod(partial(InfoNCE, in_batch=False))
+    default_metric = Reranking
+
+    def __init__(self, *args: Any, negatives: int = 7, **others: Any):
+        super().__init__(*args, negatives=negatives, **others)
+
+
+def _from_rows(store: Store) -> Judged:
+    values, offsets = store.ids()
+    is_query = np.zeros(len(values), dtype=bool)
+    is_query[offsets[:-1]] = True
+    positives = pc.list_value_length(store.column("positive")).to_numpy()
+    starts = offsets[:-1] - np.arange(len(store))
+    grades = np.zeros(len(values) - len(store))
+    row = np.repeat(np.arange(len(store)), np.diff(offsets) - 1)
+    grades[np.arange(len(row)) - starts[row] < positives[row]] = 1.0
+    starts = np.append(starts, len(row))
+
+    def queries(numbers: np.ndarray) -> list[str]:
+        return [found["query"] for found in store.take(numbers)]
+
+    def texts(numbers: np.ndarray) -> list[str]:
+        owner = np.searchsorted(starts, numbers, side="right") - 1
+        distinct, place = np.unique(owner, return_inverse=True)
+        lists = [found["positive"] + found["negative"] for found in store.take(distinct)]
+        return [lists[i][n] for i, n in zip(place.tolist(), (numbers - starts[owner]).tolist(), strict=True)]
+
+    return Judged(values[is_query], starts, values[~is_query], grades, queries, texts)
+
+
+def _from_beir(corpus: Store, queries: Store, file: Path, on_bad_row: str) -> Judged:
+    """Judgements of one split, resolved to places in the corpus and among the queries."""
+    query, doc, grade = _qrels(file, corpus, queries, on_bad_row)
+    order = np.lexsort([-grade, query])
+    query, doc, grade = query[order], doc[order], grade[order]
+    kept, first = np.unique(query, return_index=True)
+    answered = np.maximum.reduceat(grade, first) > 0 if len(first) else np.empty(0, dtype=bool)
+    if not answered.any():
+        raise InputError(f"{file}: no query has a document of a grade above 0: check the score column")
+    keep = np.repeat(answered, np.diff(np.append(first, len(query))))
+    query, doc, grade = query[keep], doc[keep], grade[keep]
+    kept, first = np.unique(query, return_index=True)
+    query_ids, doc_ids = queries.ids()[0], corpus.ids()[0]
+    return Judged(
+        query_ids[kept],
+        np.append(first, len(query)),
+        doc_ids[doc],
+        grade,
+        lambda numbers: [found["text"] for found in queries.take(kept[numbers])],
+        lambda numbers: [found["text"] for found in corpus.take(doc[numbers])],
+        (corpus.column("text"), doc),
+    )
+
+
+def _qrels(file: Path, corpus: Store, queries: Store, on_bad_row: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Int64 rows of queries, Int64 rows of documents, Float64 grades."""
+    lines = list(_qrel_lines(file, on_bad_row))
+    if not lines:
+        raise InputError(f"{file}: the file has no judgements: give lines of query-id, corpus-id, score")
+    number, query, doc, grade = zip(*lines, strict=True)
+    places = []
+    for store, names, what in ((queries, query, "query"), (corpus, doc, "document")):
+        found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
+        place = found.fill_null(-1).to_numpy().astype(np.int64)
+        missing = np.flatnonzero(place < 0)
+        if len(missing) and on_bad_row == "raise":
+            i = int(missing[0])
+            raise InputError(f"{file}, line {number[i]}: there is no {what} {names[i]!r}: add it, or on_bad_row=skip")
+        if len(missing):
+            _LOG.warning("%s: %d judgements of unknown %s skipped", file, len(missing), "queries" if what == "query" else "documents")
+        places.append(place)
+    known = (places[0] >= 0) & (places[1] >= 0)
+    return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]
+
+
+def _qrel_lines(file: Path, on_bad_row: str) -> Iterator[tuple[int, str, str, float]]:
+    for number, row in rows(file):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            values = [row.get(name) for name in ("query-id", "corpus-id", "score")]
+            if None in values:
+                raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
+            yield number, str(values[0]), str(values[1]), float(values[2])
+        except (RowError, ValueError) as error:
+            if on_bad_row == "raise":
+                raise InputError(f"{file}, line {number}: {error}") from None

@@ -1,0 +1,74 @@
+"""Plain texts, each its own positive."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule
+from acge_lightning.data.records import TextRecord
+from acge_lightning.errors import InputError
+from acge_lightning.losses import SimCSE
+
+Augment = Literal["none", "span_crop", "char_delete", "char_repeat"]
+
+
+class UnlabelledDataModule(TaskDataModule):
+    """Unlabelled text (SimCSE): `text`. Two views of a text attract each other; there is nothing to score.
+
+    Args:
+        augment: how the second view is made. `none`: the same text, so the views differ by dropout only; `span_crop`: a
+            contiguous part of it (50 to 90 % of the characters); `char_delete`: a tenth of the characters removed;
+            `char_repeat`: up to a third of them doubled (ESimCSE, Wu et al. 2021, arXiv 2109.04380, by character).
+        **others: as in `TaskDataModule`.
+
+    YAML::
+
+        news:
+          data: {_target_: acge_lightning.data.UnlabelledDataModule, path: "${paths.data_dir}/unlabelled/news_2023",
+                 batch_size: 128, augment: span_crop}
+    """
+
+    family = "unlabelled"
+    record = TextRecord
+    default_loss = SimCSE
+    default_metric = None
+
+    def __init__(self, *args: Any, augment: Augment = "none", **others: Any):
+        super().__init__(*args, **others)
+        if augment not in get_args(Augment):
+            raise InputError(f"augment={augment!r} is unknown: choose from {list(get_args(Augment))}")
+        self.augment: Augment = augment
+
+    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+        """Each text and its second view."""
+        rows = self.train.take(positions)
+        texts = [row["text"] for row in rows]
+        ids = np.array([row["ids"][0] for row in rows], dtype=np.int64)
+        views = [view(text, self.augment, draw) for text, draw in zip(texts, draws.tolist(), strict=True)]
+        return Examples((texts, views), ("text", "text"), (ids, ids), None)
+
+    def _evaluation(self, part: Rows) -> EvaluationSet:
+        raise NotImplementedError
+
+
+def view(text: str, augment: Augment, draw: float) -> str:
+    """Another view of a text; `draw` in [0, 1) decides which.
+
+    >>> view("今天天气很好我们去公园", "span_crop", 0.5) in "今天天气很好我们去公园"
+    True
+    """
+    if augment == "none" or len(text) < 4:
+        return text
+    rng = np.random.default_rng(int(draw * 2**53))
+    if augment == "span_crop":
+        size = max(2, round(len(text) * rng.uniform(0.5, 0.9)))
+        start = int(rng.integers(0, len(text) - size + 1))
+        return text[start : start + size].strip() or text
+    chosen = np.zeros(len(text), dtype=bool)
+    count = max(1, len(text) // 10) if augment == "char_delete" else int(rng.integers(1, max(2, len(text) // 3) + 1))
+    chosen[rng.choice(len(text), count, replace=False)] = True
+    if augment == "char_delete":
+        return "".join(c for c, drop in zip(text, chosen, strict=True) if not drop).strip() or text
+    return "".join(c * (1 + twice) for c, twice in zip(text, chosen.tolist(), strict=True))

@@ -1,0 +1,172 @@
+"""The training of an encoder on several tasks, as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import Metric
+
+from acge_lightning.batch import TextBatch
+from acge_lightning.data.base import TaskDataModule
+from acge_lightning.encoder import BATCH_TOKENS, Encoder
+from acge_lightning.errors import InputError
+from acge_lightning.matryoshka import Matryoshka, check_dims
+from acge_lightning.optim import configure
+
+Score = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of a mixture.
+
+    Args:
+        data: of the task.
+        loss: on its embeddings; the family's own by default.
+        metric: of its evaluation splits; the family's own by default.
+        weight: how often it trains; 0 only evaluates it.
+        loss_weight: what its loss is multiplied by.
+
+    YAML::
+
+        task:
+          stsb_zh:
+            data: {_target_: acge_lightning.data.STSDataModule, path: "${paths.data_dir}/sts/stsb_zh", batch_size: 64}
+            loss: {_target_: acge_lightning.losses.CoSENT, temperature: 0.05}
+            weight: 1.0
+            loss_weight: 0.2
+    """
+
+    data: TaskDataModule
+    loss: nn.Module | None = None
+    metric: Metric | None = None
+    weight: float = 1.0
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "loss_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"task.….{name}={getattr(self, name)} must be 0 or more")
+
+
+class EmbeddingModule(LightningModule):
+    """Encodes a batch, applies its task's loss, and scores every task's evaluation split.
+
+    Logs `train/loss`, `train/<task>/loss`, `val/<task>/<metric>`, `val/<family>`, and `val/mean`: the mean over families of
+    the mean over a family's tasks of its main metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`.
+
+    Args:
+        encoder: what is trained.
+        tasks: name -> task.
+        matryoshka: prefix sizes and their weights, or None for the full size only.
+        optimizer: makes the optimizer from parameter groups, for example a partial of `torch.optim.AdamW`.
+        weight_decay: of matrices.
+        schedule: name of a schedule of `transformers.get_scheduler`.
+        warmup: share of the steps in which the learning rate rises.
+        batch_tokens: padded tokens encoded together; less needs less memory, and changes nothing else.
+        recompute: compute each chunk again in the backward pass, so that memory no longer grows with the batch.
+        config: plain values that are kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Mapping[str, Task],
+        matryoshka: Mapping[str, Any] | None = None,
+        optimizer: Callable[..., Optimizer] = AdamW,
+        weight_decay: float = 0.01,
+        schedule: str = "linear",
+        warmup: float = 0.1,
+        batch_tokens: int = BATCH_TOKENS,
+        recompute: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        for name in tasks:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise InputError(f"task name {name!r} must consist of letters, digits, - and _")
+        self.save_hyperparameters({"config": dict(config or {})})
+        self.encoder = encoder
+        self.tasks = dict(tasks)
+        self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
+        metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
+        self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
+        self.optimizer, self.weight_decay, self.schedule, self.warmup = optimizer, weight_decay, schedule, warmup
+        self.batch_tokens, self.recompute = batch_tokens, recompute
+        self._use_matryoshka(matryoshka)
+
+    def _use_matryoshka(self, matryoshka: Mapping[str, Any] | None) -> None:
+        if not matryoshka:
+            return
+        for name, loss in self.losses.items():
+            self.losses[name] = Matryoshka(loss, **matryoshka)
+        check_dims(matryoshka["dims"], self.encoder.dim)
+        self.encoder.matryoshka_dims = tuple(sorted(matryoshka["dims"], reverse=True))
+
+    # ---- training
+
+    def embed(self, batch: TextBatch) -> tuple[Tensor, ...]:
+        """Embeddings of each column Float[n_i, D], all encoded together."""
+        from acge_lightning.batch import Tokens
+
+        vectors = self.encoder(Tokens.cat(batch.columns), self.batch_tokens, self.recompute and self.training)
+        return vectors.split([len(column) for column in batch.columns])
+
+    def training_step(self, batch: TextBatch) -> Tensor:
+        """The loss of a batch."""
+        loss = self.losses[batch.task](self.embed(batch), batch.labels, batch.ids)
+        self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
+        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        return loss * self.tasks[batch.task].loss_weight
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW (or another) over decayed and other parameters, with the schedule over the whole run."""
+        steps = self.trainer.estimated_stepping_batches
+        return configure(self, self.optimizer, self.weight_decay, self.schedule, self.warmup, int(steps))
+
+    # ---- evaluation
+
+    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give the embeddings to the task's metric."""
+        (vectors,) = self.embed(batch)
+        self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
+
+    test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        """Start with empty metrics (a resumed or interrupted epoch may have left some)."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all tasks and log the values."""
+        self._score("val", "dev")
+
+    def on_test_epoch_end(self) -> None:
+        """The same for the test splits."""
+        self._score("test", "test")
+
+    def _score(self, prefix: str, role: str) -> None:
+        values: Score = {}
+        families: dict[str, list[float]] = {}
+        for name, metric in self.metrics.items():
+            if metric.update_called:
+                scores = metric.compute()
+                values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
+                families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
+                metric.reset()
+        means = {family: sum(found) / len(found) for family, found in families.items()}
+        if not means:
+            raise InputError(f"no task has a {role} split to score: add one with `splits`, or set data.holdout above 0")
+        values |= {f"{prefix}/{family}": value for family, value in means.items()}
+        values[f"{prefix}/mean"] = sum(means.values()) / len(means)
+        self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})
+        self.log(f"{prefix}/mean", torch.tensor(values[f"{prefix}/mean"]), prog_bar=True)
