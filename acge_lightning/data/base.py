@@ -205,7 +205,7 @@ class TaskDataModule(LightningDataModule):
         """
         self.setup()
         if "train" not in self.parts:
-            raise InputError(f"{self.path} has no train split: name its file with splits: {{train: …}}, or give the task weight 0")
+            raise InputError(f"{self.path} has no train split: name its file under splits.train, or give the task weight 0")
         return self.parts["train"]
 
     def train_texts(self) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,7 @@ class EvaluationTexts(Dataset):
         cuts = [len(found) * r // world for r in (rank, rank + 1)]
         ends = [end for end, _ in found.roles if cuts[0] < end < cuts[1]]
         bounds = sorted({*range(cuts[0], cuts[1], _EVALUATION_TEXTS), *ends, cuts[1]})
-        self.spans = list(zip(bounds, bounds[1:], strict=False))
+        self.spans = list(pairwise(bounds))
 
     def __len__(self) -> int:
         return len(self.spans)

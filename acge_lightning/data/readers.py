@@ -89,7 +89,7 @@ def _jsonl(lines: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
                 continue
             row = json.loads(text)
         except UnicodeDecodeError as error:
-            yield number, RowError(None, f"is not valid UTF-8 (byte {error.start + 1}): save the file as UTF-8, or on_bad_row=skip")
+            yield number, RowError(None, f"is not valid UTF-8 (byte {error.start + 1}): mend its encoding, or on_bad_row=skip")
         except (json.JSONDecodeError, RecursionError) as error:
             yield number, RowError(None, f"is not JSON ({error}): write one object a line, or on_bad_row=skip")
         else:

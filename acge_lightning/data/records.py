@@ -123,10 +123,8 @@ class ScoredPairRecord:
     @classmethod
     def parse(cls, row: Row) -> Self | None:
         """From a row; None for a neutral label."""
-        if "score" not in row and "label" in row:
-            score = _binary(row, "label")
-        else:
-            score = _number(row, "score")
+        graded = "score" in row or "label" not in row
+        score = _number(row, "score") if graded else _binary(row, "label")
         texts = _text(row, "text1"), _text(row, "text2")
         return None if score is None else cls(*texts, float(score))
 

@@ -270,15 +270,15 @@ def _qrels(file: Path, corpus: Store, queries: Store, on_bad_row: str) -> tuple[
         raise InputError(f"{file}: the file has no judgements: give lines of query-id, corpus-id, score")
     number, query, doc, grade = zip(*lines, strict=True)
     places = []
-    for store, names, what in ((queries, query, "query"), (corpus, doc, "document")):
+    for store, names, plural in ((queries, query, "queries"), (corpus, doc, "documents")):
         found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
         place = found.fill_null(-1).to_numpy().astype(np.int64)
         missing = np.flatnonzero(place < 0)
         if len(missing) and on_bad_row == "raise":
             i = int(missing[0])
-            raise InputError(f"{file}, line {number[i]}: there is no {what} {names[i]!r}: add it, or on_bad_row=skip")
+            raise InputError(f"{file}, line {number[i]}: {names[i]!r} is not among the {plural}: add it, or on_bad_row=skip")
         if len(missing):
-            _LOG.warning("%s: %d judgements of unknown %s skipped", file, len(missing), "queries" if what == "query" else "documents")
+            _LOG.warning("%s: %d judgements of unknown %s skipped", file, len(missing), plural)
         places.append(place)
     known = (places[0] >= 0) & (places[1] >= 0)
     return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]

@@ -117,7 +117,7 @@ def distinct_batches(order: np.ndarray, size: int, texts: np.ndarray, row_of: np
     >>> [b.tolist() for b in distinct_batches(np.arange(4), 2, np.array([7, 7, 8, 9]), np.arange(4))]
     [[0, 2], [1, 3]]
     """
-    distinct, place, count = np.unique(texts, return_inverse=True, return_counts=True)
+    _, place, count = np.unique(texts, return_inverse=True, return_counts=True)
     rows = int(row_of[-1]) + 1
     starts = np.searchsorted(row_of, np.arange(rows + 1))
     shared = np.zeros(rows, dtype=bool)
