@@ -9,18 +9,16 @@ if TYPE_CHECKING:
     from acge_lightning.encoder import Encoder as Encoder
     from acge_lightning.encoder import similarity as similarity
     from acge_lightning.errors import InputError as InputError
-    from acge_lightning.export import export as export
     from acge_lightning.pretrained import load as load
 
 __version__ = "0.1.0"
 _HOME = {
     "Encoder": "encoder",
     "InputError": "errors",
-    "export": "export",
     "load": "pretrained",
     "similarity": "encoder",
 }
-__all__ = ["Encoder", "InputError", "export", "load", "similarity"]
+__all__ = ["Encoder", "InputError", "load", "similarity"]
 
 
 def __getattr__(name: str) -> Any:

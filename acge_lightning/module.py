@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 
-from acge_lightning.batch import TextBatch
+from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.base import TaskDataModule
 from acge_lightning.encoder import BATCH_TOKENS, Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.export import export
 from acge_lightning.matryoshka import Matryoshka, check_dims
-from acge_lightning.optim import configure
+from acge_lightning.optim import Optim
 
 Score = dict[str, float]
 
@@ -65,10 +66,7 @@ class EmbeddingModule(LightningModule):
         encoder: what is trained.
         tasks: name -> task.
         matryoshka: prefix sizes and their weights, or None for the full size only.
-        optimizer: makes the optimizer from parameter groups, for example a partial of `torch.optim.AdamW`.
-        weight_decay: of matrices.
-        schedule: name of a schedule of `transformers.get_scheduler`.
-        warmup: share of the steps in which the learning rate rises.
+        optim: optimizer and learning-rate schedule.
         batch_tokens: padded tokens encoded together; less needs less memory, and changes nothing else.
         recompute: compute each chunk again in the backward pass, so that memory no longer grows with the batch.
         config: plain values that are kept in checkpoints.
@@ -79,10 +77,7 @@ class EmbeddingModule(LightningModule):
         encoder: Encoder,
         tasks: Mapping[str, Task],
         matryoshka: Mapping[str, Any] | None = None,
-        optimizer: Callable[..., Optimizer] = AdamW,
-        weight_decay: float = 0.01,
-        schedule: str = "linear",
-        warmup: float = 0.1,
+        optim: Optim | None = None,
         batch_tokens: int = BATCH_TOKENS,
         recompute: bool = False,
         config: Mapping[str, Any] | None = None,
@@ -97,7 +92,7 @@ class EmbeddingModule(LightningModule):
         self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
         metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
-        self.optimizer, self.weight_decay, self.schedule, self.warmup = optimizer, weight_decay, schedule, warmup
+        self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
         self._use_matryoshka(matryoshka)
 
@@ -113,8 +108,6 @@ class EmbeddingModule(LightningModule):
 
     def embed(self, batch: TextBatch) -> tuple[Tensor, ...]:
         """Embeddings of each column Float[n_i, D], all encoded together."""
-        from acge_lightning.batch import Tokens
-
         vectors = self.encoder(Tokens.cat(batch.columns), self.batch_tokens, self.recompute and self.training)
         return vectors.split([len(column) for column in batch.columns])
 
@@ -126,16 +119,16 @@ class EmbeddingModule(LightningModule):
         return loss * self.tasks[batch.task].loss_weight
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW (or another) over decayed and other parameters, with the schedule over the whole run."""
-        steps = self.trainer.estimated_stepping_batches
-        return configure(self, self.optimizer, self.weight_decay, self.schedule, self.warmup, int(steps))
+        """The optimizer, and its schedule over the whole run."""
+        return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
 
     # ---- evaluation
 
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the embeddings to the task's metric."""
-        (vectors,) = self.embed(batch)
-        self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
+        if batch.task in self.metrics:
+            (vectors,) = self.embed(batch)
+            self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
 
     test_step = validation_step
 
@@ -170,3 +163,7 @@ class EmbeddingModule(LightningModule):
         values[f"{prefix}/mean"] = sum(means.values()) / len(means)
         self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})
         self.log(f"{prefix}/mean", torch.tensor(values[f"{prefix}/mean"]), prog_bar=True)
+
+    def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
+        """The trained encoder as an export, in `folder`/export."""
+        return export(self.encoder, folder / "export", provenance)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from acge_lightning.optim import configure, parameter_groups
+from acge_lightning.optim import Optim, parameter_groups
 
 
 def small_model():
@@ -27,7 +27,7 @@ def test_matrices_decay_and_vectors_do_not_and_frozen_parameters_are_left_out():
 def test_weight_decay_shrinks_matrices_only():
     model = small_model()
     before = [p.clone() for p in model.parameters()]
-    optimizer = configure(model, partial(torch.optim.SGD, lr=0.5), 0.2, "constant", 0.0, 10)["optimizer"]
+    optimizer = Optim(partial(torch.optim.SGD, lr=0.5), 0.2, "constant", 0.0).configure(model, 10)["optimizer"]
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -37,7 +37,7 @@ def test_weight_decay_shrinks_matrices_only():
 
 
 def rates(schedule, warmup, steps, lr=2e-3):
-    made = configure(small_model(), partial(torch.optim.AdamW, lr=lr), 0.01, schedule, warmup, steps)
+    made = Optim(partial(torch.optim.AdamW, lr=lr), 0.01, schedule, warmup).configure(small_model(), steps)
     assert made["lr_scheduler"]["interval"] == "step"
     seen = []
     for _ in range(steps):
@@ -66,4 +66,4 @@ def test_cosine_rises_during_warm_up_then_follows_half_a_cosine(warmup, steps):
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="sideways"):
-        configure(small_model(), partial(torch.optim.SGD, lr=0.1), 0.0, "sideways", 0.0, 10)
+        Optim(partial(torch.optim.SGD, lr=0.1), 0.0, "sideways", 0.0).configure(small_model(), 10)

@@ -149,7 +149,7 @@ class TaskDataModule(LightningDataModule):
             return
         source = locate(self.path)
         found = {role: self._open(source, role) for role in ("train", "dev", "test")}
-        if found["dev"] is None and self.default_metric is not None and self.holdout and found["train"] is not None:
+        if found["dev"] is None and self.holdout and found["train"] is not None:
             found["train"], found["dev"] = self._hold_out(found["train"])
         parts = {role: self._limited(part, self.limits[role]) for role, part in found.items() if part is not None}
         if not parts:
@@ -252,9 +252,9 @@ class TaskDataModule(LightningDataModule):
         raise NotImplementedError
 
     def evaluation(self, role: Role) -> EvaluationSet | None:
-        """The texts of a split and their labels; None if the split is absent, or the family has no metric."""
+        """The texts of a split and their labels; None if the split is absent."""
         self.setup()
-        return None if self.default_metric is None or role not in self.parts else self._evaluation(self.parts[role])
+        return self._evaluation(self.parts[role]) if role in self.parts else None
 
     def _evaluation(self, part: Any) -> EvaluationSet:
         raise NotImplementedError

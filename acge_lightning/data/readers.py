@@ -19,7 +19,9 @@ csv.field_size_limit(2**31 - 1)
 
 
 def locate(path: str | Path) -> Path:
-    """The file or folder of a path, or of a data set on the hub (`owner/name`), which is downloaded once."""
+    """Where data lies: a file or folder, `sample:…` of the packaged sample, or a data set of the hub (`owner/name`)."""
+    if str(path).startswith("sample:"):
+        path = Path(__file__).parents[1] / "sample" / str(path).removeprefix("sample:")
     local = Path(path).expanduser()
     if local.exists():
         return local
@@ -32,7 +34,7 @@ def locate(path: str | Path) -> Path:
         wanted = [f"*{suffix}" for suffix in SUFFIXES]
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise InputError(
             f"{name}: no such folder here, and no data set of that name can be fetched from the hub ({reason})"
         ) from error
@@ -74,7 +76,11 @@ def rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
         else:
             raise InputError(f"{file}: unknown kind of file: give one of {', '.join(SUFFIXES)}")
     except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{file}: cannot be read ({error}): it may be incomplete, copy it again") from error
+        raise InputError(f"{file}: cannot be read ({_first_line(error)}): it may be incomplete, copy it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -90,7 +96,7 @@ def _jsonl(lines: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
             row = json.loads(text)
         except UnicodeDecodeError as error:
             yield number, RowError(None, f"is not valid UTF-8 (byte {error.start + 1}): mend its encoding, or on_bad_row=skip")
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
             yield number, RowError(None, f"is not JSON ({error}): write one object a line, or on_bad_row=skip")
         else:
             if isinstance(row, dict):
@@ -101,14 +107,16 @@ def _jsonl(lines: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 
 def _csv(lines: IO[bytes], delimiter: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     decoded = (line.decode("utf-8-sig" if i == 0 else "utf-8", "surrogateescape") for i, line in enumerate(lines))
-    reader = csv.DictReader(decoded, delimiter=delimiter)
+    reader = csv.DictReader(decoded, delimiter=delimiter, strict=True)  # else an open quote swallows the rest of the file
     while True:
+        start = reader.reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield reader.line_num, RowError(None, f"is not {'csv' if delimiter == ',' else 'tsv'} ({error})")
+            kind = "csv" if delimiter == "," else "tsv"
+            yield start, RowError(None, f"is not {kind} ({error}): mend its quotes, or on_bad_row=skip")
             continue
         number, extra = reader.line_num, row.pop(None, None)
         if extra is not None:
@@ -127,5 +135,5 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except pa.ArrowException as error:
-        raise InputError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}): copy it again") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as parquet ({_first_line(error)}): copy it again") from error

@@ -71,7 +71,7 @@ def _number(row: Row, field: str) -> float:
     value = _value(row, field)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowError(field, f"is {value!r:.60}, not a number") from None
     if not math.isfinite(number):
         raise RowError(field, f"is {value!r}, not a finite number")
@@ -208,6 +208,8 @@ class DocumentRecord:
     def parse(cls, row: Row) -> Self:
         """From a row; `title` may be absent."""
         key, title, text = _value(row, "_id"), row.get("title") or "", _value(row, "text")
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            raise RowError("_id", f"is {key!r:.60}, not a name: give a word or a whole number")
         if not isinstance(text, str) or not isinstance(title, str):
             raise RowError("text", f"is {text!r:.60} with title {title!r:.60}, not texts")
         return cls(_clean(str(key), "_id"), _clean(f"{title} {text}", "text"))

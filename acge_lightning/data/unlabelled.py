@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
-from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule
+from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column
 from acge_lightning.data.records import TextRecord
 from acge_lightning.errors import InputError
 from acge_lightning.losses import SimCSE
@@ -15,7 +16,9 @@ Augment = Literal["none", "span_crop", "char_delete", "char_repeat"]
 
 
 class UnlabelledDataModule(TaskDataModule):
-    """Unlabelled text (SimCSE): `text`. Two views of a text attract each other; there is nothing to score.
+    """Unlabelled text (SimCSE): `text`. Two views of a text attract each other.
+
+    There is nothing for `EmbeddingModule` to score; masked-LM pre-training scores a `dev` split, or a `holdout`.
 
     Args:
         augment: how the second view is made. `none`: the same text, so the views differ by dropout only; `span_crop`: a
@@ -35,8 +38,8 @@ class UnlabelledDataModule(TaskDataModule):
     default_loss = SimCSE
     default_metric = None
 
-    def __init__(self, *args: Any, augment: Augment = "none", **others: Any):
-        super().__init__(*args, **others)
+    def __init__(self, *args: Any, augment: Augment = "none", holdout: float = 0.0, **others: Any):
+        super().__init__(*args, holdout=holdout, **others)
         if augment not in get_args(Augment):
             raise InputError(f"augment={augment!r} is unknown: choose from {list(get_args(Augment))}")
         self.augment: Augment = augment
@@ -50,7 +53,9 @@ class UnlabelledDataModule(TaskDataModule):
         return Examples((texts, views), ("text", "text"), (ids, ids), None)
 
     def _evaluation(self, part: Rows) -> EvaluationSet:
-        raise NotImplementedError
+        texts = as_column([row["text"] for row in part.take(np.arange(len(part)))])
+        labels = torch.zeros(len(part), 2, dtype=torch.long)
+        return EvaluationSet(texts, ((len(part), "text"),), labels, self.keys(part))
 
 
 def view(text: str, augment: Augment, draw: float) -> str:

@@ -1,0 +1,105 @@
+"""The command line: `acge train …`, `acge vocabulary …`, `acge models`, each but the last a Hydra program over `conf/`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from acge_lightning.config import config_dir
+from acge_lightning.errors import InputError
+
+_QUIET = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
+    ".*does not have many workers.*",
+    ".*Trying to infer the `batch_size`.*",
+)
+
+
+def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    """A Hydra program: composes `conf/<name>.yaml`, runs the job, and says what is wrong with the input in one message."""
+
+    def run(cfg: DictConfig) -> Any:
+        _quieten()
+        try:
+            return job(cfg)
+        except InputError as error:
+            if HydraConfig.get().mode.name == "MULTIRUN":
+                raise
+            sys.exit(f"\nerror: {error}")
+
+    return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
+
+
+def _quieten() -> None:
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _train(cfg: DictConfig) -> float:
+    from acge_lightning.train import train as job
+
+    return job(cfg)
+
+
+def _vocabulary(cfg: DictConfig) -> None:
+    from acge_lightning.config import instantiate
+    from acge_lightning.train import make_tasks
+
+    tasks = make_tasks(cfg)
+    texts = (text for task in tasks.values() for text in task.data.train_texts())
+    tokenizer = instantiate(cfg.vocabulary, texts=texts, trusted=cfg.trusted)
+    folder = Path(cfg.output)
+    tokenizer.save_pretrained(folder)
+    print(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
+
+
+train = program("train", _train)
+vocabulary = program("vocabulary", _vocabulary)
+
+
+def models() -> None:
+    """Print the named weights."""
+    from acge_lightning.pretrained import models as known
+
+    for name, release in known().items():
+        print(f"{name:24} {release.repo:36} {release.note}")
+
+
+COMMANDS: dict[str, Callable[[], None]] = {"train": train, "vocabulary": vocabulary, "models": models}
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        wrong = f"unknown command {name!r}\n" if name and name not in ("-h", "--help") else ""
+        print(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
+        sys.exit(2 if wrong or not name else 0)
+    sys.argv = [f"acge {name}", *sys.argv[2:]]
+    COMMANDS[name]()
+
+
+class Summary(Callback):
+    """Hydra callback: prints one table over all jobs of a multirun, and writes `summary.csv` beside them."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """After the last job."""
+        from acge_lightning.report import show, summarise
+
+        folder = Path(config.hydra.sweep.dir)
+        show(summarise(folder), f"The summary is in {folder / 'summary.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The main job: train an encoder on several tasks, evaluate it, hand it over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from omegaconf import DictConfig
+
+from acge_lightning.config import instantiate, instantiate_all, plain
+from acge_lightning.data.mixture import MixtureDataModule
+from acge_lightning.encoder import Encoder
+from acge_lightning.errors import InputError
+from acge_lightning.module import Task
+from acge_lightning.report import Scores, score_table, searches, show, write_result
+
+
+def train(cfg: DictConfig) -> float:
+    """Train, evaluate and export as the config says.
+
+    Args:
+        cfg: composed from `conf/train.yaml`.
+
+    Returns:
+        `val/mean` of what was exported, for sweeps.
+
+    Raises:
+        InputError: anything in the config or the data that cannot work.
+    """
+    config = plain(cfg)
+    folder = Path(config["paths"]["output_dir"])
+    seed_everything(config["seed"], workers=True, verbose=False)
+    tasks = make_tasks(cfg)
+    mixture = instantiate(
+        cfg.mixture,
+        tasks={name: task.data for name, task in tasks.items()},
+        weights={name: task.weight for name, task in tasks.items()},
+        trusted=cfg.trusted,
+    )
+    mixture.setup()
+    encoder = make_encoder(cfg, mixture.train_texts())
+    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
+    trainer = make_trainer(cfg)
+
+    before = {} if config["resume"] else evaluate(trainer, module, mixture, config["test"])
+    trainer.fit(module, mixture, ckpt_path=config["resume"], weights_only=True)
+    take_best(trainer, module)
+    after = evaluate(trainer, module, mixture, config["test"])
+
+    output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
+    write_result(folder, before, after, output)
+    show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
+    finish(trainer)
+    return after["val/mean"]
+
+
+def make_tasks(cfg: DictConfig) -> dict[str, Task]:
+    """The tasks of the mixture, by name."""
+    if not cfg.task:
+        raise InputError("there is no task to train on: choose some, for example task=[sample_sts,sample_retrieval]")
+    return {str(name): Task(**_task(cfg, str(name))) for name in cfg.task}
+
+
+def _task(cfg: DictConfig, name: str) -> dict[str, Any]:
+    node = cfg.task[name]
+    known = ("data", "loss", "metric", "weight", "loss_weight")
+    for key in node:
+        if key not in known:
+            raise InputError(f"task.{name}.{key} is unknown: choose from {list(known)}")
+    if "data" not in node:
+        raise InputError(f"task.{name}.data is missing: say which data module and path")
+    parts = {key: instantiate(node.get(key), trusted=cfg.trusted) for key in known[:3]}
+    return parts | {key: node[key] for key in known[3:] if node.get(key) is not None}
+
+
+def make_encoder(cfg: DictConfig, texts: Iterable[str]) -> Encoder:
+    """The encoder; a tokenizer that is not there yet is first learnt from the training texts."""
+    tokenizer = cfg.encoder.get("tokenizer")
+    if isinstance(tokenizer, DictConfig):
+        learnt = instantiate(tokenizer, texts=texts, trusted=cfg.trusted)
+        return instantiate(cfg.encoder, tokenizer=learnt, trusted=cfg.trusted)
+    return instantiate(cfg.encoder, trusted=cfg.trusted)
+
+
+def make_trainer(cfg: DictConfig) -> Trainer:
+    """The Trainer with its callbacks and loggers."""
+    loggers = instantiate_all(cfg.get("logger"), trusted=cfg.trusted)
+    callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
+    if not loggers:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, trusted=cfg.trusted)
+
+
+def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:
+    """Scores of the dev splits, and of the test splits if asked for."""
+    trainer.validate(module, mixture, verbose=False)
+    scores = _scores(trainer, "val/")
+    if test:
+        trainer.test(module, mixture, verbose=False)
+        scores |= _scores(trainer, "test/")
+    return scores
+
+
+def _scores(trainer: Trainer, prefix: str) -> dict[str, float]:
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(prefix)}
+
+
+def take_best(trainer: Trainer, module: LightningModule) -> None:
+    """Put back the weights of the best checkpoint, if one was kept."""
+    kept = trainer.checkpoint_callback
+    if isinstance(kept, ModelCheckpoint) and kept.best_model_path:
+        state = torch.load(kept.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+
+
+def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Scores, after: Scores, steps: int) -> dict[str, Any]:
+    """How the model was made, as plain data: config, versions, data and scores."""
+    packages = ("acge_lightning", "torch", "lightning", "transformers", "tokenizers")
+    return {
+        "config": config,
+        "versions": {name: version(name) for name in packages},
+        "data": {name: {role: len(part) for role, part in data.parts.items()} for name, data in mixture.tasks.items()},
+        "steps": steps,
+        "before": dict(before),
+        "metrics": dict(after),
+    }
+
+
+def finish(trainer: Trainer) -> None:
+    """Close the loggers, so that the next job of a multirun starts its own."""
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
