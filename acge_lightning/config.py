@@ -256,10 +256,12 @@ def _resolve(target: Any, where: str, trusted: tuple[str, ...]) -> Any:
         function = inspect.ismethod(found) and len(names) == 2 and found.__func__
         defined_in = [*defined_in, function.__module__] if function else []
     if not defined_in:
-        raise _refused(where, target, "it is no class, function or classmethod of its module", target)
-    foreign = [home for home in defined_in if not _under(home, trusted) and not (_under(home, homes) and _fit(found, home))]
-    if foreign:
-        raise _refused(where, target, f"{foreign[0]} defines it, or it is of a kind that no config needs", str(foreign[0]))
+        raise InputError(f"{where}={target} is refused: write module.Class, module.function or module.Class.classmethod")
+    for home in map(str, defined_in):
+        if not _under(home, (*homes, *trusted)):
+            raise _refused(where, target, f"{home} defines it", home)
+        if not _under(home, trusted) and not _fit(found, home):
+            raise _refused(where, target, "configs need no such thing", home)
     return found
 
 

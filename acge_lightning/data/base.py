@@ -124,6 +124,9 @@ class TaskDataModule(LightningDataModule):
             raise InputError(f"batch_size={batch_size} leaves nothing to contrast: give at least 2")
         if not 0 <= holdout < 1:
             raise InputError(f"holdout={holdout} is no share of the rows: give 0 to 0.9")
+        for name, limit in (("max_train", max_train), ("max_dev", max_dev)):
+            if limit is not None and limit < 1:
+                raise InputError(f"{name}={limit} leaves no rows: give at least 1, or null for all")
         unknown = set(splits or {}) - {"train", "dev", "test"}
         if unknown:
             raise InputError(f"splits.{min(unknown)} is unknown: choose train, dev or test")

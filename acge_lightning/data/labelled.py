@@ -44,6 +44,8 @@ class ClusteringDataModule(TaskDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the splits and number the labels."""
         super().setup(stage)
+        if self._classes:
+            return
         words = sorted({word for part in self.parts.values() for word in pc.unique(part.store.column("label")).to_pylist()})
         self._classes = {word: i for i, word in enumerate(words)}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class Judged:
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return self.offsets[numbers][row] + within, row
 
+    @cached_property
+    def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.queries, kind="stable")
+        return order, self.queries[order]
+
+    def alike(self, numbers: np.ndarray) -> np.ndarray:
+        """All queries that have the text of one of these, themselves among them."""
+        order, ranked = self._by_hash
+        asked = np.unique(self.queries[numbers])
+        cuts = np.searchsorted(ranked, asked), np.searchsorted(ranked, asked, side="right")
+        return np.concatenate([order[:0], *(order[start:end] for start, end in zip(*cuts, strict=True))])
+
     def select(self, numbers: np.ndarray) -> Judged:
         """Some of the queries."""
         texts, _ = self.of(numbers)
@@ -114,15 +127,14 @@ class RetrievalDataModule(TaskDataModule):
         if not is_beir(source):
             files = self._files(source, role)
             return _from_rows(self._store(files, TripletRecord)) if files else None
-        name = self.splits[role]
-        qrels = [] if name is None else split_files(source / "qrels", str(name))
+        qrels = self._files(source / "qrels", role)
         if not qrels:
             return None
         corpus = self._store(split_files(source, "corpus"), DocumentRecord)
         queries = split_files(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
-        return _from_beir(corpus, self._store(queries, DocumentRecord), qrels[0], self.on_bad_row)
+        return _from_beir(corpus, self._store(queries, DocumentRecord), qrels, self.on_bad_row)
 
     def _select(self, part: Judged, positions: np.ndarray) -> Judged:
         return part.select(positions)
@@ -168,8 +180,9 @@ class RetrievalDataModule(TaskDataModule):
         _, first = np.unique(part.ids[negative], return_index=True)
         negative = negative[np.sort(first)]
         negative = negative[~np.isin(part.ids[negative], part.ids[positive])]
-        judged, row = part.of(positions)
-        labels = np.stack([part.queries[positions][row], part.ids[judged], part.grades[judged] > 0], axis=1)
+        asked = part.alike(positions)
+        judged, row = part.of(asked)
+        labels = np.stack([part.queries[asked][row], part.ids[judged], part.grades[judged] > 0], axis=1)
         columns = [part.read_queries(positions), part.read_texts(positive)]
         ids = [part.queries[positions], part.ids[positive]]
         if len(negative):
@@ -188,8 +201,11 @@ class RetrievalDataModule(TaskDataModule):
             docs, second = part.corpus
         column = pa.chunked_array([*as_column(queries).chunks, *docs.chunks])
         roles = ((len(queries), "query"), (len(column), "document"))
-        labels = judgements(first[query], len(queries) + second, part.grades)
-        return EvaluationSet(column, roles, labels, self.keys(part))
+        asked, answer = first[query], len(queries) + second
+        order = np.lexsort([-part.grades, answer, asked])  # of a text judged twice for a query, the best grade counts
+        pairs = np.stack([asked, answer], axis=1)[order]
+        kept = np.sort(order[np.append(True, np.any(pairs[1:] != pairs[:-1], axis=1))])
+        return EvaluationSet(column, roles, judgements(asked[kept], answer[kept], part.grades[kept]), self.keys(part))
 
 
 class RerankingDataModule(RetrievalDataModule):
@@ -239,15 +255,15 @@ def _from_rows(store: Store) -> Judged:
     return Judged(values[is_query], starts, values[~is_query], grades, queries, texts)
 
 
-def _from_beir(corpus: Store, queries: Store, file: Path, on_bad_row: str) -> Judged:
+def _from_beir(corpus: Store, queries: Store, files: Sequence[Path], on_bad_row: str) -> Judged:
     """Judgements of one split, resolved to places in the corpus and among the queries."""
-    query, doc, grade = _qrels(file, corpus, queries, on_bad_row)
+    query, doc, grade = _qrels(files, corpus, queries, on_bad_row)
     order = np.lexsort([-grade, query])
     query, doc, grade = query[order], doc[order], grade[order]
     kept, first = np.unique(query, return_index=True)
     answered = np.maximum.reduceat(grade, first) > 0 if len(first) else np.empty(0, dtype=bool)
     if not answered.any():
-        raise InputError(f"{file}: no query has a document of a grade above 0: check the score column")
+        raise InputError(f"{files[0]}: no query has a document of a grade above 0: check the score column")
     keep = np.repeat(answered, np.diff(np.append(first, len(query))))
     query, doc, grade = query[keep], doc[keep], grade[keep]
     kept, first = np.unique(query, return_index=True)
@@ -263,12 +279,12 @@ def _from_beir(corpus: Store, queries: Store, file: Path, on_bad_row: str) -> Ju
     )
 
 
-def _qrels(file: Path, corpus: Store, queries: Store, on_bad_row: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _qrels(files: Sequence[Path], corpus: Store, queries: Store, on_bad_row: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Int64 rows of queries, Int64 rows of documents, Float64 grades."""
-    lines = list(_qrel_lines(file, on_bad_row))
+    lines = list(_qrel_lines(files, on_bad_row))
     if not lines:
-        raise InputError(f"{file}: the file has no judgements: give lines of query-id, corpus-id, score")
-    number, query, doc, grade = zip(*lines, strict=True)
+        raise InputError(f"{files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
+    where, query, doc, grade = zip(*lines, strict=True)
     places = []
     for store, names, plural in ((queries, query, "queries"), (corpus, doc, "documents")):
         found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
@@ -276,23 +292,35 @@ def _qrels(file: Path, corpus: Store, queries: Store, on_bad_row: str) -> tuple[
         missing = np.flatnonzero(place < 0)
         if len(missing) and on_bad_row == "raise":
             i = int(missing[0])
-            raise InputError(f"{file}, line {number[i]}: {names[i]!r} is not among the {plural}: add it, or on_bad_row=skip")
+            file, line = where[i]
+            raise InputError(f"{file}, line {line}: {names[i]!r} is not among the {plural}: add it, or on_bad_row=skip")
         if len(missing):
-            _LOG.warning("%s: %d judgements of unknown %s skipped", file, len(missing), plural)
+            _LOG.warning("%s: %d judgements of unknown %s skipped", files[0], len(missing), plural)
         places.append(place)
     known = (places[0] >= 0) & (places[1] >= 0)
     return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]
 
 
-def _qrel_lines(file: Path, on_bad_row: str) -> Iterator[tuple[int, str, str, float]]:
-    for number, row in rows(file):
+def _qrel_lines(files: Sequence[Path], on_bad_row: str) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
+    skipped = 0
+    lines = ((file, number, row) for file in files for number, row in rows(file))
+    for file, number, row in lines:
         try:
-            if isinstance(row, RowError):
-                raise row
-            values = [row.get(name) for name in ("query-id", "corpus-id", "score")]
-            if None in values:
-                raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
-            yield number, str(values[0]), str(values[1]), float(values[2])
-        except (RowError, ValueError) as error:
+            yield (file, number), *_judgement(row)
+        except (RowError, TypeError, ValueError, OverflowError) as error:
             if on_bad_row == "raise":
                 raise InputError(f"{file}, line {number}: {error}") from None
+            skipped += 1
+    if skipped:
+        _LOG.warning("%s: %d bad judgements skipped", files[0], skipped)
+
+
+def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
+    if isinstance(row, RowError):
+        raise row
+    values = [row.get(name) for name in ("query-id", "corpus-id", "score")]
+    if None in values:
+        raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
+    if not math.isfinite(grade := float(values[2])):
+        raise RowError("score", f"is {values[2]!r}, not a finite number")
+    return str(values[0]), str(values[1]), grade

@@ -61,8 +61,8 @@ class TaskBatchSampler:
         self.seed = seed
         self.batches = {name: max(1, len(data) // data.batch_size) for name, data in self.tasks.items()}
         shares = np.array([(weights or {}).get(name, 1.0) * n ** (1 / temperature) for name, n in self.batches.items()])
-        if not np.all(shares > 0):
-            raise InputError(f"weights {dict(weights or {})} must be above 0 for tasks that train")
+        if not np.all((shares > 0) & np.isfinite(shares)):
+            raise InputError(f"weights {dict(weights or {})} must be above 0, and finite, for tasks that train")
         counts = np.maximum(1, np.round(shares / shares.sum() * sum(self.batches.values()))).astype(int)
         self.counts = dict(zip(self.tasks, counts.tolist(), strict=True))
         self._names = list(self.tasks)

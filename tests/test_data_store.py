@@ -1,0 +1,360 @@
+"""Checked rows on disk: what is refused or skipped, when the cache serves again, and reading by number."""
+
+import gzip
+import json
+import logging
+import multiprocessing
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acge_lightning.data import store as module
+from acge_lightning.data.records import DocumentRecord, LabelledRecord, PairRecord, ScoredPairRecord, TextRecord, TripletRecord, text_id
+from acge_lightning.data.store import open_store
+from acge_lightning.errors import InputError
+
+TRIPLETS = [{"query": f"q{i}", "positive": [f"p{i}", f"r{i}"][: 1 + i % 2], "negative": ["n"] * (i % 4)} for i in range(11)]
+
+
+def written(path, rows):
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def opened(path, record=TextRecord, columns=None, on_bad_row="raise", cache=None):
+    paths = path if isinstance(path, list) else [path]
+    return open_store(paths, record, columns or {}, on_bad_row, cache or paths[0].parent / "cache")
+
+
+def texts(store):
+    return [row["text"] for row in store.take(range(len(store)))]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 3)
+
+
+# ---- reading
+
+
+def test_rows_come_back_with_the_ids_of_their_texts(tmp_path):
+    store = opened(written(tmp_path / "a.jsonl", TRIPLETS), TripletRecord)
+    assert len(store) == len(TRIPLETS)
+    for row, given_row in zip(store.take(range(len(TRIPLETS))), TRIPLETS, strict=True):
+        ids = [text_id(t) for t in [given_row["query"], *given_row["positive"], *given_row["negative"]]]
+        assert row == {**given_row, "ids": ids}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "expected"),
+    [
+        (TextRecord, {"text": "a"}, {"text": "a"}),
+        (LabelledRecord, {"text": "a", "label": 3}, {"text": "a", "label": "3"}),
+        (PairRecord, {"text1": "a", "text2": "b", "label": "entailment"}, {"text1": "a", "text2": "b", "label": 1}),
+        (ScoredPairRecord, {"text1": "a", "text2": "b", "score": 0.1}, {"text1": "a", "text2": "b", "score": 0.1}),
+        (DocumentRecord, {"_id": 1, "text": "a", "title": "b"}, {"key": "1", "text": "b a"}),
+    ],
+)
+def test_every_record_is_kept_whole(tmp_path, record, row, expected):
+    (found,) = opened(written(tmp_path / "a.jsonl", [row]), record).take([0])
+    assert {name: found[name] for name in expected} == expected
+    assert set(found) == {*expected, "ids"}
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_take_across_blocks_keeps_order_and_repeats(tmp_path):
+    store = opened(written(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(10)]))
+    assert [len(block) for block in store._blocks] == [3, 3, 3, 1]
+    for numbers in ([9, 0, 9, 3, 2, 5, 5], [2, 3], [8], [], list(range(9, -1, -1))):
+        assert [row["text"] for row in store.take(numbers)] == [str(i) for i in numbers]
+        assert [row["text"] for row in store.take(np.array(numbers, dtype=np.int64))] == [str(i) for i in numbers]
+    with pytest.raises(IndexError):
+        store.take([10])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_columns_and_ids_across_blocks(tmp_path):
+    store = opened(written(tmp_path / "a.jsonl", TRIPLETS), TripletRecord)
+    assert store.column("query").to_pylist() == [row["query"] for row in TRIPLETS]
+    values, offsets = store.ids()
+    assert offsets[0] == 0
+    for i, row in enumerate(TRIPLETS):
+        expected = [text_id(t) for t in [row["query"], *row["positive"], *row["negative"]]]
+        assert values[offsets[i] : offsets[i + 1]].tolist() == expected
+    assert len(offsets) == len(TRIPLETS) + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_texts_and_any_choice(tmp_path_factory, data):
+    drawn = data.draw(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=9))
+    folder = tmp_path_factory.mktemp("store")
+    before, module._BLOCK_ROWS = module._BLOCK_ROWS, data.draw(st.integers(1, 4))
+    try:
+        store = opened(written(folder / "a.jsonl", [json.dumps({"text": text}) for text in drawn]))
+    finally:
+        module._BLOCK_ROWS = before
+    numbers = data.draw(st.lists(st.integers(0, len(drawn) - 1)))
+    assert [row["text"] for row in store.take(numbers)] == [drawn[i].strip() for i in numbers]
+
+
+def test_a_block_also_ends_when_its_texts_are_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_CHARACTERS", 10)
+    store = opened(written(tmp_path / "a.jsonl", [{"text": "x" * n} for n in (4, 6, 30, 1, 2)]))
+    assert [len(block) for block in store._blocks] == [2, 1, 2]
+    assert [len(text) for text in texts(store)] == [4, 6, 30, 1, 2]
+
+
+def test_several_files_make_one_store(tmp_path):
+    first = written(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    second = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"text": ["c"]}), second)
+    assert texts(opened([first, second])) == ["a", "b", "c"]
+    assert texts(opened([second, first])) == ["c", "a", "b"]
+
+
+# ---- bad rows
+
+
+def test_raise_names_file_line_and_field(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}, "", {"text": ""}, {"text": "b"}])
+    with pytest.raises(InputError) as caught:
+        opened(path)
+    assert str(caught.value) == f"{path}, line 3: field 'text' is empty: give a text, or on_bad_row=skip"
+
+
+def test_raise_names_a_line_that_is_no_json(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}, "oops"])
+    with pytest.raises(InputError) as caught:
+        opened(path)
+    assert str(caught.value).startswith(f"{path}, line 2: is not JSON")
+
+
+def test_raise_names_the_file_among_several(tmp_path):
+    first, second = (written(tmp_path / f"{name}.jsonl", [{"text": "a"}, {"text": row}]) for name, row in (("a", "b"), ("b", None)))
+    with pytest.raises(InputError) as caught:
+        opened([first, second])
+    assert str(caught.value).startswith(f"{second}, line 2: ")
+
+
+def test_skip_counts_and_warns(tmp_path, caplog):
+    rows = [{"text": "a"}, "oops", {"text": ""}, {"text": "b"}, [1], {"x": 1}]
+    path = written(tmp_path / "a.jsonl", rows)
+    with caplog.at_level(logging.WARNING):
+        store = opened(path, on_bad_row="skip")
+    assert (texts(store), store.skipped, store.neutral) == (["a", "b"], 4, 0)
+    first, total = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"{path}, line 2: is not JSON")
+    assert first.endswith("(skipped, as are further bad rows)")
+    assert total == f"{path}: 4 bad rows skipped, 2 kept"
+    caplog.clear()
+    again = opened(path, on_bad_row="skip")
+    assert (again.skipped, [r.getMessage() for r in caplog.records]) == (4, [total])  # told again, though not read again
+
+
+def test_good_rows_give_no_warning(tmp_path, caplog):
+    store = opened(written(tmp_path / "a.jsonl", [{"text": "a"}]), on_bad_row="skip")
+    assert (store.skipped, caplog.records) == (0, [])
+
+
+def test_neutral_rows_are_left_out_and_counted(tmp_path, caplog):
+    rows = [{"text1": "a", "text2": "b", "label": label} for label in ("neutral", "entailment", "neutral", "contradiction", "bad")]
+    path = written(tmp_path / "a.jsonl", rows)
+    store = opened(path, PairRecord, on_bad_row="skip")
+    assert (len(store), store.neutral, store.skipped) == (2, 2, 1)
+    assert store.column("label").to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_rows(tmp_path, on_bad_row, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        opened(path, on_bad_row=on_bad_row)
+    assert str(caught.value) == f"{path}: the file has no rows: give at least one"
+
+
+def test_a_file_of_bad_rows_only(tmp_path):
+    path = written(tmp_path / "a.jsonl", ["x", "y", {"text": ""}])
+    with pytest.raises(InputError) as caught:
+        opened(path, on_bad_row="skip")
+    assert str(caught.value).startswith(f"{path}: all 3 rows are bad, the first of them: {path}, line 1: is not JSON")
+
+
+def test_a_file_of_neutral_rows_only(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "label": "neutral"}] * 3)
+    with pytest.raises(InputError) as caught:
+        opened(path, PairRecord)
+    assert str(caught.value) == f"{path}: all 3 rows are neutral: give rows of both kinds"
+
+
+@pytest.mark.parametrize("on_bad_row", ["ignore", None, True])
+def test_an_unknown_choice_for_bad_rows(tmp_path, on_bad_row):
+    with pytest.raises(InputError, match=r"on_bad_row=.* is unknown: choose raise or skip"):
+        opened(written(tmp_path / "a.jsonl", [{"text": "a"}]), on_bad_row=on_bad_row)
+
+
+# ---- names of columns
+
+
+def test_columns_are_renamed(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"content": "a", "text": "unused"}])
+    assert texts(opened(path, columns={"text": "content"})) == ["a"]
+    assert texts(opened(path)) == ["unused"]
+
+
+def test_two_columns_change_places(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b", "score": 1}])
+    (row,) = opened(path, ScoredPairRecord, {"text1": "text2", "text2": "text1"}).take([0])
+    assert (row["text1"], row["text2"]) == ("b", "a")
+
+
+def test_one_column_may_serve_twice(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"s": "a", "score": 1}])
+    (row,) = opened(path, ScoredPairRecord, {"text1": "s", "text2": "s"}).take([0])
+    assert (row["text1"], row["text2"]) == ("a", "a")
+
+
+def test_a_column_used_under_another_name_is_not_read_under_its_own(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"query": "q", "negative": "p"}])
+    (row,) = opened(path, TripletRecord, {"positive": "negative"}).take([0])
+    assert (row["positive"], row["negative"]) == (["p"], [])
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": "a", "b": 1}])
+    with pytest.raises(InputError) as caught:
+        opened(path, columns={"text": "content"})
+    assert str(caught.value) == f"{path}, line 1: field 'text' is missing: columns says text: content, and the row has ['b', 'text']"
+
+
+def test_a_field_that_is_none_of_the_record(tmp_path):
+    with pytest.raises(InputError) as caught:
+        opened(written(tmp_path / "a.jsonl", [{"text": "a"}]), LabelledRecord, {"labell": "x"})
+    assert str(caught.value) == "columns.labell is no field of these rows: choose from ['text', 'label']"
+
+
+# ---- the cache
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were read."""
+    found = []
+    original = module.rows
+    monkeypatch.setattr(module, "rows", lambda file: found.append(file.name) or original(file))
+    return found
+
+
+def test_a_second_opening_does_not_read(tmp_path, reads):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}])
+    assert texts(opened(path)) == texts(opened(path)) == ["a"]
+    assert reads == ["a.jsonl"]
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]
+
+
+def test_the_cache_moves_with_home(tmp_path, reads, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opened(written(tmp_path / "a.jsonl", [{"text": "a"}]), cache="~/kept/rows")
+    assert len(list((tmp_path / "kept" / "rows").iterdir())) == 1
+
+
+def test_a_changed_file_is_read_again(tmp_path, reads):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}])
+    opened(path)
+    written(path, [{"text": "longer"}])
+    assert texts(opened(path)) == ["longer"]
+    written(path, [{"text": "longes"}])  # as long
+    os.utime(path, ns=(1, 10**18))
+    assert texts(opened(path)) == ["longes"]
+    assert len(reads) == 3
+
+
+def test_another_setting_is_read_again(tmp_path, reads):
+    path = written(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}])
+    opened(path)
+    opened(path, columns={"text": "label"})
+    opened(path, on_bad_row="skip")
+    opened(path, LabelledRecord)
+    opened(path, cache=tmp_path / "other")
+    assert len(reads) == 5
+    opened(path, columns={"text": "label"})
+    assert len(reads) == 5
+
+
+def test_equal_files_of_another_name_are_not_mixed_up(tmp_path, reads):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, text in ((first, "a"), (second, "b")):
+        written(path, [{"text": text}])
+        os.utime(path, ns=(1, 10**18))
+    assert texts(opened(first)) == ["a"]
+    assert texts(opened(second)) == ["b"]
+    assert texts(opened([first, second])) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("damage", ["bad row", "truncated"])
+@pytest.mark.parametrize("place", [0, 8])
+def test_a_failure_leaves_nothing_behind(tmp_path, damage, place):
+    rows = [{"text": str(i)} for i in range(10)]
+    if damage == "bad row":
+        path = written(tmp_path / "a.jsonl", [*rows[:place], {"text": ""}, *rows[place:]])
+    else:
+        path = tmp_path / "a.jsonl.gz"
+        packed = b"".join(gzip.compress(json.dumps(row).encode() + b"\n") for row in rows[: place + 1])
+        path.write_bytes(packed[:-12])
+    with pytest.raises(InputError):
+        opened(path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(10)])
+    original = module.text_id
+
+    def interrupted(text):
+        if text == "8":
+            raise KeyboardInterrupt
+        return original(text)
+
+    monkeypatch.setattr(module, "text_id", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened(path)
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.undo()
+    assert len(opened(path)) == 10
+
+
+def _open_together(path, barrier, answers):
+    original = module.os.replace
+
+    def late_replace(*args):
+        barrier.wait(20)  # both have written and neither has put its file in place
+        original(*args)
+
+    module.os.replace = late_replace
+    answers.put([row["text"] for row in opened(path).take(range(500))])
+
+
+def test_two_processes_may_write_at_once(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(500)])
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_open_together, args=(path, barrier, answers)) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = [answers.get(timeout=30) for _ in both]
+    for process in both:
+        process.join(30)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert found == [[str(i) for i in range(500)]] * 2
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]

@@ -1,0 +1,64 @@
+"""Scores TF-IDF (character 1-2-grams) on the evaluation splits of a config's tasks, with the metrics that training uses.
+
+    python tools/baseline_tfidf.py +experiment=quickstart
+    python tools/baseline_tfidf.py +experiment=zh_multitask paths.data_dir=DIR [split=test]
+
+Frequencies are learnt from the training texts and the texts of the split. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.progress import track
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from acge_lightning.config import config_dir
+from acge_lightning.data import MixtureDataModule
+from acge_lightning.data.base import EvaluationSet
+from acge_lightning.metrics import EmbeddingMetric
+from acge_lightning.report import score_table, show
+from acge_lightning.train import make_tasks
+
+
+def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:
+    """A task's scores from TF-IDF vectors."""
+    own = found.texts.to_pylist()
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, dtype="float32").fit(texts + own)
+    matrix = vectors.transform(own)
+    used = matrix.getnnz(axis=0) > 0  # terms that no text of the split has change nothing
+    dense = torch.from_numpy(matrix[:, used].toarray())
+    metric.update(dense, torch.arange(len(own)), found.labels)
+    return metric.compute()
+
+
+def main(overrides: list[str]) -> None:
+    """Score every task that has the split."""
+    split = next((o.partition("=")[2] for o in overrides if o.startswith("split=")), "dev")
+    rest = [o for o in overrides if not o.startswith("split=")]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", [*rest, "paths.output_dir=."])
+    tasks = make_tasks(cfg)
+    mixture = MixtureDataModule({n: t.data for n, t in tasks.items()}, {n: t.weight for n, t in tasks.items()})
+    prefix = "val" if split == "dev" else split
+    scores: dict[str, float] = {}
+    families: dict[str, list[float]] = {}
+    for name in track([n for n in mixture.evaluated(split) if tasks[n].data.default_metric], "TF-IDF"):
+        data = tasks[name].data
+        texts = list(data.train_texts()) if "train" in data.parts else []
+        metric = tasks[name].metric or data.default_metric()
+        found = score(mixture.evaluation(name, split), texts, metric)
+        scores |= {f"{prefix}/{name}/{key}": value for key, value in found.items()}
+        families.setdefault(data.family, []).append(found[metric.main])
+    means = {family: sum(values) / len(values) for family, values in families.items()}
+    scores |= {f"{prefix}/{family}": value for family, value in means.items()}
+    scores[f"{prefix}/mean"] = sum(means.values()) / len(means)
+    show(score_table({}, scores))
+    print(json.dumps({"baseline": "tfidf-char-1-2", "scores": {key: round(value, 4) for key, value in scores.items()}}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
