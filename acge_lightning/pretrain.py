@@ -18,6 +18,8 @@ from acge_lightning.export import save_backbone
 from acge_lightning.module import Task
 from acge_lightning.optim import Optim
 
+_NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
+
 
 class MaskedLanguageModule(LightningModule):
     """Hides a share of the tokens and lets the backbone guess them.
@@ -67,10 +69,11 @@ class MaskedLanguageModule(LightningModule):
             raise InputError(f"task {wrong[0]!r} is not of the unlabelled family: pre-training reads plain text only")
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
+        self.tasks = dict(tasks)
         self.masking, self.optim, self.batch_tokens = masking, optim or Optim(), batch_tokens
-        hidden = encoder.hidden_size
-        self.transform = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.LayerNorm(hidden))
-        self.bias = nn.Parameter(torch.zeros(len(tokenizer)))
+        rows, width = encoder.backbone.get_input_embeddings().weight.shape  # may exceed the tokens, differ from hidden_size
+        self.transform = nn.Sequential(nn.Linear(encoder.hidden_size, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(rows))
         self.register_buffer("special", torch.tensor(sorted(tokenizer.all_special_ids)), persistent=False)
         self._totals = torch.zeros(3, dtype=torch.double)
 
@@ -109,6 +112,13 @@ class MaskedLanguageModule(LightningModule):
 
     # ---- Lightning
 
+    def setup(self, stage: str) -> None:
+        """There must be text to validate on: without any, Lightning would leave the validation out and say nothing."""
+        for task in self.tasks.values():
+            task.data.setup(stage)
+        if self.trainer.limit_val_batches and not any("dev" in task.data.parts for task in self.tasks.values()):
+            raise InputError(_NO_DEV)
+
     def training_step(self, batch: TextBatch) -> Tensor:
         """Mean cross-entropy of the hidden tokens."""
         loss, _, count = self.guess(batch.columns[0])
@@ -129,7 +139,7 @@ class MaskedLanguageModule(LightningModule):
         """Log the loss and the share of right guesses."""
         loss, right, count = self._totals.tolist()
         if not count:
-            raise InputError("there is no text to validate on: set data.holdout above 0, for example 0.01")
+            raise InputError(_NO_DEV)
         self.log("val/loss", loss / count, sync_dist=True)
         self.log("val/mean", right / count, prog_bar=True, sync_dist=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
@@ -20,16 +21,17 @@ _WIDEST = 46  # characters of a hit that are shown
 
 
 def score_table(before: Scores, after: Scores) -> Table:
-    """One line a score, before and after; families and the mean last."""
+    """One line a score, before (if there was a before) and after; families and the mean last."""
     table = Table(title="Scores", title_justify="left")
     table.add_column("score")
-    for name in ("before", "after", "change"):
+    for name in ("before", "after", "change") if before else ("score",):
         table.add_column(name, justify="right")
     for key in sorted(after, key=lambda key: (key.endswith("/mean"), key.count("/") == 1, key)):
         old, new = before.get(key), after[key]
         change = "" if old is None else f"{new - old:+.4f}"
         style = "bold" if key.endswith("/mean") else None
-        table.add_row(key, "" if old is None else f"{old:.4f}", f"{new:.4f}", change, style=style)
+        values = ("" if old is None else f"{old:.4f}", f"{new:.4f}", change) if before else (f"{new:.4f}",)
+        table.add_row(key, *values, style=style)
     return table
 
 
@@ -60,8 +62,8 @@ def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits:
     return None
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+def _cut(text: str) -> Text:
+    return Text(text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…")  # no markup: texts may hold brackets
 
 
 def show(*parts: object) -> None:
@@ -70,7 +72,7 @@ def show(*parts: object) -> None:
     console = Console(width=max(100, console.width)) if not console.is_terminal else console
     for part in parts:
         if part is not None:
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, str))  # a path must not be broken
 
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
@@ -103,7 +105,7 @@ def summarise(folder: Path) -> Table:
     for column in ("job", "overrides", "val/mean"):
         table.add_column(column)
     for job_name, overrides, score in rows:
-        table.add_row(job_name, overrides, "failed" if score != score else f"{score:.4f}")
+        table.add_row(job_name, Text(overrides), "failed" if score != score else f"{score:.4f}")
     return table
 
 

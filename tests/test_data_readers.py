@@ -113,7 +113,10 @@ def test_parquet_lists_nulls_and_row_numbers(tmp_path):
 
 
 def test_blank_lines_are_passed_over_but_counted(tmp_path):
-    assert [line for line, _ in rows(written(tmp_path / "a.jsonl", b"\n" + b" \r\n\t\n".join(JSONL.splitlines(True))))] == [2, 5]
+    assert [line for line, _ in rows(written(tmp_path / "a.jsonl", b"\n" + b" \r\n\t\n".join(JSONL.splitlines(True))))] == [
+        2,
+        5,
+    ]
     assert [line for line, _ in rows(written(tmp_path / "a.csv", b"text\n\na\n\n\nb\n"))] == [3, 6]
 
 
@@ -218,7 +221,7 @@ def test_a_damaged_gz_file_is_named(tmp_path, name, damage):
     }[damage]
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(InputError, match="cannot be read .* it may be incomplete, copy it again") as caught:
+    with pytest.raises(InputError, match=r"cannot be read .* it may be incomplete, copy it again") as caught:
         list(rows(path))
     assert str(caught.value).startswith(str(path))
 
@@ -362,7 +365,7 @@ def test_a_hub_name_that_cannot_be_fetched(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(InputError, match="^owner/name: no such folder here, and no data set of that name") as caught:
+    with pytest.raises(InputError, match=r"^owner/name: no such folder here, and no data set of that name") as caught:
         locate("owner/name")
     assert caught.value.__cause__ is error
     assert str(caught.value).endswith("(first line)" if str(error) else "(OSError)")

@@ -151,7 +151,9 @@ def test_scores_that_are_no_number(value):
 @pytest.mark.parametrize("value", [2, -1, 0.5, NAN, "yes", "", None, [1], "neutral-ish", 10**30, SURROGATE])
 @pytest.mark.parametrize("record", [PairRecord, ScoredPairRecord])
 def test_labels_that_are_not_binary(record, value):
-    with pytest.raises(RowError, match="^field 'label' is .* it must be 0, 1, entailment, contradiction or neutral$") as caught:
+    with pytest.raises(
+        RowError, match=r"^field 'label' is .* it must be 0, 1, entailment, contradiction or neutral$"
+    ) as caught:
         record.parse({"text1": "a", "text2": "b", "label": value})
     str(caught.value).encode()
 

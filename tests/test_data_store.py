@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acge_lightning.data import store as module
-from acge_lightning.data.records import DocumentRecord, LabelledRecord, PairRecord, ScoredPairRecord, TextRecord, TripletRecord, text_id
+from acge_lightning.data.records import (
+    DocumentRecord,
+    LabelledRecord,
+    PairRecord,
+    ScoredPairRecord,
+    TextRecord,
+    TripletRecord,
+    text_id,
+)
 from acge_lightning.data.store import open_store
 from acge_lightning.errors import InputError
 
@@ -138,7 +146,9 @@ def test_raise_names_a_line_that_is_no_json(tmp_path):
 
 
 def test_raise_names_the_file_among_several(tmp_path):
-    first, second = (written(tmp_path / f"{name}.jsonl", [{"text": "a"}, {"text": row}]) for name, row in (("a", "b"), ("b", None)))
+    first, second = (
+        written(tmp_path / f"{name}.jsonl", [{"text": "a"}, {"text": row}]) for name, row in (("a", "b"), ("b", None))
+    )
     with pytest.raises(InputError) as caught:
         opened([first, second])
     assert str(caught.value).startswith(f"{second}, line 2: ")
@@ -165,7 +175,9 @@ def test_good_rows_give_no_warning(tmp_path, caplog):
 
 
 def test_neutral_rows_are_left_out_and_counted(tmp_path, caplog):
-    rows = [{"text1": "a", "text2": "b", "label": label} for label in ("neutral", "entailment", "neutral", "contradiction", "bad")]
+    rows = [
+        {"text1": "a", "text2": "b", "label": label} for label in ("neutral", "entailment", "neutral", "contradiction", "bad")
+    ]
     path = written(tmp_path / "a.jsonl", rows)
     store = opened(path, PairRecord, on_bad_row="skip")
     assert (len(store), store.neutral, store.skipped) == (2, 2, 1)
@@ -233,7 +245,10 @@ def test_a_column_that_is_not_there(tmp_path):
     path = written(tmp_path / "a.jsonl", [{"text": "a", "b": 1}])
     with pytest.raises(InputError) as caught:
         opened(path, columns={"text": "content"})
-    assert str(caught.value) == f"{path}, line 1: field 'text' is missing: columns says text: content, and the row has ['b', 'text']"
+    assert (
+        str(caught.value)
+        == f"{path}, line 1: field 'text' is missing: columns says text: content, and the row has ['b', 'text']"
+    )
 
 
 def test_a_field_that_is_none_of_the_record(tmp_path):

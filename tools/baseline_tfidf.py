@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from rich.progress import track
@@ -27,7 +28,7 @@ from acge_lightning.train import make_tasks
 def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:
     """A task's scores from TF-IDF vectors."""
     own = found.texts.to_pylist()
-    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, dtype="float32").fit(texts + own)
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), dtype=np.float32).fit(texts + own)
     matrix = vectors.transform(own)
     used = matrix.getnnz(axis=0) > 0  # terms that no text of the split has change nothing
     dense = torch.from_numpy(matrix[:, used].toarray())

@@ -1,0 +1,30 @@
+"""What several test files need: a small encoder on disk, and a data folder in the layout of the real one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import acge_lightning
+
+SAMPLE = Path(acge_lightning.__file__).parent / "sample"
+FAMILIES = ("classification", "clustering", "pair", "reranking", "retrieval", "sts", "unlabelled")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """The folder of checked rows that all tests of a session share."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ACGE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory):
+    """Folder of a small static encoder, exported."""
+    from acge_lightning.export import export
+    from acge_lightning.fresh import static
+    from acge_lightning.vocabulary import train_vocabulary
+
+    tokenizer = train_vocabulary(["今天天气很好，我们去公园。", "怎么退货？", "how do I return this"] * 3, "bpe", 200)
+    return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "small")

@@ -1,0 +1,197 @@
+"""Every YAML under conf/ composes, builds what it names, and trains; a new one without a case here fails."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from acge_lightning.config import config_dir, instantiate
+from acge_lightning.train import train
+
+CONF = config_dir()
+FILES = sorted(str(p.relative_to(CONF).with_suffix("")) for p in CONF.rglob("*.yaml"))
+ONE_TASK = "task=[sample_sts]"
+TINY = ["encoder.dim=16", "encoder.tokenizer.vocab_size=900"]
+BERT = [
+    "encoder.config.hidden_size=16",
+    "encoder.config.num_hidden_layers=1",
+    "encoder.config.num_attention_heads=2",
+    "encoder.config.intermediate_size=32",
+    "encoder.tokenizer.vocab_size=900",
+]
+QUICK = ["++encoder.max_length=24", "trainer.accelerator=cpu", "callbacks.progress=null"]
+# What a file needs beside `<group>=<name>` to train in a moment; None: it is no part of a training run.
+CASES = {
+    "train": [],
+    "vocabulary": None,
+    "sweep/quickstart": None,
+    "debug/fast": [ONE_TASK, *TINY],
+    "encoder/static": [ONE_TASK, *TINY],
+    "encoder/bert_mini": [ONE_TASK, *BERT],
+    "encoder/bert_base": [ONE_TASK, *BERT],
+    "encoder/acge_large": [ONE_TASK, *BERT, "encoder.dense=24"],
+    "encoder/pretrained": [ONE_TASK, "encoder.path={encoder}"],
+    "experiment/quickstart": ["encoder.tokenizer.vocab_size=900"],
+    "experiment/simcse_zh": ["encoder.tokenizer.vocab_size=900"],
+    "experiment/zh_multitask": ["encoder.tokenizer.vocab_size=900"],
+    "experiment/finetune": ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"],
+    "experiment/pretrain_zh": BERT,
+    "module/embedding": [ONE_TASK, *TINY],
+    "module/masked_lm": ["task=[sample_unlabelled]", "++task.sample_unlabelled.data.holdout=0.1", "encoder=bert_mini", *BERT],
+    "matryoshka/halves": [ONE_TASK, "encoder.tokenizer.vocab_size=900"],
+    "matryoshka/acge": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"],
+    "logger/wandb": [ONE_TASK, *TINY, "logger.wandb.offline=true"],
+    "loss/info_nce": ["task=[sample_retrieval]", *TINY],
+    "loss/info_nce_symmetric": ["task=[sample_retrieval]", *TINY],
+    "loss/info_nce_own": ["task=[sample_reranking]", *TINY],
+    "loss/sim_cse": ["task=[sample_unlabelled,sample_sts]", *TINY],
+    "loss/cosent": ["task=[sample_sts]", *TINY],
+    "loss/label_contrast": ["task=[sample_classification]", *TINY],
+}
+for _file in FILES:
+    if _file.startswith(("callbacks/", "logger/", "optim/", "paths/", "trainer/")):
+        CASES.setdefault(_file, [ONE_TASK, *TINY])
+OWN_DATA = {
+    "scored_pairs": "sts/stsb_zh",
+    "labelled_pairs": "pair/bustm",
+    "triplets": "reranking/qbqtc_ltr",
+    "texts": "unlabelled/laws",
+}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The packaged sample under the name of every data set that a task names."""
+    from conftest import SAMPLE
+
+    folder = tmp_path_factory.mktemp("data")
+    for file in (CONF / "task").glob("*.yaml"):
+        for place in re.findall(r"path: \$\{paths\.data_dir\}/(\S+)", file.read_text(encoding="utf-8")):
+            family = place.partition("/")[0].replace("triplet", "reranking")
+            (folder / place).parent.mkdir(exist_ok=True)
+            (folder / place).symlink_to(SAMPLE / family / "sample_zh")
+    return folder
+
+
+def composed(overrides, name="train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def selecting(file):
+    """The overrides that bring a file into the composition."""
+    group, _, name = file.rpartition("/")
+    if group == "experiment":
+        return [f"+experiment={name}"]
+    if group == "callbacks":
+        return [f"callbacks=[{name}]" if name == "progress" else f"callbacks=[progress,{name}]"]
+    return [f"{group}={name}"] if group and group != "loss" else []
+
+
+def run(overrides, out, data, encoder, cache):
+    filled = [o.replace("{encoder}", str(encoder)).replace("{data}", str(data)) for o in overrides]
+    filled += QUICK if any("debug" in o for o in filled) else ["debug=fast", *QUICK]
+    cfg = composed([*filled, f"paths.output_dir={out}", f"paths.data_dir={data}", f"paths.cache_dir={cache}"])
+    for task in cfg.task.values():
+        OmegaConf.update(task, "data.max_dev", 40, force_add=True)
+    return cfg, train(cfg)
+
+
+def test_no_file_is_without_a_case():
+    tasks = {f for f in FILES if f.startswith("task/")}
+    assert set(FILES) - tasks == set(CASES)
+    assert len(tasks) > 40
+
+
+@pytest.mark.parametrize("file", [f for f, extra in CASES.items() if extra is not None])
+def test_it_trains(file, tmp_path, data, small_encoder, cache):
+    extra = CASES[file]
+    group, _, name = file.partition("/")
+    if group == "loss":
+        task = extra[0].partition("[")[2].rstrip("]").split(",")[0]
+        extra = [*extra, f"+loss@task.{task}.loss={name}"]
+    cfg, mean = run([*selecting(file), *extra], tmp_path, data, small_encoder, cache)
+    assert 0 <= mean <= 1 or cfg.name == "train"
+    outputs = [p for p in ("export", "backbone") if (tmp_path / p).is_dir()]
+    assert len(outputs) == 1
+    assert json.loads((tmp_path / "result.json").read_text())["after"]["val/mean"] == mean
+    assert [p.parent.name for p in tmp_path.rglob("modules.json")] == (["export"] if outputs == ["export"] else [])
+
+
+@pytest.mark.parametrize("file", sorted(f for f in FILES if f.startswith("task/")))
+def test_a_task_trains(file, tmp_path, data, small_encoder, cache):
+    name = file.partition("/")[2]
+    watched = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8"))[name].get("weight") == 0
+    extra = [f"+paths.data={data}/{OWN_DATA[name]}"] if name in OWN_DATA else []
+    if name != "sample_sts":  # it scores the family that has no score, and trains when the task itself does not
+        extra += [f"task=[{name},sample_sts]", *([] if watched else ["+task.sample_sts.weight=0"])]
+    else:
+        extra += ["task=[sample_sts]"]
+    overrides = ["encoder=pretrained", "encoder.path={encoder}", "trainer.log_every_n_steps=1", *extra]
+    cfg, _ = run(overrides, tmp_path, data, small_encoder, cache)
+    scored = json.loads((tmp_path / "result.json").read_text())["after"]
+    unlabelled = "Unlabelled" in cfg.task[name].data._target_
+    assert unlabelled or any(key.startswith(f"val/{name}/") for key in scored)
+    logged = (tmp_path / "csv" / "metrics.csv").read_text().partition("\n")[0].split(",")
+    assert (f"train/{name}/loss" in logged) != watched
+
+
+def test_the_vocabulary_program(tmp_path, cache):
+    cfg = composed([f"output={tmp_path}", f"paths.cache_dir={cache}", "vocabulary.vocab_size=600"], "vocabulary")
+    from acge_lightning.cli import _vocabulary
+
+    _vocabulary(cfg)
+    from acge_lightning.fresh import read_tokenizer
+
+    assert 300 < len(read_tokenizer(tmp_path)) <= 600
+
+
+def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):
+    """As the agent expands them: one value a parameter, in place of ${args_no_hyphens}."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    for file in (CONF / "sweep").glob("*.yaml"):
+        sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert sweep["metric"] == {"name": "val/mean", "goal": "maximize"}
+        assert (Path(__file__).parents[1] / sweep["program"]).is_file()
+        for last in (False, True):
+            values = {k: {"value": v["values"][-1 if last else 0]} for k, v in sweep["parameters"].items()}
+            line = create_sweep_command_args({"args": values})["args_no_hyphens"]
+            command = sweep["command"]
+            overrides = [*command[command.index("${program}") + 1 : command.index("${args_no_hyphens}")], *line]
+            assert command[-1] == "${args_no_hyphens}"
+            extra = ["logger.wandb.offline=true", "encoder.tokenizer.vocab_size=900"]
+            cfg, _ = run([*overrides, *extra], tmp_path / str(last), data, small_encoder, cache)
+            for key, value in values.items():
+                assert OmegaConf.select(cfg, key) == value["value"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_comments_say_what_it_is(file):
+    """A file is read by people first."""
+    text = (CONF / f"{file}.yaml").read_text(encoding="utf-8")
+    group = file.partition("/")[0]
+    assert group in ("callbacks", "logger", "paths", "task", "trainer") or "# " in text
+
+
+def test_the_losses_of_the_yaml_are_the_defaults_of_the_families():
+    from acge_lightning import data as families
+
+    by_default = {
+        "info_nce": families.RetrievalDataModule,
+        "info_nce_own": families.RerankingDataModule,
+        "cosent": families.STSDataModule,
+        "label_contrast": families.ClusteringDataModule,
+        "sim_cse": families.UnlabelledDataModule,
+    }
+    for name, family in by_default.items():
+        made = instantiate(composed([f"+loss@loss={name}"]).loss)
+        expected = family.default_loss()
+        assert type(made) is type(expected)
+        assert vars(made).keys() == vars(expected).keys()
+        plain = {k: v for k, v in vars(expected).items() if not k.startswith("_")}
+        assert {k: vars(made)[k] for k in plain} == plain
