@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from acge_lightning.config import config_dir
@@ -29,12 +32,18 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
 
     def run(cfg: DictConfig) -> Any:
         _quieten()
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return job(cfg)
         except InputError as error:
-            if HydraConfig.get().mode.name == "MULTIRUN":
+            if not several:
+                sys.exit(f"\nerror: {error}")
+            print(f"\nerror: {error}", file=sys.stderr)
+        except Exception:
+            if not several:
                 raise
-            sys.exit(f"\nerror: {error}")
+            traceback.print_exc()
+        return math.nan  # the other jobs go on, and the summary names this one
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
@@ -98,7 +107,10 @@ class Summary(Callback):
         from acge_lightning.report import show, summarise
 
         folder = Path(config.hydra.sweep.dir)
-        show(summarise(folder), f"The summary is in {folder / 'summary.csv'}")
+        table, failed = summarise(folder)
+        show(table, f"The summary is in {folder / 'summary.csv'}")
+        if failed:
+            sys.exit(f"error: {failed} of the jobs failed")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from acge_lightning.errors import InputError
 
@@ -137,8 +138,9 @@ def _checked(trusted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _close(word: str, words: Iterable[str]) -> str | None:
-    names = {name.lower(): name for name in sorted(words)}
-    return next((names[found] for found in get_close_matches(word.lower(), names, 1)), None)
+    words = sorted(words)
+    names = {name.lower(): name for name in words}
+    return next(iter(get_close_matches(word, words, 1) + [names[w] for w in get_close_matches(word.lower(), names, 1)]), None)
 
 
 # ---- building
@@ -174,6 +176,7 @@ def _prepare_call(node: dict[Any, Any], where: str, trusted: tuple[str, ...], ex
         raise InputError(f"conf key {where or name}: _partial_ and _recursive_ are true or false, _args_ is a list")
     given = {key: value for key, value in node.items() if key not in _FLAGS and key not in extra}
     _check_keys(target, name, where, len(args), [*given, *extra], complete=not (later or raw))
+    _check_types(target, name, where, given)
     parts: dict[str, Any] = {"_args_": args} | given
     builds = {key: _prepare(part, _join(where, key), trusted, raw=raw or not recursive) for key, part in parts.items()}
 
@@ -206,6 +209,24 @@ def _check_keys(target: Any, name: str, where: str, count: int, keys: list[Any],
         signature.bind_partial(*range(count), **dict.fromkeys(keys))
     except TypeError as error:
         raise InputError(f"conf key {_join(where, '_args_')} does not fit {name}: {error}") from error
+
+
+def _check_types(target: Any, name: str, where: str, given: dict[str, Any]) -> None:
+    """Compare plain values with the types that the signature states, where it states plain ones."""
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that are there for type checkers only
+        return
+    for key, value in given.items():
+        if not isinstance(value, (str, int, float, bool)) or value == "???" or key not in hints:
+            continue
+        kinds = get_args(hints[key]) if get_origin(hints[key]) in (Union, UnionType) else (hints[key],)
+        if not all(inspect.isclass(kind) and get_origin(kind) is None for kind in kinds) or object in kinds:
+            continue
+        if not isinstance(value, kinds) and not (float in kinds and isinstance(value, int)):
+            words = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            hint = "; in YAML write 1.0e-5, not 1e-5" if isinstance(value, str) and float in kinds else ""
+            raise InputError(f"conf key {_join(where, key)}={value!r} does not fit {name}: it takes {words}{hint}")
 
 
 def _known(target: Any) -> set[str] | None:

@@ -81,11 +81,14 @@ def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> N
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def summarise(folder: Path) -> Table:
+def summarise(folder: Path) -> tuple[Table, int]:
     """One line for every job of a multirun, best first; also written to `summary.csv`.
 
     Args:
         folder: of the multirun; each job's folder holds `result.json` and `.hydra/overrides.yaml`.
+
+    Returns:
+        The table, and how many jobs left no result.
     """
     import yaml
 
@@ -106,7 +109,7 @@ def summarise(folder: Path) -> Table:
         table.add_column(column)
     for job_name, overrides, score in rows:
         table.add_row(job_name, Text(overrides), "failed" if score != score else f"{score:.4f}")
-    return table
+    return table, sum(score != score for _, _, score in rows)
 
 
 def _write_csv(file: Path, rows: Sequence[tuple[str, str, float]]) -> None:

@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> float:
     Raises:
         InputError: anything in the config or the data that cannot work.
     """
-    config = plain(cfg)
+    config = checked(cfg)
     folder = Path(config["paths"]["output_dir"])
     seed_everything(config["seed"], workers=True, verbose=False)
     tasks = make_tasks(cfg)
@@ -58,6 +58,17 @@ def train(cfg: DictConfig) -> float:
     show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
     finish(trainer)
     return after["val/mean"]
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain data; its own keys have values that can work."""
+    config = plain(cfg)
+    for key, kind in (("seed", int), ("test", bool)):
+        if not isinstance(config[key], kind):
+            raise InputError(f"{key}={config[key]!r} must be {'a whole number' if kind is int else 'true or false'}")
+    if config["resume"] is not None and not Path(config["resume"]).is_file():
+        raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
+    return config
 
 
 def make_tasks(cfg: DictConfig) -> dict[str, Task]:

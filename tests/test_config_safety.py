@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning import config
@@ -17,6 +18,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.losses import InfoNCE
 
 LOSS = "acge_lightning.losses.InfoNCE"
+CSV = "lightning.pytorch.loggers.CSVLogger"
 ADAM = "torch.optim.AdamW"
 CANARY = "canary.txt"
 PYTHON = f"open({CANARY!r}, 'w').close()"
@@ -225,13 +227,13 @@ def test_an_escaped_interpolation_stays_text(where, calls):
     """Hydra's own instantiate makes a node of it, and calls that node's target."""
     text = f"${{oc.create:{{_target_: os.system, _args_: ['{SHELL}']}}}}"
     if where == "value":
-        made = instantiate(OmegaConf.create({"_target_": ADAM, "_partial_": True, "lr": "\\" + text}))
+        made = instantiate(OmegaConf.create({"_target_": CSV, "_partial_": True, "name": "\\" + text}))
     elif where == "extra":
-        made = instantiate({"_target_": ADAM, "_partial_": True}, lr=text)
+        made = instantiate({"_target_": CSV, "_partial_": True}, name=text)
     else:
-        made = instantiate({"_target_": ADAM, "_partial_": True, "lr": text})
-    assert made.keywords == {"lr": text}
-    assert calls == [torch.optim.AdamW]
+        made = instantiate({"_target_": CSV, "_partial_": True, "name": text})
+    assert made.keywords == {"name": text}
+    assert calls == [CSVLogger]
 
 
 @pytest.mark.parametrize("target", [os.system, InfoNCE, print, 3, None, True, ["os.system"], {"_target_": LOSS}, b"os.system"])

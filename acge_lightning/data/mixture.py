@@ -121,7 +121,7 @@ class MixtureDataModule(LightningDataModule):
         steps = StepDataset(self.sampler, self._collates(), trainer.global_rank, trainer.world_size)
         order = StepSampler(self.sampler, trainer)
         pin = torch.cuda.is_available()
-        return DataLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
+        return LateLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a task that has a dev split."""
@@ -203,6 +203,13 @@ class StepSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class LateLoader(DataLoader):
+    """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`."""
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        yield from super().__iter__()
 
 
 class EvaluationTexts(Dataset):
