@@ -73,7 +73,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def make_tasks(cfg: DictConfig) -> dict[str, Task]:
     """The tasks of the mixture, by name."""
-    if not cfg.task:
+    if not cfg.get("task"):
         raise InputError("there is no task to train on: choose some, for example task=[sample_sts,sample_retrieval]")
     return {str(name): Task(**_task(cfg, str(name))) for name in cfg.task}
 

@@ -1,0 +1,262 @@
+"""The main job: what it returns and leaves, and what it says of bad input."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SAMPLE
+from hydra import compose, initialize_config_dir
+from sentence_transformers import SentenceTransformer
+
+from acge_lightning import load
+from acge_lightning.config import config_dir
+from acge_lightning.errors import InputError
+from acge_lightning.train import train
+
+TEXTS = ["怎么退货？", "明天的天气怎么样", "An order that never came", "银行卡丢了怎么办" * 30]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def compose_run(tmp_path, cache):
+    def composed(*overrides, out="run"):
+        fixed = [f"paths.output_dir={tmp_path / out}", f"paths.cache_dir={cache}", "callbacks.progress=null"]
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return compose("train", [*fixed, "encoder.tokenizer.vocab_size=1200", "encoder.dim=64", *overrides])
+
+    return composed
+
+
+STS = ["task=[sample_sts]", "optim=adamw_static"]
+
+
+def test_it_learns_and_leaves_one_export_that_others_read(compose_run, tmp_path):
+    cfg = compose_run("task=[sample_sts,sample_retrieval]", "optim=adamw_static", "matryoshka={dims:[64,16]}", "test=true")
+    mean = train(cfg)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert mean == result["after"]["val/mean"] > result["before"]["val/mean"] + 0.1
+    assert mean == pytest.approx((result["after"]["val/sts"] + result["after"]["val/retrieval"]) / 2, abs=1e-6)
+    assert result["after"]["test/mean"] > result["before"]["test/mean"] + 0.1
+    exports = [p.parent for p in tmp_path.rglob("modules.json")]
+    assert exports == [tmp_path / "run" / "export"]
+    encoder = load(exports[0])
+    assert encoder.matryoshka_dims == (64, 16)
+    for dim in (64, 16, 7):
+        other = SentenceTransformer(str(exports[0]), truncate_dim=dim, device="cpu")
+        found = other.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True)
+        assert (encoder.encode(TEXTS, dim) - found).abs().max() < 1e-5
+
+
+def test_the_scores_before_are_those_of_an_untrained_run(compose_run, tmp_path):
+    """A run of learning rate 0 ends where it began; the seed decides where that is."""
+    still = ["optim.optimizer.lr=0.0", *STS]
+    first, second = train(compose_run(*still)), train(compose_run(*still, out="again"))
+    assert first == second == json.loads((tmp_path / "run" / "result.json").read_text())["before"]["val/mean"]
+    assert first != train(compose_run(*still, "seed=1", out="other"))
+
+
+def test_the_same_seed_gives_the_same_weights(compose_run, tmp_path):
+    for out in ("run", "again"):
+        train(compose_run(*STS, out=out))
+    first, again = (load(tmp_path / out / "export").encode(TEXTS) for out in ("run", "again"))
+    assert torch.equal(first, again)
+
+
+def test_the_best_weights_are_exported_not_the_last(compose_run, tmp_path):
+    """The rate explodes after the first validation, so the last weights are worse."""
+    cfg = compose_run(
+        *STS,
+        "trainer.max_epochs=3",
+        "optim.schedule=constant",
+        "optim.optimizer.lr=5.0",
+        "trainer.val_check_interval=2",
+        "+trainer.limit_train_batches=4",
+    )
+    mean = train(cfg)
+    lines = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val/mean")
+    seen = [float(v) for v in (line.split(",")[column] for line in lines[1:]) if v]
+    assert mean == pytest.approx(max(seen[1:]), abs=1e-6)
+    assert max(seen[1:-1]) > seen[-2]  # the last one of the training was not the best
+
+
+def test_a_run_goes_on_from_a_checkpoint(compose_run, tmp_path):
+    """Two rounds at once, or one and then another: the same weights."""
+    steady = [*STS, "optim.schedule=constant", "encoder.dropout=0.0"]
+    train(compose_run(*steady, "trainer.max_epochs=2"))
+    train(compose_run(*steady, "trainer.max_epochs=1", out="half"))
+    last = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    train(compose_run(*steady, "trainer.max_epochs=2", f"resume={last}", out="rest"))
+    whole, rest = (torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("run", "rest"))
+    assert whole["global_step"] == rest["global_step"] > 0
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, rest["state_dict"][name]), name
+
+
+def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
+    train(compose_run(*STS))
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["config"]["task"]["sample_sts"]["data"]["batch_size"] == 64
+    training = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
+    assert training["config"] == json.loads(json.dumps(kept["hyper_parameters"]["config"]))
+    assert training["data"]["sample_sts"] == {"train": 2000, "dev": 300, "test": 300}
+    assert training["steps"] == kept["global_step"] == 2000 // 64
+    assert set(training["versions"]) >= {"acge_lightning", "torch"}
+
+
+# ---- bad input
+
+ROWS = [{"text1": f"第{i}个句子", "text2": f"句子{i}号", "score": i % 5} for i in range(40)]
+
+
+def as_lines(rows):
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+BAD_FILES = {
+    "a malformed row": (as_lines(ROWS[:3]) + b"{nonsense\n", ["rows.jsonl, line 4", "not JSON", "on_bad_row=skip"]),
+    "an empty text": (as_lines([*ROWS[:2], ROWS[2] | {"text2": " "}]), ["line 3", "'text2' is empty", "on_bad_row=skip"]),
+    "no text": (as_lines([ROWS[0] | {"text1": None}]), ["line 1", "'text1' is None, not a text"]),
+    "a wrong label type": (as_lines([*ROWS[:4], ROWS[4] | {"score": "close"}]), ["line 5", "'score' is 'close', not a number"]),
+    "a label that is NaN": (as_lines([ROWS[0] | {"score": float("nan")}]), ["line 1", "'score'", "not a finite number"]),
+    "invalid UTF-8": (as_lines(ROWS[:1]) + b'{"text1": "\xff\xfe"}\n', ["line 2", "not valid UTF-8"]),
+    "an empty file": (b"", ["rows.jsonl", "no rows"]),
+    "a missing column": (
+        as_lines([{"sentence1": "一", "text2": "二", "score": 1}]),
+        ["line 1", "'text1' is missing", "sentence1", "columns: {text1: …}"],
+    ),
+}
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The export of an earlier run, in the folder that the next one would write to."""
+    folder = tmp_path / "run" / "export"
+    folder.mkdir(parents=True)
+    (folder / "modules.json").write_text("[]")
+    return folder
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_gives_one_clear_error(kind, compose_run, tmp_path, earlier):
+    content, words = BAD_FILES[kind]
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        train(compose_run("task=[scored_pairs]", f"+paths.data={tmp_path / 'rows.jsonl'}"))
+    for word in words:
+        assert word in str(caught.value)
+    assert [p.name for p in earlier.iterdir()] == ["modules.json"]
+
+
+def test_bad_rows_can_be_skipped(compose_run, tmp_path, caplog):
+    rows = as_lines(ROWS) + b"{nonsense\n" + as_lines([ROWS[0] | {"score": "close"}]) + as_lines(ROWS)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write(rows)
+    own = [f"+paths.data={tmp_path / 'rows.jsonl.gz'}", "+task.scored_pairs.data.on_bad_row=skip", "optim=adamw_static"]
+    train(compose_run("task=[scored_pairs]", *own, "task.scored_pairs.data.batch_size=8"))
+    assert "2 bad rows skipped, 80 kept" in caplog.text
+
+
+BAD_CONFIGS = {
+    "an unknown key": (["+task.sample_sts.data.batchsize=3"], ["task.sample_sts.data.batchsize", "did you mean batch_size?"]),
+    "an unknown key of a task": (["+task.sample_sts.los=1"], ["task.sample_sts.los is unknown", "loss_weight"]),
+    "a mistyped target": (["optim.optimizer._target_=torch.optim.AdamWW"], ["AdamWW is not there", "torch.optim.AdamW"]),
+    "a forbidden target": (["optim.optimizer._target_=os.system"], ["os.system is refused", "trusted"]),
+    "a dim above the model's": (["matryoshka={dims:[128,64]}"], ["128", "64 dims"]),
+    "dims without the whole": (["matryoshka={dims:[32,16]}"], ["32", "full size 64", "add it"]),
+    "a value of another type": (["trainer.max_epochs=many"], ["trainer.max_epochs='many'", "int"]),
+    "a number written as text": (["optim.optimizer.lr='1e-5'"], ["optim.optimizer.lr", "1.0e-5"]),
+    "no path": (["task.sample_sts.data.path=/no/such/folder"], ["/no/such/folder", "no such file or folder"]),
+    "an unknown schedule": (["optim.schedule=sideways"], ["optim.schedule='sideways'"]),
+    "an unknown column": (["+task.sample_sts.data.columns={text3: x}"], ["columns.text3", "text1"]),
+    "a prompt that is not there": (["+task.sample_sts.data.prompts={text: q}"], ["prompt 'q'", "sample_sts"]),
+    "a checkpoint that is not there": (["resume=/no/last.ckpt"], ["resume=/no/last.ckpt"]),
+    "no tasks": (["task=[]"], ["no task"]),
+    "nothing to train": (["+task.sample_sts.weight=0"], ["no task to train on"]),
+    "a negative weight": (["+task.sample_sts.weight=-1"], ["weight=-1"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CONFIGS)
+def test_a_bad_config_gives_one_clear_error(kind, compose_run, earlier):
+    overrides, words = BAD_CONFIGS[kind]
+    with pytest.raises(InputError) as caught:
+        train(compose_run("task=[sample_sts]", *overrides))
+    for word in words:
+        assert word in str(caught.value)
+    assert [p.name for p in earlier.iterdir()] == ["modules.json"]
+
+
+def test_diverged_weights_are_not_exported(compose_run, earlier):
+    """An endless learning rate makes NaN; what was there before stays."""
+    with pytest.raises(InputError, match="not finite"):
+        train(compose_run(*STS, "optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"))
+    assert [p.name for p in earlier.iterdir()] == ["modules.json"]
+
+
+# ---- the program
+
+
+def program(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_program_says_what_is_wrong_in_one_line(tmp_path, cache):
+    done = program("task=[sample_sts]", "+trainer.max_step=3", f"paths.cache_dir={cache}", cwd=tmp_path)
+    assert done.returncode == 1
+    expected = "error: conf key trainer.max_step is unknown to lightning.pytorch.Trainer: did you mean max_steps?"
+    assert done.stderr.strip() == expected
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_multirun_has_a_folder_a_job_and_one_summary(tmp_path, cache):
+    """One of its jobs fails, and the others go on."""
+    tiny = ["task=[sample_sts]", "encoder.dim=8", "encoder.tokenizer.vocab_size=1200", "debug=fast", f"paths.cache_dir={cache}"]
+    done = program("-m", *tiny, "seed=1,2", "trainer.gradient_clip_val=1.0,none", cwd=tmp_path)
+    assert done.returncode == 1
+    (folder,) = (tmp_path / "multirun" / "train").iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "3", "multirun.yaml", "summary.csv"]
+    assert [(folder / str(i) / "export" / "modules.json").is_file() for i in range(4)] == [True, False, True, False]
+    lines = (folder / "summary.csv").read_text().splitlines()
+    assert lines[0] == "job,overrides,val/mean"
+    scores = [json.loads((folder / i / "result.json").read_text())["after"]["val/mean"] for i in ("0", "2")]
+    assert [float(line.rpartition(",")[2]) for line in lines[1:3]] == sorted(scores, reverse=True)
+    assert "2 of the jobs failed" in done.stderr
+    assert scores[0] != scores[1]
+
+
+def test_a_config_folder_of_ones_own(tmp_path, cache):
+    """With --config-dir, an experiment and a data set need no file in the package."""
+    own = tmp_path / "own"
+    (own / "experiment").mkdir(parents=True)
+    (own / "task").mkdir()
+    shutil.copytree(SAMPLE / "pair" / "sample_zh", tmp_path / "pairs")
+    data = {"_target_": "acge_lightning.data.PairDataModule", "path": str(tmp_path / "pairs")}
+    (own / "task" / "mine.yaml").write_text(yaml.safe_dump({"mine": {"data": data | {"cache_dir": "${paths.cache_dir}"}}}))
+    experiment = "# @package _global_\ndefaults:\n  - override /task: [mine]\nname: ours\nencoder: {dim: 8}\n"
+    (own / "experiment" / "ours.yaml").write_text(experiment)
+    done = program("--config-dir", str(own), "+experiment=ours", "debug=fast", f"paths.cache_dir={cache}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "ours").iterdir()
+    assert "val/mine/ap" in json.loads((folder / "result.json").read_text())["after"]
+    assert "The model is in" in done.stdout
+
+
+def test_the_commands_are_listed(monkeypatch, capsys):
+    from acge_lightning import cli
+
+    monkeypatch.setattr(sys, "argv", ["acge", "trian"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "unknown command 'trian'" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["acge", "models"])
+    cli.main()
+    assert "acge_text_embedding" in capsys.readouterr().out
