@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -30,7 +32,8 @@ def static(
 
     Args:
         tokenizer: folder, `tokenizer.json`, or a tokenizer.
-        dim: size of a token's vector; its numbers start with standard deviation 1/√dim, so vectors have length about 1.
+        dim: size of a token's vector. Vectors begin in random directions; with a unigram vocabulary, which knows how rare its
+            tokens are, a token's length is in proportion to its surprisal (a random projection of TF-IDF), else about 1.
         dropout: share of tokens of a text that a training step leaves out.
         max_length: most tokens of a text.
         dense: size of a Dense head, or None.
@@ -39,8 +42,21 @@ def static(
     tokenizer = read_tokenizer(tokenizer)
     backbone = StaticBackbone(len(tokenizer), dim, dropout)
     nn.init.normal_(backbone.embedding.weight, std=dim**-0.5)
+    with torch.no_grad():
+        backbone.embedding.weight *= _surprisal(tokenizer)[:, None]
     tokenize = Tokenize(tokenizer, max_length, special_tokens=False)
     return Encoder(backbone, tokenize, "mean", dense=dense and Dense(dim, dense), prompts=prompts)
+
+
+def _surprisal(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Float[tokens]: -log p of each token over their mean, from a unigram vocabulary; ones from another kind."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
+    if model.get("type") != "Unigram":
+        return torch.ones(len(tokenizer))
+    scores = dict(model["vocab"])
+    values = torch.tensor([-scores.get(token, 0.0) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    known = values > 0
+    return torch.where(known, values / values[known].mean(), 1.0) if known.any() else torch.ones(len(tokenizer))
 
 
 def transformer(

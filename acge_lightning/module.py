@@ -84,14 +84,16 @@ class EmbeddingModule(LightningModule):
     ):
         super().__init__()
         for name in tasks:
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise InputError(f"task name {name!r} must consist of letters, digits, - and _")
+            if not name.replace("_", "").replace("-", "").isalnum() or hasattr(nn.ModuleDict, name) or name == "training":
+                raise InputError(f"task name {name!r} is taken or not made of letters, digits, - and _: choose another")
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
         self.tasks = dict(tasks)
         self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
         metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
+        if not self.metrics:
+            raise InputError("no task can be scored: add one that has labels, with weight 0 if it is only to watch")
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
         self._use_matryoshka(matryoshka)

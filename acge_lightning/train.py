@@ -44,6 +44,8 @@ def train(cfg: DictConfig) -> float:
         trusted=cfg.trusted,
     )
     mixture.setup()
+    if not mixture.evaluated("dev"):
+        raise InputError("no task has a dev split to score: name one with `splits`, or set data.holdout above 0")
     encoder = make_encoder(cfg, mixture.train_texts())
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
     trainer = make_trainer(cfg)

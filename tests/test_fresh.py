@@ -1,13 +1,14 @@
 """Encoders with random weights: sizes, initialisation, limits, and the config files that name them."""
 
+import json
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
+from acge_lightning.config import instantiate
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import position_limit, read_tokenizer, static, transformer
 from acge_lightning.vocabulary import train_vocabulary
@@ -122,13 +123,27 @@ def test_errors_of_a_tokenizer(tmp_path):
 def test_config_files_build_what_they_say(name):
     config = OmegaConf.load(CONF / f"{name}.yaml")
     assert (CONF / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
-    vocabulary = config.pop("vocabulary")
-    config.tokenizer = None
-    learn = hydra.utils.instantiate(vocabulary, _partial_=True)
+    tokenizer = instantiate(config.tokenizer, texts=TEXTS)
     with torch.device("meta" if name in ("bert_base", "acge_large") else "cpu"):
-        encoder = hydra.utils.instantiate(config, tokenizer=learn(TEXTS))
+        encoder = instantiate(config, tokenizer=tokenizer)
     assert encoder.dim == {"static": 512, "bert_mini": 256, "bert_base": 768, "acge_large": 1792}[name]
     layers = {"bert_mini": 4, "bert_base": 12, "acge_large": 24}
     if name in layers:
         assert encoder.backbone.config.num_hidden_layers == layers[name]
         assert position_limit(encoder.backbone) == encoder.tokenize.max_length
+
+
+def test_a_static_encoder_starts_as_a_projection_of_tfidf():
+    """Token vectors are as long as their surprisal in a unigram vocabulary, and about 1 in another."""
+    texts = ["天气真好", "天气不好", "天气预报", "怎么退货", "退货流程"] * 20
+    tokenizer = train_vocabulary(texts, "unigram", 60)
+    scores = {piece: -score for piece, score in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"][2:]}
+    mean = sum(scores.values()) / len(scores)
+    torch.manual_seed(0)
+    weight = static(tokenizer, dim=4096).backbone.embedding.weight.detach()
+    for piece, score in scores.items():
+        length = weight[tokenizer.convert_tokens_to_ids(piece)].norm().item()
+        assert length == pytest.approx(score / mean, rel=0.05)
+    assert scores["天气"] < max(scores.values())
+    plain = static(train_vocabulary(texts, "bpe", 60), dim=4096).backbone.embedding.weight
+    assert (plain.norm(dim=1) - 1).abs().max() < 0.05

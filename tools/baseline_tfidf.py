@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from rich.progress import track
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from acge_lightning.config import config_dir
@@ -30,10 +31,16 @@ def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> di
     own = found.texts.to_pylist()
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), dtype=np.float32).fit(texts + own)
     matrix = vectors.transform(own)
-    used = matrix.getnnz(axis=0) > 0  # terms that no text of the split has change nothing
-    dense = torch.from_numpy(matrix[:, used].toarray())
-    metric.update(dense, torch.arange(len(own)), found.labels)
+    used = matrix[:, matrix.getnnz(axis=0) > 0]  # terms that no text of the split has change nothing
+    dense = used.toarray() if found.labels.shape[1] == 3 else rotated(used)
+    metric.update(torch.from_numpy(dense), torch.arange(len(own)), found.labels)
     return metric.compute()
+
+
+def rotated(matrix: csr_matrix) -> np.ndarray:
+    """Rows with the same dot products in no more dims than there are rows: the same to a linear probe and to k-means."""
+    values, vectors = np.linalg.eigh((matrix @ matrix.T).toarray().astype(np.float64))
+    return (vectors * np.sqrt(values.clip(min=0))).astype(np.float32)
 
 
 def main(overrides: list[str]) -> None:
