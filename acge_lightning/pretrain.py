@@ -69,6 +69,8 @@ class MaskedLanguageModule(LightningModule):
             raise InputError(f"task {wrong[0]!r} is not of the unlabelled family: pre-training reads plain text only")
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
+        if encoder.dense is not None:
+            encoder.dense.requires_grad_(False)  # no guess reaches it
         self.tasks = dict(tasks)
         self.masking, self.optim, self.batch_tokens = masking, optim or Optim(), batch_tokens
         rows, width = encoder.backbone.get_input_embeddings().weight.shape  # may exceed the tokens, differ from hidden_size
@@ -130,18 +132,29 @@ class MaskedLanguageModule(LightningModule):
         """Start counting anew."""
         self._totals = torch.zeros(3, dtype=torch.double)
 
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Guess tokens; the same ones are hidden every time."""
         generator = torch.Generator().manual_seed(batch_idx)
         self._totals += torch.stack(self.guess(batch.columns[0], generator)).double().cpu()
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
         """Log the loss and the share of right guesses."""
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same for the test splits."""
+        self._score("test")
+
+    def _score(self, prefix: str) -> None:
         loss, right, count = self._totals.tolist()
         if not count:
             raise InputError(_NO_DEV)
-        self.log("val/loss", loss / count, sync_dist=True)
-        self.log("val/mean", right / count, prog_bar=True, sync_dist=True)
+        self.log(f"{prefix}/loss", loss / count, sync_dist=True)
+        self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule over the whole run."""
