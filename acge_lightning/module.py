@@ -32,7 +32,8 @@ class Task:
         loss: on its embeddings; the family's own by default.
         metric: of its evaluation splits; the family's own by default.
         weight: how often it trains; 0 only evaluates it.
-        loss_weight: what its loss is multiplied by.
+        loss_weight: what its loss is multiplied by. Gradient clipping, while it bites at every step, undoes that: set
+            `trainer.gradient_clip_val=null`, or mix by `weight`.
 
     YAML::
 
