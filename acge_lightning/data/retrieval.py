@@ -51,7 +51,7 @@ class Judged:
     def __len__(self) -> int:
         return len(self.queries)
 
-    @property
+    @cached_property
     def positives(self) -> np.ndarray:
         """Int64[n]: how many positives each query has."""
         return np.add.reduceat((self.grades > 0).astype(np.int64), self.offsets[:-1])
