@@ -93,8 +93,6 @@ class EmbeddingModule(LightningModule):
         self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
         metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
-        if not self.metrics:
-            raise InputError("no task can be scored: add one that has labels, with weight 0 if it is only to watch")
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
         self._use_matryoshka(matryoshka)
@@ -161,7 +159,7 @@ class EmbeddingModule(LightningModule):
                 metric.reset()
         means = {family: sum(found) / len(found) for family, found in families.items()}
         if not means:
-            raise InputError(f"no task has a {role} split to score: add one with `splits`, or set data.holdout above 0")
+            raise InputError(f"no task has a {role} split that can be scored: add one that has labels, with weight 0 to watch only")
         values |= {f"{prefix}/{family}": value for family, value in means.items()}
         values[f"{prefix}/mean"] = sum(means.values()) / len(means)
         self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})

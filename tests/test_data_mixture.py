@@ -540,5 +540,5 @@ def test_wrong_task_weights_are_refused(make, options):
 
 @pytest.mark.parametrize("name", ["a/b", "a.b", "", "a b"])
 def test_task_names_fit_into_keys(make, encoder, name):
-    with pytest.raises(InputError, match="must consist of letters, digits, - and _"):
+    with pytest.raises(InputError, match="not made of letters, digits, - and _"):
         EmbeddingModule(encoder, {name: Task(make("sts"))})
