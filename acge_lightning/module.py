@@ -159,7 +159,7 @@ class EmbeddingModule(LightningModule):
                 metric.reset()
         means = {family: sum(found) / len(found) for family, found in families.items()}
         if not means:
-            raise InputError(f"no task has a {role} split that can be scored: add one that has labels, with weight 0 to watch only")
+            raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
         values |= {f"{prefix}/{family}": value for family, value in means.items()}
         values[f"{prefix}/mean"] = sum(means.values()) / len(means)
         self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})
