@@ -482,7 +482,7 @@ def test_validation_starts_from_empty_metrics(make, encoder):
 def test_no_split_to_score(make, encoder):
     data = make("sts")
     model = EmbeddingModule(encoder, {"sts": Task(data)})
-    with pytest.raises(InputError, match="no task has a test split to score: add one with `splits`"):
+    with pytest.raises(InputError, match="no task has a test split to score: add one that has labels"):
         model.on_test_epoch_end()
 
 
