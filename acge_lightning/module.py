@@ -17,6 +17,7 @@ from acge_lightning.data.base import TaskDataModule
 from acge_lightning.encoder import BATCH_TOKENS, Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
+from acge_lightning.gather import gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.optim import Optim
 
@@ -114,7 +115,7 @@ class EmbeddingModule(LightningModule):
 
     def training_step(self, batch: TextBatch) -> Tensor:
         """The loss of a batch."""
-        loss = self.losses[batch.task](self.embed(batch), batch.labels, batch.ids)
+        loss = self.losses[batch.task](*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight

@@ -1,0 +1,122 @@
+"""Several processes have the gradient that one process has of the same global batch."""
+
+import os
+import socket
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from acge_lightning.batch import TextBatch
+from acge_lightning.data import (
+    ClassificationDataModule,
+    MixtureDataModule,
+    PairDataModule,
+    RerankingDataModule,
+    RetrievalDataModule,
+    STSDataModule,
+    UnlabelledDataModule,
+)
+from acge_lightning.data.mixture import Collate, StepDataset
+from acge_lightning.fresh import static
+from acge_lightning.gather import gather_batch
+from acge_lightning.module import EmbeddingModule, Task
+from acge_lightning.vocabulary import train_vocabulary
+
+SETTINGS = [(matryoshka, tokens) for matryoshka in (None, {"dims": [16, 8, 4]}) for tokens in (100_000, 40)]
+FAMILIES = {
+    "sts": (STSDataModule, 24),
+    "pair": (PairDataModule, 24),
+    "classification": (ClassificationDataModule, 24),
+    "retrieval": (RetrievalDataModule, 24),
+    "reranking": (RerankingDataModule, 8),
+    "unlabelled": (UnlabelledDataModule, 24),
+}
+
+
+def made(cache):
+    """Data, sampler and a small encoder: the same in every process."""
+    data = {name: kind(f"sample:{name}/sample_zh", batch_size=size, cache_dir=cache) for name, (kind, size) in FAMILIES.items()}
+    mixture = MixtureDataModule(data)
+    mixture.setup()
+    torch.manual_seed(0)
+    encoder = static(train_vocabulary(list(data["sts"].train_texts()), "bpe", 1500), dim=16).double().eval()
+    return data, mixture.sampler, encoder
+
+
+def gradients(data, sampler, encoder, rank, world, average):
+    """Setting, task -> gradient of its first batch; `average` makes one of the ranks' gradients, as DDP does."""
+    steps = {}
+    for step in range(len(sampler)):
+        steps.setdefault(sampler[step].task, step)
+    collates = {name: Collate(name, d, encoder) for name, d in data.items()}
+    found = {}
+    for matryoshka, tokens in SETTINGS:
+        module = EmbeddingModule(encoder, {n: Task(d) for n, d in data.items()}, matryoshka, batch_tokens=tokens)
+        module.recompute = tokens == 40
+        for name, step in steps.items():
+            batch = StepDataset(sampler, collates, rank, world)[step]
+            encoder.zero_grad()
+            vectors, labels, ids = gather_batch(module.embed(batch), batch.labels, batch.ids)
+            assert sum(map(len, vectors)) == sum(map(len, ids))
+            module.losses[name](vectors, labels, ids).backward()
+            gradient = encoder.backbone.embedding.weight.grad.clone()
+            average(gradient)
+            found[bool(matryoshka), tokens, name] = gradient
+    return found
+
+
+def process(rank, world, port, cache, out):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+
+    def average(gradient):
+        dist.all_reduce(gradient)
+        gradient /= world
+
+    found = gradients(*made(cache), rank, world, average)
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.heavy)])
+def test_the_gradient_is_that_of_one_process(world, tmp_path, cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data, sampler, encoder = made(cache)
+    expected = gradients(data, sampler, encoder, 0, 1, lambda gradient: None)
+    mp.spawn(process, (world, port, str(cache), str(tmp_path / "found.pt")), nprocs=world)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found.keys() == expected.keys()
+    assert len(found) == len(SETTINGS) * len(FAMILIES)
+    for key, gradient in expected.items():
+        assert gradient.norm() > 0, key
+        assert (found[key] - gradient).norm() / gradient.norm() < 1e-10, key
+
+
+def test_in_one_process_nothing_changes():
+    vectors, ids = (torch.randn(3, 2), torch.randn(3, 2)), (torch.arange(3), torch.arange(3))
+    found = gather_batch(vectors, None, ids)
+    assert found[0][1] is vectors[1]
+    assert found[1] is None
+
+
+def test_ranks_share_the_global_batch_of_one_process(cache):
+    """Worlds of 1, 2 and 4: disjoint rows, the same global batch."""
+    data, sampler, encoder = made(cache)
+    collates = {name: Collate(name, d, encoder) for name, d in data.items()}
+    for step in range(12):
+        whole = StepDataset(sampler, collates, 0, 1)[step]
+        for world in (2, 4):
+            parts: list[TextBatch] = [StepDataset(sampler, collates, rank, world)[step] for rank in range(world)]
+            assert {part.task for part in parts} == {whole.task}
+            rows = [set(part.ids[0].tolist()) for part in parts]
+            assert all(not a & b for a, b in pairwise(rows))
+            together = np.sort(np.concatenate([part.ids[0].numpy() for part in parts]))
+            assert np.array_equal(together, np.sort(whole.ids[0].numpy()))
