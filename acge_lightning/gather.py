@@ -1,4 +1,4 @@
-"""Batches across devices: the embeddings of all ranks, with gradient, so that every rank computes the loss of the whole batch."""
+"""Batches across devices: the embeddings of all ranks, with gradient, so that each rank has the loss of the whole batch."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_columns_are_renamed(tmp_path, make):
 
 def test_bad_rows_are_skipped_if_asked(tmp_path, make):
     write(tmp_path / "train.jsonl", [*SCORED, {"text1": "", "text2": "b", "score": 1}])
-    assert len(make("sts", on_bad_row="skip", holdout=0.0)) == 30
+    assert len(make("sts", on_bad_row="skip", max_bad_fraction=0.5, holdout=0.0)) == 30
     data = make("sts")
     for _ in range(2):  # a second call does not pass over the failure
         with pytest.raises(InputError, match="line 31: field 'text1' is empty"):
@@ -274,7 +274,7 @@ def test_wrong_options_are_refused_at_once(make, family, options, message):
         ({"columns": {"text1": "sentence1"}}, r"train\.jsonl, line 1: field 'text1' is missing: columns says text1: sentence1"),
         ({"splits": {"dev": "valid.jsonl"}}, r"splits\.dev=valid\.jsonl: there is no file .*valid\.jsonl"),
         ({"splits": {"train": "learn"}}, r"has no file of a split \(learn, dev, test\): name its files with `splits`"),
-        ({"on_bad_row": "drop"}, "on_bad_row='drop' is unknown: choose raise or skip"),
+        ({"on_bad_row": "drop"}, "on_bad_row='drop' is unknown: choose from raise, skip, quarantine"),
         ({"path": "/no/such/path"}, r"/no/such/path: there is no such file or folder: check the path"),
     ],
 )

@@ -35,9 +35,9 @@ def written(path, rows):
     return path
 
 
-def opened(path, record=TextRecord, columns=None, on_bad_row="raise", cache=None):
+def opened(path, record=TextRecord, columns=None, on_bad_row="raise", cache=None, most=1.0):
     paths = path if isinstance(path, list) else [path]
-    return open_store(paths, record, columns or {}, on_bad_row, cache or paths[0].parent / "cache")
+    return open_store(paths, record, columns or {}, on_bad_row, cache or paths[0].parent / "cache", most)
 
 
 def texts(store):
@@ -210,7 +210,7 @@ def test_a_file_of_neutral_rows_only(tmp_path):
 
 @pytest.mark.parametrize("on_bad_row", ["ignore", None, True])
 def test_an_unknown_choice_for_bad_rows(tmp_path, on_bad_row):
-    with pytest.raises(InputError, match=r"on_bad_row=.* is unknown: choose raise or skip"):
+    with pytest.raises(InputError, match=r"on_bad_row=.* is unknown: choose from raise, skip, quarantine"):
         opened(written(tmp_path / "a.jsonl", [{"text": "a"}]), on_bad_row=on_bad_row)
 
 
@@ -373,3 +373,69 @@ def test_two_processes_may_write_at_once(tmp_path):
     assert [process.exitcode for process in both] == [0, 0]
     assert found == [[str(i) for i in range(500)]] * 2
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]
+
+
+# ---- twenty kinds of bad row, three policies
+
+GOOD = {"query": "一", "positive": ["二"], "negative": ["三"]}
+BAD = {
+    "malformed JSON": b'{"query": "a", ',
+    "a list": b'["a", "b"]',
+    "a number": b"7",
+    "null": b"null",
+    "a bare text": b'"query"',
+    "invalid UTF-8": b'{"query": "\xff", "positive": "b"}',
+    "a lone surrogate": b'{"query": "\\ud800", "positive": "b"}',
+    "a byte-order mark": b'\xef\xbb\xbf{"query": "a", "positive": "b"}',
+    "a NUL byte between": b'{"query": \x00 "a"}',
+    "nothing but a comma": b",",
+    "an endless number": b'{"query": ' + b"9" * 5000 + b"}",
+    "nesting without end": b"[" * 20_000,
+    "null as a text": b'{"query": null, "positive": "b"}',
+    "a number as a text": b'{"query": 3, "positive": "b"}',
+    "an empty text": b'{"query": "", "positive": "b"}',
+    "nothing but white space": '{"query": "\u3000 \\t", "positive": "b"}'.encode(),
+    "a missing column": b'{"question": "a", "positive": "b"}',
+    "no positive": b'{"query": "a", "positive": []}',
+    "an empty positive": b'{"query": "a", "positive": ["b", ""]}',
+    "a positive of another kind": b'{"query": "a", "positive": {"text": "b"}}',
+    "a negative of another kind": b'{"query": "a", "positive": "b", "negative": [1]}',
+    "two objects on a line": b'{"query": "a", "positive": "b"} {"query": "a", "positive": "b"}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("policy", ["raise", "skip", "quarantine"])
+def test_kinds_of_bad_rows(kind, policy, tmp_path, caplog):
+    good = json.dumps(GOOD, ensure_ascii=False).encode()
+    path = tmp_path / "rows.jsonl"
+    content = b"\n".join([good, good, BAD[kind], good, BAD[kind], good]) + b"\n"
+    path.write_bytes(content)
+    if policy == "raise":
+        with pytest.raises(InputError, match=r"rows\.jsonl, line 3: "):
+            opened(path, TripletRecord)
+        assert list((tmp_path / "cache").iterdir()) == []
+    else:
+        store = opened(path, TripletRecord, on_bad_row=policy)
+        assert (len(store), store.skipped) == (4, 2)
+        assert "rows.jsonl, line 3: " in caplog.text
+        assert "2 bad rows skipped, 4 kept" in caplog.text
+        aside = list((tmp_path / "cache").glob("*.bad.jsonl"))
+        assert len(aside) == (policy == "quarantine")
+        if aside:
+            notes = [json.loads(line) for line in aside[0].read_text(encoding="utf-8").splitlines()]
+            assert [(note["file"], note["line"]) for note in notes] == [(str(path), 3), (str(path), 5)]
+            assert all(note["reason"] for note in notes)
+            assert str(aside[0]) in caplog.text
+        with pytest.raises(
+            InputError, match=r"2 rows are bad, 33\.3% of all; max_bad_fraction allows 10\.0%.*rows\.jsonl, line 3"
+        ):
+            opened(path, TripletRecord, on_bad_row=policy, most=0.1)
+    assert path.read_bytes() == content
+
+
+def test_what_was_set_aside_is_the_row_itself(tmp_path):
+    row = {"text": "", "note": "两"}
+    opened(written(tmp_path / "a.jsonl", [{"text": "a"}, row]), on_bad_row="quarantine")
+    (aside,) = (tmp_path / "cache").glob("*.bad.jsonl")
+    assert json.loads(aside.read_text(encoding="utf-8"))["row"] == row

@@ -158,7 +158,12 @@ def test_bad_rows_can_be_skipped(compose_run, tmp_path, caplog):
     rows = as_lines(ROWS) + b"{nonsense\n" + as_lines([ROWS[0] | {"score": "close"}]) + as_lines(ROWS)
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
         file.write(rows)
-    own = [f"+paths.data={tmp_path / 'rows.jsonl.gz'}", "+task.scored_pairs.data.on_bad_row=skip", "optim=adamw_static"]
+    own = [
+        f"+paths.data={tmp_path / 'rows.jsonl.gz'}",
+        "+task.scored_pairs.data.on_bad_row=skip",
+        "+task.scored_pairs.data.max_bad_fraction=0.1",
+        "optim=adamw_static",
+    ]
     train(compose_run("task=[scored_pairs]", *own, "task.scored_pairs.data.batch_size=8"))
     assert "2 bad rows skipped, 80 kept" in caplog.text
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from acge_lightning.data.readers import SUFFIXES, locate, split_files
 from acge_lightning.data.records import Record
-from acge_lightning.data.store import OnBadRow, Store, open_store
+from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import EmbeddingMetric
 
@@ -92,7 +92,8 @@ class TaskDataModule(LightningDataModule):
         batch_size: rows a training step, over all devices.
         splits: where the splits are called otherwise, for example `{dev: validation, test: null}`; a value may be a file.
         columns: field -> column name, where the files differ, for example `{text1: sentence1}`.
-        on_bad_row: `raise` or `skip` (counted and reported).
+        on_bad_row: `raise`, `skip` (counted and reported) or `quarantine` (also written to a file).
+        max_bad_fraction: most bad rows, as a share of all, that are left out.
         max_train: most training rows, evenly drawn.
         max_dev: most evaluation rows of a split, evenly drawn.
         holdout: share of the training rows that becomes `dev` where there is none; equal texts stay together.
@@ -113,6 +114,7 @@ class TaskDataModule(LightningDataModule):
         splits: Mapping[Role, str | None] | None = None,
         columns: Mapping[str, str] | None = None,
         on_bad_row: OnBadRow = "raise",
+        max_bad_fraction: float = MAX_BAD,
         max_train: int | None = None,
         max_dev: int | None = None,
         holdout: float = 0.1,
@@ -122,6 +124,8 @@ class TaskDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 2:
             raise InputError(f"batch_size={batch_size} leaves nothing to contrast: give at least 2")
+        if not 0 <= max_bad_fraction <= 1:
+            raise InputError(f"max_bad_fraction={max_bad_fraction} is no share of the rows: give 0 to 1")
         if not 0 <= holdout < 1:
             raise InputError(f"holdout={holdout} is no share of the rows: give 0 to 0.9")
         for name, limit in (("max_train", max_train), ("max_dev", max_dev)):
@@ -138,6 +142,7 @@ class TaskDataModule(LightningDataModule):
         self.splits = {"train": "train", "dev": "dev", "test": "test"} | dict(splits or {})
         self.columns = dict(columns or {})
         self.on_bad_row: OnBadRow = on_bad_row
+        self.max_bad_fraction = max_bad_fraction
         self.limits = {"train": max_train, "dev": max_dev, "test": max_dev}
         self.holdout = holdout
         self.prompts = dict(prompts or {})
@@ -174,7 +179,7 @@ class TaskDataModule(LightningDataModule):
         return split_files(source, str(name))
 
     def _store(self, files: Sequence[Path], record: type[Record]) -> Store:
-        return open_store(files, record, self.columns, self.on_bad_row, self.cache_dir)
+        return open_store(files, record, self.columns, self.on_bad_row, self.cache_dir, self.max_bad_fraction)
 
     def _open(self, source: Path, role: str) -> Any:
         files = self._files(source, role)

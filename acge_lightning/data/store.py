@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from acge_lightning.data.records import Record, RowError, text_id
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 65_536, 16_000_000
 _TYPES = {
     "str": pa.large_string(),
@@ -29,7 +29,8 @@ _TYPES = {
     "int": pa.int64(),
     "tuple[str, ...]": pa.large_list(pa.large_string()),
 }
-OnBadRow = Literal["raise", "skip"]
+OnBadRow = Literal["raise", "skip", "quarantine"]
+MAX_BAD = 0.01
 
 
 class Store:
@@ -46,6 +47,7 @@ class Store:
             self._blocks = [reader.get_batch(i) for i in range(last)]
             meta = reader.get_batch_with_custom_metadata(last).custom_metadata
         self.skipped, self.neutral = int(meta[b"skipped"]), int(meta[b"neutral"])
+        self.first_bad = meta[b"first"].decode()
         self._ends = np.cumsum([len(block) for block in self._blocks])
 
     def __len__(self) -> int:
@@ -82,6 +84,7 @@ def open_store(
     columns: Mapping[str, str],
     on_bad_row: OnBadRow,
     cache_dir: str | Path,
+    max_bad_fraction: float = MAX_BAD,
 ) -> Store:
     """The checked rows of the files; kept in `cache_dir` until a file or a setting changes.
 
@@ -89,49 +92,97 @@ def open_store(
         files: what `readers.rows` reads.
         record: what every row must hold.
         columns: field -> name of its column in the files, where they differ.
-        on_bad_row: `raise` stops at the first bad row; `skip` leaves bad rows out, counts them and warns.
+        on_bad_row: `raise` stops at the first bad row; `skip` leaves bad rows out, counts them and warns; `quarantine` also
+            writes them, with file, line and reason, to a file beside the Arrow file, which the warning names.
         cache_dir: folder of the Arrow files.
+        max_bad_fraction: most bad rows, as a share of all, that are left out; more are an error.
 
     Raises:
-        InputError: a bad row (file, line, field, remedy), no rows at all, or an unreadable file.
+        InputError: a bad row (file, line, field, remedy), too many of them, no rows at all, or an unreadable file.
     """
     unknown = set(columns) - set(record.fields)
     if unknown:
         raise InputError(f"columns.{min(unknown)} is no field of these rows: choose from {list(record.fields)}")
-    if on_bad_row not in ("raise", "skip"):
-        raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose raise or skip")
+    if on_bad_row not in get_args(OnBadRow):
+        raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose from {', '.join(get_args(OnBadRow))}")
     state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = json.dumps([_VERSION, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
     target = Path(cache_dir).expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
     if not target.is_file():
         _write(target, files, record, columns, on_bad_row)
     store = Store(target)
+    share = store.skipped / (store.skipped + store.neutral + len(store))
+    if share > max_bad_fraction:
+        raise InputError(
+            f"{files[0]}: {store.skipped} rows are bad, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: "
+            f"mend them, or raise it; the first of them: {store.first_bad}"
+        )
     if store.skipped:
-        _LOG.warning("%s: %d bad rows skipped, %d kept", files[0], store.skipped, len(store))
+        aside = f"; they are in {_aside(target)}" if on_bad_row == "quarantine" else ""
+        _LOG.warning("%s: %d bad rows skipped, %d kept%s", files[0], store.skipped, len(store), aside)
     return store
 
 
+def _aside(target: Path) -> Path:
+    return target.with_suffix(".bad.jsonl")
+
+
+@dataclass
+class _Left:
+    """What is left out of a store: counts, the first bad row, and where bad rows are written if anywhere."""
+
+    aside: Path | None
+    skipped: int = 0
+    neutral: int = 0
+    first: str = ""
+
+    def bad(self, file: Path, line: int, row: Any, error: RowError) -> None:
+        """Take note of a bad row."""
+        if not self.skipped:
+            self.first = f"{file}, line {line}: {error}"
+            _LOG.warning("%s (skipped, as are further bad rows)", self.first)
+        self.skipped += 1
+        if self.aside is not None:
+            kept = None if isinstance(row, RowError) else row
+            note = {"file": str(file), "line": line, "reason": str(error), "row": kept}
+            with self.aside.open("a", encoding="utf-8", errors="backslashreplace") as handle:
+                handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
+
+    def reason(self, file: Path) -> str:
+        """Why a store would be empty."""
+        if self.skipped:
+            return f"{file}: all {self.skipped} rows are bad, the first of them: {self.first}"
+        if self.neutral:
+            return f"{file}: all {self.neutral} rows are neutral: give rows of both kinds"
+        return f"{file}: the file has no rows: give at least one"
+
+
 def _write(target: Path, files: Sequence[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow) -> None:
-    counts: Counter[str] = Counter()
-    names = {f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())}
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}.tmp")
-    blocks = _blocks(_records(files, record, columns, on_bad_row, counts), pa.schema(names))
-    first = next(blocks, None)
-    if first is None:
-        raise InputError(_nothing(files, counts))
+    left = _Left(draft.with_suffix(".bad") if on_bad_row == "quarantine" else None)
+    names = {f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())}
+    blocks = _blocks(_records(files, record, columns, on_bad_row, left), pa.schema(names))
     try:
+        first = next(blocks, None)
+        if first is None:
+            raise InputError(left.reason(files[0]))
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for block in chain([first], blocks):
                 writer.write_batch(block)
-            writer.write_batch(first[:0], {word: str(counts[word]) for word in ("skipped", "neutral")})  # known only now
+            known = {"skipped": str(left.skipped), "neutral": str(left.neutral), "first": left.first}
+            writer.write_batch(first[:0], known)  # known only now
+        if left.aside is not None and left.skipped:
+            os.replace(left.aside, _aside(target))
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+        if left.aside is not None:
+            left.aside.unlink(missing_ok=True)
 
 
 def _records(
-    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, counts: Counter[str]
+    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: _Left
 ) -> Iterator[Record]:
     for file in files:
         for line, row in rows(file):
@@ -140,16 +191,12 @@ def _records(
                     raise row
                 made = record.parse(_renamed(row, columns))
             except RowError as error:
-                message = f"{file}, line {line}: {error}"
                 if on_bad_row == "raise":
-                    raise InputError(message) from None
-                if not counts["skipped"]:
-                    _LOG.warning("%s (skipped, as are further bad rows)", message)
-                    counts[message] = 0
-                counts["skipped"] += 1
+                    raise InputError(f"{file}, line {line}: {error}") from None
+                left.bad(file, line, row, error)
                 continue
             if made is None:
-                counts["neutral"] += 1
+                left.neutral += 1
             else:
                 yield made
 
@@ -178,12 +225,3 @@ def _blocks(records: Iterator[Record], schema: pa.Schema) -> Iterator[pa.RecordB
             block, characters = {name: [] for name in schema.names}, 0
     if block["ids"]:
         yield pa.RecordBatch.from_pydict(block, schema)
-
-
-def _nothing(files: Sequence[Path], counts: Counter[str]) -> str:
-    if counts["skipped"]:
-        first = next(message for message in counts if message not in ("skipped", "neutral"))
-        return f"{files[0]}: all {counts['skipped']} rows are bad, the first of them: {first}"
-    if counts["neutral"]:
-        return f"{files[0]}: all {counts['neutral']} rows are neutral: give rows of both kinds"
-    return f"{files[0]}: the file has no rows: give at least one"
