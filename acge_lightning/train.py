@@ -55,9 +55,10 @@ def train(cfg: DictConfig) -> float:
     take_best(trainer, module)
     after = evaluate(trainer, module, mixture, config["test"])
 
-    output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
-    write_result(folder, before, after, output)
-    show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
+    if trainer.is_global_zero:
+        output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
+        write_result(folder, before, after, output)
+        show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
     finish(trainer)
     return after["val/mean"]
 

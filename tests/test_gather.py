@@ -120,3 +120,31 @@ def test_ranks_share_the_global_batch_of_one_process(cache):
             assert all(not a & b for a, b in pairwise(rows))
             together = np.sort(np.concatenate([part.ids[0].numpy() for part in parts]))
             assert np.array_equal(together, np.sort(whole.ids[0].numpy()))
+
+
+@pytest.mark.heavy
+def test_two_processes_train_the_same_encoder(tmp_path, cache):
+    """A whole run of the program on two gloo processes, against one of a single process."""
+    import json
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    from acge_lightning import load
+
+    program = str(Path(__file__).parents[1] / "train.py")
+    fixed = ["task=[sample_sts,sample_retrieval]", "optim=adamw_static", "optim.optimizer.lr=1.0e-3", "encoder.dim=32"]
+    fixed += ["trainer.accelerator=cpu", f"paths.cache_dir={cache}", "callbacks.progress=null"]
+    results = []
+    for name, extra in (("one", []), ("two", ["trainer.devices=2", "+trainer.strategy=ddp"])):
+        command = [sys.executable, program, *fixed, f"name={name}", *extra]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("The model is in") == 1
+        (folder,) = (tmp_path / "outputs" / name).iterdir()
+        scores = json.loads((folder / "result.json").read_text())
+        results.append((scores, load(folder / "export").encode(["怎么退货？", "今天天气很好"])))
+    (one, vectors), (two, others) = results
+    for when in ("before", "after"):
+        assert two[when] == pytest.approx(one[when], abs=2e-3)
+    assert (vectors - others).abs().max() < 1e-3
