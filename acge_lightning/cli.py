@@ -23,6 +23,7 @@ from acge_lightning.errors import InputError
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
     ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # its batches follow from the step
     ".*Trying to infer the `batch_size`.*",
 )
 

@@ -8,11 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig
 
+from acge_lightning.callbacks.guard import memory_advice
+from acge_lightning.checkpoint import SafeCheckpointIO, newest
 from acge_lightning.config import instantiate, instantiate_all, plain
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.encoder import Encoder
@@ -50,10 +51,13 @@ def train(cfg: DictConfig) -> float:
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
     trainer = make_trainer(cfg)
 
-    before = {} if config["resume"] else evaluate(trainer, module, mixture, config["test"])
-    trainer.fit(module, mixture, ckpt_path=config["resume"], weights_only=True)
-    take_best(trainer, module)
-    after = evaluate(trainer, module, mixture, config["test"])
+    resume = newest(folder / "checkpoints") if config["resume"] == "auto" else config["resume"]
+
+    with memory_advice(module):
+        before = {} if resume else evaluate(trainer, module, mixture, config["test"])
+        trainer.fit(module, mixture, ckpt_path=resume, weights_only=True)
+        take_best(trainer, module)
+        after = evaluate(trainer, module, mixture, config["test"])
 
     if trainer.is_global_zero:
         output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
@@ -69,7 +73,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     for key, kind in (("seed", int), ("test", bool)):
         if not isinstance(config[key], kind):
             raise InputError(f"{key}={config[key]!r} must be {'a whole number' if kind is int else 'true or false'}")
-    if config["resume"] is not None and not Path(config["resume"]).is_file():
+    if config["resume"] not in (None, "auto") and not Path(config["resume"]).is_file():
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
     return config
 
@@ -129,8 +133,7 @@ def take_best(trainer: Trainer, module: LightningModule) -> None:
     """Put back the weights of the best checkpoint, if one was kept."""
     kept = trainer.checkpoint_callback
     if isinstance(kept, ModelCheckpoint) and kept.best_model_path:
-        state = torch.load(kept.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+        module.load_state_dict(SafeCheckpointIO().load_checkpoint(kept.best_model_path)["state_dict"])
 
 
 def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Scores, after: Scores, steps: int) -> dict[str, Any]:

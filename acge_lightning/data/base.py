@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from acge_lightning.data.readers import SUFFIXES, locate, split_files
-from acge_lightning.data.records import Record
+from acge_lightning.data.records import Record, text_id
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import EmbeddingMetric
@@ -221,6 +222,23 @@ class TaskDataModule(LightningDataModule):
         for start in range(0, len(self), _BLOCK):
             for row in self.train.take(np.arange(start, min(start + _BLOCK, len(self)))):
                 yield from (row[name] for name in ("text", "text1", "text2") if name in row)
+
+    def file_rows(self, positions: np.ndarray) -> np.ndarray:
+        """The places of training rows among all rows that were read, from 0, file after file, without those left out."""
+        return self.train.numbers[positions]
+
+    def fingerprint(self) -> str:
+        """A digest of the training rows: the hashes of their texts in order, and their labels."""
+        digest = hashlib.sha256()
+        for values in self._identity():
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def _identity(self) -> Iterator[np.ndarray]:
+        yield from self.texts_of(np.zeros(len(self)))
+        for name in {"score", "label"} & {field.name for field in fields(self.record)}:
+            values = self.train.column(name)
+            yield np.array([text_id(word) for word in values]) if values.dtype == object else values
 
     # ---- for the sampler
 

@@ -34,6 +34,7 @@ class MixtureDataModule(LightningDataModule):
         temperature: see `TaskBatchSampler`.
         seed: of every order.
         num_workers: processes that read and tokenise ahead; 0 does it in the training process.
+        resume_changed_data: go on from a checkpoint although the training rows are no longer those that it has seen.
 
     YAML::
 
@@ -47,6 +48,7 @@ class MixtureDataModule(LightningDataModule):
         temperature: float = 1.0,
         seed: int = 0,
         num_workers: int = 0,
+        resume_changed_data: bool = False,
     ):
         super().__init__()
         unknown = set(weights or {}) - set(tasks)
@@ -57,7 +59,9 @@ class MixtureDataModule(LightningDataModule):
         self.temperature = temperature
         self.seed = seed
         self.num_workers = num_workers
+        self.resume_changed_data = resume_changed_data
         self.sampler: TaskBatchSampler | None = None
+        self._fingerprints: dict[str, str] = {}
         self._evaluations: dict[tuple[str, str], EvaluationSet | None] = {}
 
     @property
@@ -102,6 +106,35 @@ class MixtureDataModule(LightningDataModule):
         """All texts of the training rows, to learn a vocabulary from."""
         for data in self.training_tasks.values():
             yield from data.train_texts()
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: what tells whether the training rows are the same."""
+        if not self._fingerprints:
+            self._fingerprints = {name: data.fingerprint() for name, data in self.training_tasks.items()}
+        return {"fingerprints": self._fingerprints}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other rows.
+
+        Raises:
+            InputError: the rows of a task changed, or the tasks did.
+        """
+        if self.resume_changed_data:
+            return
+        known, now = state_dict["fingerprints"], self.state_dict()["fingerprints"]
+        for name in sorted(known.keys() | now.keys()):
+            if known.get(name) != now.get(name):
+                change = "is new" if name not in known else "is gone" if name not in now else "has other training rows"
+                remedy = "put the data back, or set resume_changed_data=true"
+                raise InputError(f"task {name} {change} since the checkpoint was written: {remedy}")
+
+    def rows_of(self, step: int, micro: int) -> np.ndarray:
+        """Numbers (see `file_rows`) of the rows that this device has in batch `micro`, from 0, of an optimizer step."""
+        batch = self.sampler[first_batch(len(self.sampler), self.trainer.accumulate_grad_batches, step) + micro]
+        mine = device_rows(len(batch.positions), self.trainer.global_rank, self.trainer.world_size)
+        return self.tasks[batch.task].file_rows(batch.positions[mine])
 
     # ---- loaders
 
@@ -181,8 +214,13 @@ class StepDataset(Dataset):
 
     def __getitem__(self, step: int) -> TextBatch:
         batch = self.sampler[step]
-        mine = slice(self.rank, len(batch.positions) // self.world * self.world, self.world)
+        mine = device_rows(len(batch.positions), self.rank, self.world)
         return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine])
+
+
+def device_rows(rows: int, rank: int, world: int) -> slice:
+    """Which of a batch's rows a device takes: all devices the same number."""
+    return slice(rank, rows // world * world, world)
 
 
 class StepSampler(Sampler[int]):
@@ -192,17 +230,21 @@ class StepSampler(Sampler[int]):
         self.sampler, self.trainer = sampler, trainer
 
     def __iter__(self) -> Iterator[int]:
-        start = self._start()
+        start = first_batch(len(self), self.trainer.accumulate_grad_batches, self.trainer.global_step)
         return iter(range(start, start - start % len(self) + len(self)))
-
-    def _start(self) -> int:
-        """Batches drawn so far: the last batch of a round steps the optimizer even when the accumulation is not full."""
-        steps_a_round = -(-len(self) // self.trainer.accumulate_grad_batches)
-        turn, place = divmod(self.trainer.global_step, steps_a_round)
-        return turn * len(self) + place * self.trainer.accumulate_grad_batches
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+def first_batch(batches: int, accumulate: int, step: int) -> int:
+    """Batches drawn before an optimizer step, with so many a round; its last one steps even if too few are accumulated.
+
+    >>> [first_batch(3, 2, step) for step in range(4)]
+    [0, 2, 3, 5]
+    """
+    turn, place = divmod(step, -(-batches // accumulate))
+    return turn * batches + place * accumulate
 
 
 class LateLoader(DataLoader):

@@ -143,6 +143,14 @@ class RetrievalDataModule(TaskDataModule):
         """Int64[n] hashes of the queries."""
         return part.queries
 
+    def file_rows(self, positions: np.ndarray) -> np.ndarray:
+        """The places of queries among the training queries, from 0."""
+        return positions
+
+    def _identity(self) -> Iterator[np.ndarray]:
+        part: Judged = self.train
+        yield from (part.queries, part.offsets, part.ids, part.grades)
+
     def train_texts(self) -> Iterator[str]:
         """The queries and all documents."""
         part: Judged = self.train

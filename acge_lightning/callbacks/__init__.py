@@ -1,0 +1,1 @@
+"""Callbacks: each hooks one thing into the training loop."""
