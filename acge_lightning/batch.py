@@ -44,18 +44,31 @@ class Tokens:
         """The same tokens in page-locked memory."""
         return replace(self, ids=self.ids.pin_memory())
 
-    def chunks(self, batch_tokens: int) -> Iterator[Tensor]:
-        """Rows, longest first, in groups whose padded size (rows x width) stays within `batch_tokens`.
+    def chunks(self, batch_tokens: int, packed: bool = False) -> Iterator[Tensor]:
+        """Rows, longest first, in groups whose size stays within `batch_tokens`.
 
-        A single text longer than the budget forms a chunk of its own. Yields Int64[m] row indices (CPU).
+        The size is rows x width, as padded, or the sum of lengths if `packed`. A single text longer than the budget forms a
+        chunk of its own. Yields Int64[m] row indices (CPU).
         """
         order = self.lengths.argsort(descending=True, stable=True)
-        widths = self.lengths[order].clamp(min=1).tolist()
+        widths = self.lengths[order].clamp(min=1)
+        ends = widths.cumsum(0)
         start = 0
         while start < len(widths):
-            size = max(1, batch_tokens // widths[start])
-            yield order[start : start + size]
-            start += size
+            if packed:
+                budget = batch_tokens + (int(ends[start - 1]) if start else 0)
+                end = max(start + 1, int(torch.searchsorted(ends, budget, right=True)))
+            else:
+                end = start + max(1, batch_tokens // int(widths[start]))
+            yield order[start:end]
+            start = end
+
+    def select(self, rows: Tensor) -> Tokens:
+        """The chosen rows, in the order of `rows` (Int64[m], CPU)."""
+        lengths = self.lengths[rows]
+        shift = self.lengths.cumsum(0)[rows] - lengths.cumsum(0)  # where each begins here less where it begins there
+        index = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+        return Tokens(self.ids[index.to(self.ids.device)], lengths)
 
     def padded(self, rows: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
         """The chosen rows, right-padded to their own longest: `(input_ids, attention_mask)`, both Int64[m, width]."""

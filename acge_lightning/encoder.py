@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from acge_lightning.batch import Tokens
 from acge_lightning.errors import InputError
+from acge_lightning.packed import is_packed, packed_states, pool_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Pooling = Literal["mean", "cls", "last"]
-BATCH_TOKENS = 8192
 _BLOCK = 4096  # texts tokenised together in `encode`
 
 
@@ -179,19 +179,24 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens encoded together unless told otherwise: what a CPU's caches hold, or what keeps a GPU busy."""
+        return 2048 if self.device.type == "cpu" and not isinstance(self.backbone, StaticBackbone) else 16384
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def forward(self, tokens: Tokens, batch_tokens: int = BATCH_TOKENS, recompute: bool = False) -> Tensor:
+    def forward(self, tokens: Tokens, batch_tokens: int | None = None, recompute: bool = False) -> Tensor:
         """Embeddings of the texts, not normalised.
 
-        Texts are sorted by length and encoded in chunks of at most `batch_tokens` tokens, each padded to its own width;
-        the result is in the order of the input.
+        Texts are sorted by length and encoded in chunks of at most `batch_tokens` tokens, packed without padding where the
+        backbone knows how (`packed`), else each padded to its own width; the result is in the order of the input.
 
         Args:
             tokens: n texts.
-            batch_tokens: padded tokens a chunk.
+            batch_tokens: tokens a chunk; `self.batch_tokens` by default.
             recompute: drop each chunk's activations and compute them again in the backward pass (with the same dropout).
 
         Returns:
@@ -199,22 +204,31 @@ class Encoder(nn.Module):
         """
         if len(tokens) == 0:
             return torch.zeros(0, self.dim, device=self.device)
+        packed = is_packed(self.backbone) and bool(tokens.lengths.all())
         order, parts = [], []
-        for rows in tokens.chunks(batch_tokens):
-            input_ids, mask = tokens.padded(rows, self.tokenize.pad_id)
+        for rows in tokens.chunks(self.batch_tokens if batch_tokens is None else batch_tokens, packed):
+            step = self._encode_packed if packed else self._encode_padded
+            chunk = tokens.select(rows) if packed else tokens.padded(rows, self.tokenize.pad_id)
             if recompute and torch.is_grad_enabled():
-                parts.append(checkpoint(self._encode_padded, input_ids, mask, use_reentrant=False))
+                parts.append(checkpoint(step, chunk, use_reentrant=False))
             else:
-                parts.append(self._encode_padded(input_ids, mask))
+                parts.append(step(chunk))
             order.append(rows)
         return torch.cat(parts)[torch.cat(order).argsort().to(tokens.ids.device)]
 
-    def _encode_padded(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def _encode_packed(self, tokens: Tokens) -> Tensor:
+        hidden = packed_states(self.backbone, tokens.ids, tokens.lengths)
+        return self._head(pool_packed(hidden, tokens.lengths, self.pooling))
+
+    def _encode_padded(self, chunk: tuple[Tensor, Tensor]) -> Tensor:
+        input_ids, mask = chunk
         if isinstance(self.backbone, StaticBackbone):
             hidden, mask = self.backbone(input_ids, mask)
         else:
             hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        pooled = pool(hidden, mask, self.pooling)
+        return self._head(pool(hidden, mask, self.pooling))
+
+    def _head(self, pooled: Tensor) -> Tensor:
         return pooled if self.dense is None else self.dense(pooled)
 
     @torch.no_grad()
@@ -224,7 +238,7 @@ class Encoder(nn.Module):
         dim: int | None = None,
         *,
         prompt: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Embeddings ready for use: cut to `dim`, then normalised to length 1.
@@ -233,7 +247,7 @@ class Encoder(nn.Module):
             texts: one text or a list.
             dim: how many leading dimensions to keep; `truncate_dim`, or else all, by default.
             prompt: name of one of `prompts`.
-            batch_tokens: padded tokens encoded together.
+            batch_tokens: tokens encoded together; `self.batch_tokens` by default.
             progress: show a progress bar.
 
         Returns:

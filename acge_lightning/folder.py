@@ -22,6 +22,7 @@ from transformers.utils import logging as hf_logging
 from acge_lightning.encoder import Dense, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import check_max_length, position_limit, read_tokenizer
+from acge_lightning.packed import PACKED
 
 _POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _DEFAULT_LENGTH = 512
@@ -73,7 +74,7 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
-            **({"attn_implementation": attention} if attention else {}),
+            **({"attn_implementation": attention} if attention not in (None, PACKED) else {}),
         )
         tokenizer = read_tokenizer(folder)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
+from acge_lightning.packed import MODEL_TYPES, PACKED, use_fast_dropout
 from acge_lightning.vocabulary import SPECIAL
 
 _ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
@@ -66,7 +67,7 @@ def transformer(
     max_length: int = 512,
     dense: int | None = None,
     gradient_checkpointing: bool = False,
-    attention: str = "sdpa",
+    attention: str | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> Encoder:
     """A transformer encoder, initialised as its config says.
@@ -78,7 +79,8 @@ def transformer(
         max_length: most tokens of a text, special tokens included.
         dense: size of a Dense head (acge: 1792), or None.
         gradient_checkpointing: compute each layer's activations again in the backward pass.
-        attention: `sdpa`, `eager` or `flash_attention_2`.
+        attention: `packed` (texts without padding), `sdpa`, `eager` or `flash_attention_2`; the first that the model knows by
+            default.
         prompts: name -> text put before a text.
 
     Raises:
@@ -87,11 +89,12 @@ def transformer(
     tokenizer = read_tokenizer(tokenizer)
     settings = _settings(dict(config), tokenizer)
     try:
-        backbone = AutoModel.from_config(AutoConfig.for_model(**settings), attn_implementation=attention)
+        chosen = None if attention == PACKED else attention
+        backbone = AutoModel.from_config(AutoConfig.for_model(**settings), attn_implementation=chosen)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
     tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
-    adapt(backbone, gradient_checkpointing)
+    adapt(backbone, gradient_checkpointing, attention)
     encoder = Encoder(backbone, tokenize, pooling, prompts=prompts)
     encoder.dense = dense and Dense(encoder.hidden_size, dense)
     return encoder.train()
@@ -159,10 +162,16 @@ def check_max_length(backbone: nn.Module, max_length: int) -> int:
     return max_length
 
 
-def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool) -> None:
-    """Drop the pooler, whose weights no loss would reach, and switch gradient checkpointing on if asked."""
+def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
+    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast dropout where they fit."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
+    known = backbone.config.model_type in MODEL_TYPES
+    if attention == PACKED and not known:
+        raise InputError(f"attention=packed is for {', '.join(MODEL_TYPES)}, not {backbone.config.model_type}: leave it null")
+    if attention == PACKED or (attention is None and known):
+        backbone.set_attn_implementation(PACKED)
+    use_fast_dropout(backbone)
     if gradient_checkpointing:
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable({"use_reentrant": False})

@@ -14,12 +14,13 @@ from torchmetrics import Metric
 
 from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.base import TaskDataModule
-from acge_lightning.encoder import BATCH_TOKENS, Encoder
+from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
 from acge_lightning.gather import gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.optim import Optim
+from acge_lightning.packed import compile_backbone
 
 Score = dict[str, float]
 
@@ -69,8 +70,10 @@ class EmbeddingModule(LightningModule):
         tasks: name -> task.
         matryoshka: prefix sizes and their weights, or None for the full size only.
         optim: optimizer and learning-rate schedule.
-        batch_tokens: padded tokens encoded together; less needs less memory, and changes nothing else.
+        batch_tokens: tokens encoded together; less needs less memory, and changes nothing else. By default 2048 on a CPU,
+            which its caches hold, and 16384 on a GPU or for a static encoder.
         recompute: compute each chunk again in the backward pass, so that memory no longer grows with the batch.
+        compile: `torch.compile` the backbone, over padded texts of any shape; pays on a GPU after minutes of compiling.
         config: plain values that are kept in checkpoints.
     """
 
@@ -80,8 +83,9 @@ class EmbeddingModule(LightningModule):
         tasks: Mapping[str, Task],
         matryoshka: Mapping[str, Any] | None = None,
         optim: Optim | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         recompute: bool = False,
+        compile: bool = False,
         config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -96,6 +100,8 @@ class EmbeddingModule(LightningModule):
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
+        if compile:
+            compile_backbone(encoder.backbone)
         self._use_matryoshka(matryoshka)
 
     def _use_matryoshka(self, matryoshka: Mapping[str, Any] | None) -> None:

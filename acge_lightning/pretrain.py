@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.export import save_backbone
 from acge_lightning.module import Task
 from acge_lightning.optim import Optim
+from acge_lightning.packed import is_packed, packed_states
 
 _NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
 
@@ -33,7 +34,7 @@ class MaskedLanguageModule(LightningModule):
         tasks: name -> task of unlabelled text.
         masking: share of tokens to guess (0.15 in BERT; 0.3 to 0.4 learns faster, Wettig et al. 2023, arXiv 2202.08005).
         optim: optimizer and learning-rate schedule.
-        batch_tokens: padded tokens encoded together.
+        batch_tokens: tokens encoded together; the encoder's own choice for its device by default.
         matryoshka: must be None; only `EmbeddingModule` has prefixes to train.
         config: plain values that are kept in checkpoints.
 
@@ -50,7 +51,7 @@ class MaskedLanguageModule(LightningModule):
         tasks: Mapping[str, Task],
         masking: float = 0.15,
         optim: Optim | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         matryoshka: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
     ):
@@ -84,19 +85,33 @@ class MaskedLanguageModule(LightningModule):
     def guess(self, tokens: Tokens, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the cross-entropies of the hidden tokens, how many were guessed right, and how many there are."""
         total = torch.zeros(3, device=tokens.ids.device)
-        for rows in tokens.chunks(self.batch_tokens):
-            input_ids, mask = tokens.padded(rows, self.encoder.tokenize.pad_id)
-            hidden_ids, chosen = self.hide(input_ids, mask, generator)
-            states = self.encoder.backbone(input_ids=hidden_ids, attention_mask=mask).last_hidden_state[chosen]
+        for ids, chosen, states in self._states(tokens, generator):
             table = self.encoder.backbone.get_input_embeddings().weight
             logits = (self.transform(states) @ table.T + self.bias).float()
-            loss = cross_entropy(logits, input_ids[chosen], reduction="sum")
-            right = (logits.argmax(-1) == input_ids[chosen]).sum()
+            loss = cross_entropy(logits, ids[chosen], reduction="sum")
+            right = (logits.argmax(-1) == ids[chosen]).sum()
             total = total + torch.stack([loss, right.to(loss), loss.new_tensor(len(states))])
         return total[0], total[1], total[2]
 
+    def _states(self, tokens: Tokens, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Ids, which of them are hidden, and the backbone's vectors of these, chunk by chunk."""
+        backbone = self.encoder.backbone
+        packed = is_packed(backbone) and bool(tokens.lengths.all())
+        for rows in tokens.chunks(self.batch_tokens or self.encoder.batch_tokens, packed):
+            if packed:
+                chunk = tokens.select(rows)
+                ids, mask = chunk.ids, torch.ones_like(chunk.ids)
+            else:
+                ids, mask = tokens.padded(rows, self.encoder.tokenize.pad_id)
+            hidden, chosen = self.hide(ids, mask, generator)
+            if packed:
+                states = packed_states(backbone, hidden, chunk.lengths)
+            else:
+                states = backbone(input_ids=hidden, attention_mask=mask).last_hidden_state
+            yield ids, chosen, states[chosen]
+
     def hide(self, input_ids: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Ids with some tokens hidden, and which they are: Int64[n, width], Bool[n, width]; at least one is chosen."""
+        """Ids with some tokens hidden, and which they are, at least one: Int64 and Bool of the shape of `input_ids`."""
 
         def draw() -> Tensor:
             device = input_ids.device if generator is None else generator.device

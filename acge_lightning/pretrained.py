@@ -87,7 +87,8 @@ def from_pretrained(
         dense: size of the head's output; a fresh head is added to a model without one.
         max_length: most tokens of a text.
         gradient_checkpointing: compute each layer's activations again in the backward pass.
-        attention: `sdpa`, `eager` or `flash_attention_2`; transformers' choice by default.
+        attention: `packed` (texts without padding), `sdpa`, `eager` or `flash_attention_2`; the first that the model knows by
+            default.
         prompts: name -> text put before a text.
         revision: commit, tag or branch on the hub.
         cache_dir: where downloads are kept.
@@ -101,7 +102,7 @@ def from_pretrained(
         backbone, tokenize = read_static(modules["StaticEmbedding"], max_length)
     else:
         backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention)
-        adapt(backbone, gradient_checkpointing)
+        adapt(backbone, gradient_checkpointing, attention)
     if pooling is None:
         pooling = read_pooling(modules["Pooling"]) if "Pooling" in modules else "mean"
     encoder = Encoder(backbone, tokenize, pooling, prompts=_prompts(folder) if prompts is None else prompts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "acge_lightning"
-MATHS = "encoder.py batch.py losses.py matryoshka.py metrics.py optim.py errors.py"
+MATHS = "encoder.py packed.py batch.py losses.py matryoshka.py metrics.py optim.py errors.py"
 MODEL = "encoder.py export.py pretrained.py folder.py fresh.py card.py vocabulary.py"
 LIGHTNING = ["lightning", "pytorch_lightning"]
 

@@ -133,7 +133,8 @@ def memory_advice(module: LightningModule) -> Iterator[None]:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
         if not known:
             raise
-        remedies = [f"module.batch_tokens={max(1, module.batch_tokens // 2)}"]
+        tokens = module.batch_tokens or module.encoder.batch_tokens
+        remedies = [f"module.batch_tokens={max(1, tokens // 2)}"]
         if getattr(module, "recompute", None) is False:
             remedies.append("module.recompute=true")
         remedies.append("a smaller data.batch_size")

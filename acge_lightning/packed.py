@@ -1,0 +1,211 @@
+"""Attention over texts that lie one after the other, without padding, and a dropout that is fast on a CPU.
+
+`attention: packed` is one more attention of transformers beside `sdpa` and `eager`. A model that has it takes a chunk of texts
+as one row of tokens; everything but attention then works on real tokens only, and attention sees texts of like length together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import embedding, embedding_bag, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED = "packed"
+MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
+_ALIKE = 8  # texts that are attended together differ by so many tokens at most
+_LEVELS = 1 << 16  # of a dropout probability on a CPU
+
+
+def is_packed(backbone: nn.Module) -> bool:
+    """Whether a backbone takes texts packed."""
+    return getattr(getattr(backbone, "config", None), "_attn_implementation", None) == PACKED
+
+
+def compile_backbone(backbone: nn.Module) -> None:
+    """`torch.compile` in place, for any shape, over padded rows: the number of texts of a packed row is not for a compiler."""
+    if is_packed(backbone):
+        backbone.set_attn_implementation("sdpa")
+    backbone.compile(dynamic=True)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring texts of like length within a packed row."""
+
+    tokens: slice
+    texts: int
+    width: int
+    places: Tensor | None  # Int64[tokens]: where each stands among texts x width; None if nothing is padded
+    real: Tensor | None  # Bool[texts, 1, 1, width]
+
+
+class Segments:
+    """Where the texts of a packed row begin and end.
+
+    Args:
+        lengths: Int64[n] on the CPU, all above 0; attention pads least where they are sorted.
+        device: of the tokens.
+    """
+
+    def __init__(self, lengths: Tensor, device: torch.device):
+        self.lengths, self.device = lengths, device
+        self.longest = int(lengths.max())
+        self.bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int().to(device)
+        self.groups = list(self._groups())
+
+    def _groups(self) -> Iterator[_Group]:
+        sizes, first, begin = self.lengths.tolist(), 0, 0
+        while first < len(sizes):
+            low = high = sizes[first]
+            last = first + 1
+            while last < len(sizes) and max(high, sizes[last]) - min(low, sizes[last]) <= _ALIKE:
+                low, high = min(low, sizes[last]), max(high, sizes[last])
+                last += 1
+            end = begin + sum(sizes[first:last])
+            places = real = None
+            if low < high:
+                mask = torch.arange(high) < self.lengths[first:last, None]
+                places = mask.flatten().nonzero().flatten().to(self.device)
+                real = mask[:, None, None].to(self.device)
+            yield _Group(slice(begin, end), last - first, high, places, real)
+            first, begin = last, end
+
+    def positions(self) -> Tensor:
+        """Int64[tokens]: the position of each token within its text, from 0."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return (torch.arange(int(self.lengths.sum())) - starts.repeat_interleave(self.lengths)).to(self.device)
+
+
+def packed_states(backbone: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
+    """A packed backbone's vectors of the tokens of all texts: Int64[tokens], Int64[n] (CPU) -> Float[tokens, d]."""
+    segments = Segments(lengths, ids.device)
+    padding = getattr(getattr(backbone.embeddings, "position_embeddings", None), "padding_idx", None)
+    positions = segments.positions() + (0 if padding is None else padding + 1)  # RoBERTa's begin after the padding index
+    return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Each text's tokens attend to each other; without `segments`, transformers' own attention over padded rows.
+
+    Args:
+        module: the attention layer (transformers' convention; only the padded path looks at it).
+        query: Float[1, heads, tokens, d].
+        key: of the same shape.
+        value: of the same shape.
+        attention_mask: only for padded rows.
+        segments: the texts.
+        dropout: share of attention weights that are dropped.
+        scaling: of the scores, 1/sqrt(d) by default.
+        **kwargs: what else a model passes, for the padded path.
+
+    Returns:
+        Float[1, tokens, heads, d], and None in place of weights.
+    """
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # Float[tokens, heads, d]
+    if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        return _attend_in_one(segments, *rows, scaling)[None], None
+    return torch.cat([_attend(group, *rows, dropout, scaling) for group in segments.groups])[None], None
+
+
+def _attend_in_one(segments: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attention of all texts by one kernel, which knows neither dropout nor fp32: Float[tokens, heads, d] -> the same."""
+    bounds, longest = segments.bounds, segments.longest
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling)
+
+
+def _attend(group: _Group, query: Tensor, key: Tensor, value: Tensor, p: float, scaling: float | None) -> Tensor:
+    """Attention of a group of texts: Float[tokens, heads, d] -> Float[tokens of the group, heads, d]."""
+    query, key, value = (_padded(x[group.tokens], group).transpose(1, 2) for x in (query, key, value))
+    if p and query.device.type == "cpu":  # where torch has no kernel of its own for it, and a slow dropout
+        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if group.real is not None:
+            scores = scores.masked_fill(~group.real, -torch.inf)
+        result = dropout(scores.softmax(-1), p) @ value
+    else:
+        result = scaled_dot_product_attention(query, key, value, attn_mask=group.real, dropout_p=p, scale=scaling)
+    result = result.transpose(1, 2).flatten(0, 1)
+    if group.places is None:
+        return result
+    return embedding(group.places, result.flatten(1)).view(-1, *result.shape[1:])  # whose backward is faster than indexing's
+
+
+def _padded(tokens: Tensor, group: _Group) -> Tensor:
+    """Float[tokens of the group, heads, d] -> Float[texts, width, heads, d]."""
+    shape = (group.texts, group.width, *tokens.shape[1:])
+    if group.places is None:
+        return tokens.reshape(shape)
+    return tokens.new_zeros(group.texts * group.width, *tokens.shape[1:]).index_copy(0, group.places, tokens).view(shape)
+
+
+def pool_packed(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
+    """One vector a text: what `encoder.pool` gives for the same texts padded.
+
+    Args:
+        hidden: Float[tokens, d].
+        lengths: Int64[n] of the texts, all above 0, on the CPU.
+        mode: `mean` (accumulated in fp32), `cls` or `last`.
+
+    Returns:
+        Float[n, d], of the dtype of `hidden`.
+    """
+    ends = lengths.cumsum(0)
+    if mode == "mean":
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        every = torch.arange(len(hidden), device=hidden.device)
+        return embedding_bag(every, wide, (ends - lengths).to(hidden.device), mode="mean").to(hidden.dtype)
+    return hidden[(ends - lengths if mode == "cls" else ends - 1).to(hidden.device)]
+
+
+# ---- dropout
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` with `dropout` on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with elements dropped in training, as it is in evaluation."""
+        return dropout(x, self.p) if self.training and self.p and x.device.type == "cpu" else super().forward(x)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Each element zero with probability `p`, else divided by 1 - p: 16 random bits an element, where torch takes 64.
+
+    `p` is rounded to a multiple of 2^-16. Draws from torch's generator of the CPU.
+    """
+    drop = min(round(p * _LEVELS), _LEVELS)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
+    keep = bits.view(x.shape) >= drop - _LEVELS // 2 if drop < _LEVELS else torch.zeros(x.shape, dtype=torch.bool)
+    return x * (keep.to(x.dtype) * (_LEVELS / max(1, _LEVELS - drop)))
+
+
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace every `nn.Dropout` within a model by `Dropout`."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

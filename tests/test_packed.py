@@ -1,0 +1,201 @@
+"""Packed texts against the same texts padded, and the fast dropout against its statistics."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModel
+
+from acge_lightning import packed
+from acge_lightning.batch import Tokens
+from acge_lightning.encoder import pool
+from acge_lightning.errors import InputError
+from acge_lightning.fresh import adapt, transformer
+from acge_lightning.packed import MODEL_TYPES, PACKED, Dropout, Segments, dropout, packed_states, pool_packed
+from acge_lightning.vocabulary import train_vocabulary
+
+LENGTHS = [[1], [7, 7, 7], [40, 33, 32, 31, 9, 5, 5, 1, 1], [3, 50, 2, 47, 1]]
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 60}
+
+
+def backbone(model_type, **more):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES | {"max_position_embeddings": 64, "pad_token_id": 1} | more)
+    model = AutoModel.from_config(config).double()
+    for parameter in model.parameters():  # biases and norms too, or a mistake in them would not show
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapt(model, False, PACKED)
+    return model
+
+
+def tokens_of(lengths):
+    generator = torch.Generator().manual_seed(1)
+    return Tokens(torch.randint(5, 60, (sum(lengths),), generator=generator), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("mode", ["mean", "cls", "last"])
+def test_vectors_and_gradients_are_those_of_padded_texts(model_type, lengths, mode):
+    model = backbone(model_type).eval()
+    padded = copy.deepcopy(model)
+    padded.set_attn_implementation("eager")
+    tokens = tokens_of(lengths)
+    input_ids, mask = tokens.padded(torch.arange(len(tokens)), pad_id=1)
+    expected = pool(padded(input_ids=input_ids, attention_mask=mask).last_hidden_state, mask, mode)
+    found = pool_packed(packed_states(model, tokens.ids, tokens.lengths), tokens.lengths, mode)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    direction = torch.randn(expected.shape, dtype=torch.double)
+    expected.backward(direction)
+    found.backward(direction)
+    assert any(p.grad is not None and p.grad.abs().max() > 1e-3 for p in padded.parameters())
+    for (name, mine), other in zip(model.named_parameters(), padded.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None), name
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-9, msg=name)
+
+
+def test_the_same_backbone_still_takes_padded_rows():
+    model = backbone("bert").eval()
+    tokens = tokens_of(LENGTHS[2])
+    input_ids, mask = tokens.padded(torch.arange(len(tokens)), pad_id=1)
+    states = model(input_ids=input_ids, attention_mask=mask).last_hidden_state[mask.bool()]
+    torch.testing.assert_close(states, packed_states(model, tokens.ids, tokens.lengths), rtol=0, atol=1e-10)
+
+
+def test_attention_drops_as_often_as_torch_does(monkeypatch):
+    """Without randomness left in it, attention with dropout is attention over weights with the same ones gone."""
+    dropped = []
+
+    def fake(x, p):
+        keep = torch.rand(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype) >= p
+        dropped.append((x, keep))
+        return x * keep / (1 - p)
+
+    monkeypatch.setattr(packed, "dropout", fake)
+    lengths = torch.tensor([4, 3])
+    q, k, v = torch.randn(3, 1, 2, 7, 5, dtype=torch.double)
+    found, _ = packed.packed_attention(None, q, k, v, None, segments=Segments(lengths, q.device), dropout=0.5)
+    ((weights, keep),) = dropped
+    assert weights.shape == (2, 2, 4, 4)
+    begin = 0
+    for i, n in enumerate(lengths.tolist()):
+        rows = slice(begin, begin + n)
+        scores = (q[0, :, rows] @ k[0, :, rows].mT / 5**0.5).softmax(-1)
+        expected = (scores * keep[i, :, :n, :n] * 2) @ v[0, :, rows]
+        torch.testing.assert_close(found[0, rows].transpose(0, 1), expected)
+        begin += n
+
+
+def test_groups_cover_every_text_once_and_pad_little():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 200, (300,), generator=generator).sort(descending=True).values
+    segments = Segments(lengths, torch.device("cpu"))
+    assert [g.tokens.start for g in segments.groups[1:]] == [g.tokens.stop for g in segments.groups[:-1]]
+    assert sum(g.texts for g in segments.groups) == 300
+    assert segments.groups[-1].tokens.stop == lengths.sum()
+    assert sum(g.texts * g.width for g in segments.groups) < 1.1 * lengths.sum()
+    assert segments.positions().tolist() == [i for n in lengths.tolist() for i in range(n)]
+
+
+def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
+    """Shapes and arguments only: without a GPU there are no numbers to compare."""
+    rows = torch.empty(3, 12, 2, 64, dtype=torch.bfloat16, device="meta")
+    segments = Segments(torch.tensor([6, 4, 2]), torch.device("meta"))
+    result = packed._attend_in_one(segments, *rows, scaling=0.125)
+    assert result.shape == (12, 2, 64)
+    assert result.dtype == torch.bfloat16
+    assert segments.longest == 6
+    assert Segments(torch.tensor([6, 4, 2]), torch.device("cpu")).bounds.tolist() == [0, 6, 10, 12]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_on_a_gpu_packed_attention_is_the_padded_one(p):
+    lengths = torch.tensor([130, 129, 60, 7, 1])
+    q, k, v = torch.randn(3, 1, 4, int(lengths.sum()), 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    segments = Segments(lengths, q.device)
+    found, _ = packed.packed_attention(None, q, k, v, None, segments=segments, dropout=p)
+    if p:
+        assert found.isfinite().all()
+        return
+    parts = [scaled_dot_product_attention(*(x.float()[:, :, rows] for x in (q, k, v))) for rows in rows_of(lengths)]
+    torch.testing.assert_close(found.float(), torch.cat(parts, 2).transpose(1, 2), rtol=0, atol=2e-2)
+
+
+def rows_of(lengths):
+    ends = lengths.cumsum(0).tolist()
+    return [slice(end - n, end) for n, end in zip(lengths.tolist(), ends, strict=True)]
+
+
+# ---- which models
+
+
+def test_a_model_that_is_not_known_is_padded():
+    sizes = {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    model = AutoModel.from_config(AutoConfig.for_model("distilbert", **sizes))
+    adapt(model, False, None)
+    assert not packed.is_packed(model)
+    with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert: leave it null"):
+        adapt(model, False, PACKED)
+
+
+def test_attention_of_choice_is_kept():
+    tokenizer = train_vocabulary(["a b c d e f g h"] * 9, "wordpiece", 40)
+    config = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    kinds = {name: transformer(tokenizer, config, attention=name) for name in (None, PACKED, "sdpa", "eager")}
+    assert [packed.is_packed(encoder.backbone) for encoder in kinds.values()] == [True, True, False, False]
+    assert kinds["eager"].backbone.config._attn_implementation == "eager"
+    weights = kinds[None].state_dict()
+    found = [kind.load_state_dict(weights) and kind.encode(["a b c", "", "d e f g h"]) for kind in kinds.values()]
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0])
+def test_dropout_keeps_its_share_and_its_mean(p):
+    torch.manual_seed(0)
+    x = torch.full((2000, 503), 2.0, dtype=torch.double, requires_grad=True)
+    y = dropout(x, p)
+    kept = (y != 0).double()
+    n, sigma = x.numel(), (p * (1 - p)) ** 0.5
+    assert abs(kept.mean().item() - (1 - p)) <= 5 * sigma / n**0.5 + 2**-16
+    assert p == 1 or torch.allclose(y[y != 0], torch.tensor(2 / (1 - p), dtype=torch.double), rtol=2**-16 / (1 - p))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, y.detach() / 2)
+    for axis in (0, 1):  # no row and no column is favoured: chi-square of the counts within 5 sigma of its mean
+        if 0 < p < 1:
+            counts, size = kept.sum(axis), kept.shape[axis]
+            chi = ((counts - size * (1 - p)) ** 2 / (size * p * (1 - p))).sum().item()
+            assert abs(chi - len(counts)) < 5 * (2 * len(counts)) ** 0.5
+
+
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(0)
+    kept = (dropout(torch.ones(1 << 20), 0.3) != 0).double() - 0.7
+    for lag in (1, 2, 3, 4, 8, 64):
+        correlation = (kept[:-lag] * kept[lag:]).mean() / 0.21
+        assert abs(correlation.item()) < 5 / 1024
+
+
+def test_dropout_follows_the_seed_and_the_mode():
+    layer, x = Dropout(0.5), torch.ones(100, 3)
+    torch.manual_seed(4)
+    first = layer(x)
+    again = layer(x)
+    torch.manual_seed(4)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, again)
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
+
+
+def test_every_dropout_of_a_model_is_the_fast_one():
+    model = backbone("bert")
+    kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert kinds == {Dropout}
