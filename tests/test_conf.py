@@ -136,7 +136,7 @@ def test_a_task_trains(file, tmp_path, data, small_encoder, cache):
     scored = json.loads((tmp_path / "result.json").read_text())["after"]
     unlabelled = "Unlabelled" in cfg.task[name].data._target_
     assert unlabelled or any(key.startswith(f"val/{name}/") for key in scored)
-    logged = (tmp_path / "csv" / "metrics.csv").read_text().partition("\n")[0].split(",")
+    logged = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().partition("\n")[0].split(",")
     assert (f"train/{name}/loss" in logged) != watched
 
 

