@@ -645,8 +645,8 @@ def small_beir(folder, pairs=(("1", "a", 1), ("2", "b", 1)), **names):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("1", "a", 1), ("1", "x", 1)], "line 3: 'x' is not among the documents: add it, or on_bad_row=skip"),
-        ([("1", "a", 1), ("9", "a", 1)], "line 3: '9' is not among the queries: add it, or on_bad_row=skip"),
+        ([("1", "a", 1), ("1", "x", 1)], "line 3: 'x' is not among the documents: mend it, or on_bad_row=skip"),
+        ([("1", "a", 1), ("9", "a", 1)], "line 3: '9' is not among the queries: mend it, or on_bad_row=skip"),
         ([("1", "a", 0)], "no query has a document of a grade above 0: check the score column"),
         ([], "the file has no judgements: give lines of query-id, corpus-id, score"),
         ([("1", "a", "good")], "line 2: could not convert string to float: 'good'"),
@@ -673,19 +673,26 @@ def test_judgements_without_a_header_or_columns(tmp_path, make):
         make("retrieval").setup()
 
 
-def test_bad_judgements_are_skipped_and_counted_if_asked(tmp_path, make, caplog):
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_bad_judgements_are_skipped_and_counted_if_asked(tmp_path, make, caplog, policy):
     bad = [("1", "x", 1), ("9", "a", 1), ("8", "b", 1), ("2", "b", "nan"), ("2", "b", "?")]
     small_beir(tmp_path, [("1", "a", 2), *bad, ("2", "c", 1)])
+    options = {"splits": {"dev": None}, "holdout": 0.0, "on_bad_row": policy}
+    with pytest.raises(InputError, match=r"train\.tsv: 5 rows are bad, 71\.4% of all; max_bad_fraction allows 1\.0%"):
+        make("retrieval", **options).setup()
     with caplog.at_level(logging.WARNING):
-        data = make("retrieval", on_bad_row="skip", splits={"dev": None}, holdout=0.0)
+        data = make("retrieval", max_bad_fraction=0.8, **options)
         found = data.examples(np.arange(len(data)), uniform(len(data)))
     assert found.columns == (["query 1", "query 2"], ["doc a", "doc c"])
-    messages = [record.getMessage().partition(": ")[2] for record in caplog.records]
-    assert sorted(messages) == [
-        "1 judgements of unknown documents skipped",
-        "2 bad judgements skipped",
-        "2 judgements of unknown queries skipped",
-    ]
+    message = next(r.getMessage() for r in caplog.records if "5 bad rows skipped, 2 kept" in r.getMessage())
+    assert ("they are in" in message) == (policy == "quarantine")
+    if policy == "quarantine":
+        notes = [json.loads(line) for line in Path(message.partition("they are in ")[2]).read_text().splitlines()]
+        assert sorted(note["line"] for note in notes) == [3, 4, 5, 6, 7]
+        reasons = {note["line"]: note["reason"] for note in notes}
+        assert reasons[3] == "'x' is not among the documents"
+        assert reasons[4] == "'9' is not among the queries"
+        assert reasons[6] == "field 'score' is 'nan', not a finite number"
 
 
 def test_a_corpus_without_queries_or_judgements(tmp_path, make):

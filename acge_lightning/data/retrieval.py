@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +18,10 @@ import torch
 from acge_lightning.data.base import EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.readers import is_beir, rows, split_files
 from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord
-from acge_lightning.data.store import Store
+from acge_lightning.data.store import Left, Store, aside
 from acge_lightning.errors import InputError
 from acge_lightning.losses import InfoNCE
 from acge_lightning.metrics import Reranking, Retrieval
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,12 @@ class RetrievalDataModule(TaskDataModule):
         queries = split_files(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
-        return _from_beir(corpus, self._store(queries, DocumentRecord), qrels, self.on_bad_row)
+        return _from_beir(corpus, self._store(queries, DocumentRecord), self._judgements(qrels))
+
+    def _judgements(self, files: Sequence[Path]) -> _Judgements:
+        name = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:24]
+        away = aside(Path(self.cache_dir).expanduser() / name) if self.on_bad_row == "quarantine" else None
+        return _Judgements(files, self.on_bad_row, Left(away), self.max_bad_fraction)
 
     def _select(self, part: Judged, positions: np.ndarray) -> Judged:
         return part.select(positions)
@@ -263,15 +266,15 @@ def _from_rows(store: Store) -> Judged:
     return Judged(values[is_query], starts, values[~is_query], grades, queries, texts)
 
 
-def _from_beir(corpus: Store, queries: Store, files: Sequence[Path], on_bad_row: str) -> Judged:
+def _from_beir(corpus: Store, queries: Store, judgements: _Judgements) -> Judged:
     """Judgements of one split, resolved to places in the corpus and among the queries."""
-    query, doc, grade = _qrels(files, corpus, queries, on_bad_row)
+    query, doc, grade = judgements.resolve(corpus, queries)
     order = np.lexsort([-grade, query])
     query, doc, grade = query[order], doc[order], grade[order]
     kept, first = np.unique(query, return_index=True)
     answered = np.maximum.reduceat(grade, first) > 0 if len(first) else np.empty(0, dtype=bool)
     if not answered.any():
-        raise InputError(f"{files[0]}: no query has a document of a grade above 0: check the score column")
+        raise InputError(f"{judgements.files[0]}: no query has a document of a grade above 0: check the score column")
     keep = np.repeat(answered, np.diff(np.append(first, len(query))))
     query, doc, grade = query[keep], doc[keep], grade[keep]
     kept, first = np.unique(query, return_index=True)
@@ -287,40 +290,49 @@ def _from_beir(corpus: Store, queries: Store, files: Sequence[Path], on_bad_row:
     )
 
 
-def _qrels(files: Sequence[Path], corpus: Store, queries: Store, on_bad_row: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Int64 rows of queries, Int64 rows of documents, Float64 grades."""
-    lines = list(_qrel_lines(files, on_bad_row))
-    if not lines:
-        raise InputError(f"{files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
-    where, query, doc, grade = zip(*lines, strict=True)
-    places = []
-    for store, names, plural in ((queries, query, "queries"), (corpus, doc, "documents")):
-        found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
-        place = found.fill_null(-1).to_numpy().astype(np.int64)
-        missing = np.flatnonzero(place < 0)
-        if len(missing) and on_bad_row == "raise":
-            i = int(missing[0])
-            file, line = where[i]
-            raise InputError(f"{file}, line {line}: {names[i]!r} is not among the {plural}: add it, or on_bad_row=skip")
-        if len(missing):
-            _LOG.warning("%s: %d judgements of unknown %s skipped", files[0], len(missing), plural)
-        places.append(place)
-    known = (places[0] >= 0) & (places[1] >= 0)
-    return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]
+@dataclass
+class _Judgements:
+    """Lines of query-id, corpus-id, score, and what becomes of bad ones."""
 
+    files: Sequence[Path]
+    on_bad_row: str
+    left: Left
+    max_bad_fraction: float
 
-def _qrel_lines(files: Sequence[Path], on_bad_row: str) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
-    skipped = 0
-    lines = ((file, number, row) for file in files for number, row in rows(file))
-    for file, number, row in lines:
-        try:
-            yield (file, number), *_judgement(row)
-        except (RowError, TypeError, ValueError, OverflowError) as error:
-            if on_bad_row == "raise":
-                raise InputError(f"{file}, line {number}: {error}") from None
-            skipped += 1
-    if skipped:
-        _LOG.warning("%s: %d bad judgements skipped", files[0], skipped)
+    def resolve(self, corpus: Store, queries: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Int64 rows of queries, Int64 rows of documents, Float64 grades."""
+        if self.left.aside is not None:
+            self.left.aside.unlink(missing_ok=True)
+        lines = list(self._lines())
+        if not lines and not self.left.skipped:
+            raise InputError(f"{self.files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
+        where, query, doc, grade = zip(*lines, strict=True) if lines else ((), (), (), ())
+        places, known = [], np.ones(len(lines), dtype=bool)
+        for store, names, plural in ((queries, query, "queries"), (corpus, doc, "documents")):
+            found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
+            place = found.fill_null(-1).to_numpy().astype(np.int64)
+            for i in np.flatnonzero(known & (place < 0)).tolist():
+                row = {"query-id": query[i], "corpus-id": doc[i], "score": grade[i]}
+                self._bad(*where[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
+            known &= place >= 0
+            places.append(place)
+        self.left.report(self.files[0], int(known.sum()), self.max_bad_fraction)
+        return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]
+
+    def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
+        for file in self.files:
+            for number, row in rows(file):
+                try:
+                    found = _judgement(row)
+                except (RowError, TypeError, ValueError, OverflowError) as error:
+                    self._bad(file, number, row, error)
+                else:
+                    yield (file, number), *found
+
+    def _bad(self, file: Path, line: int, row: Any, error: Exception) -> None:
+        if self.on_bad_row == "raise":
+            raise InputError(f"{file}, line {line}: {error}: mend it, or on_bad_row=skip") from None
+        self.left.bad(file, line, row, error)
 
 
 def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:

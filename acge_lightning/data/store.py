@@ -111,32 +111,26 @@ def open_store(
     if not target.is_file():
         _write(target, files, record, columns, on_bad_row)
     store = Store(target)
-    share = store.skipped / (store.skipped + store.neutral + len(store))
-    if share > max_bad_fraction:
-        raise InputError(
-            f"{files[0]}: {store.skipped} rows are bad, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: "
-            f"mend them, or raise it; the first of them: {store.first_bad}"
-        )
-    if store.skipped:
-        aside = f"; they are in {_aside(target)}" if on_bad_row == "quarantine" else ""
-        _LOG.warning("%s: %d bad rows skipped, %d kept%s", files[0], store.skipped, len(store), aside)
+    left = Left(aside(target) if on_bad_row == "quarantine" else None, store.skipped, store.neutral, store.first_bad)
+    left.report(files[0], len(store), max_bad_fraction)
     return store
 
 
-def _aside(target: Path) -> Path:
+def aside(target: Path) -> Path:
+    """Where the bad rows of a store are written."""
     return target.with_suffix(".bad.jsonl")
 
 
 @dataclass
-class _Left:
-    """What is left out of a store: counts, the first bad row, and where bad rows are written if anywhere."""
+class Left:
+    """What is left out of some files: counts, the first bad row, and where bad rows are written if anywhere."""
 
     aside: Path | None
     skipped: int = 0
     neutral: int = 0
     first: str = ""
 
-    def bad(self, file: Path, line: int, row: Any, error: RowError) -> None:
+    def bad(self, file: Path, line: int, row: Any, error: Exception) -> None:
         """Take note of a bad row."""
         if not self.skipped:
             self.first = f"{file}, line {line}: {error}"
@@ -147,6 +141,18 @@ class _Left:
             note = {"file": str(file), "line": line, "reason": str(error), "row": kept}
             with self.aside.open("a", encoding="utf-8", errors="backslashreplace") as handle:
                 handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
+
+    def report(self, file: Path, kept: int, max_bad_fraction: float) -> None:
+        """A warning of bad rows, an error if they are too many."""
+        share = self.skipped / max(1, self.skipped + self.neutral + kept)
+        if share > max_bad_fraction:
+            raise InputError(
+                f"{file}: {self.skipped} rows are bad, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: "
+                f"mend them, or raise it; the first of them: {self.first}"
+            )
+        if self.skipped:
+            where = f"; they are in {self.aside}" if self.aside else ""
+            _LOG.warning("%s: %d bad rows skipped, %d kept%s", file, self.skipped, kept, where)
 
     def reason(self, file: Path) -> str:
         """Why a store would be empty."""
@@ -160,7 +166,7 @@ class _Left:
 def _write(target: Path, files: Sequence[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}.tmp")
-    left = _Left(draft.with_suffix(".bad") if on_bad_row == "quarantine" else None)
+    left = Left(draft.with_suffix(".bad") if on_bad_row == "quarantine" else None)
     names = {f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())}
     blocks = _blocks(_records(files, record, columns, on_bad_row, left), pa.schema(names))
     try:
@@ -173,7 +179,7 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
             known = {"skipped": str(left.skipped), "neutral": str(left.neutral), "first": left.first}
             writer.write_batch(first[:0], known)  # known only now
         if left.aside is not None and left.skipped:
-            os.replace(left.aside, _aside(target))
+            os.replace(left.aside, aside(target))
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
@@ -182,7 +188,7 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
 
 
 def _records(
-    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: _Left
+    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: Left
 ) -> Iterator[Record]:
     for file in files:
         for line, row in rows(file):
