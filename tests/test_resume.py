@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,3 +302,34 @@ def test_changed_training_rows_are_refused(change, compose_run, tmp_path):
         train(compose_run(*again))
     if change != "a task":  # the optimizer has the same weights
         train(compose_run(*again, "resume_changed_data=true"))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL], ids=str)
+def test_two_devices_end_with_the_same_weights_when_interrupted(number, tmp_path, cache):
+    program = str(Path(__file__).parents[1] / "train.py")
+    fixed = ["task=[sample_sts,sample_retrieval]", "encoder.dim=32", "optim=adamw_static", "trainer.accelerator=cpu"]
+    fixed += ["trainer.devices=2", "+trainer.strategy=ddp", f"paths.cache_dir={cache}", "callbacks.progress=null"]
+    fixed += ["trainer.max_epochs=3", "trainer.val_check_interval=7", "callbacks.steps.every=1", "encoder.dropout=0.1"]
+
+    def run(name, *extra):
+        command = [sys.executable, program, *fixed, f"paths.output_dir={tmp_path / name}", *extra]
+        return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    assert run("whole").wait(300) == 0
+    cut = run("cut")
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    for _ in range(3000):
+        if len(list(checkpoints.glob("*.ckpt"))) >= 2:
+            break
+        time.sleep(0.05)
+    if number == signal.SIGKILL:
+        os.killpg(cut.pid, number)
+    else:
+        cut.send_signal(number)
+    assert cut.wait(120) == {signal.SIGTERM: 143, signal.SIGUSR1: 0, signal.SIGKILL: -9}[number]
+    assert newest(checkpoints) is not None
+    assert not (tmp_path / "cut" / "export").exists()
+    assert run("cut", "resume=auto").wait(300) == 0
+    one, two = (sorted((tmp_path / name / "export").rglob("*.safetensors")) for name in ("whole", "cut"))
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]

@@ -25,7 +25,8 @@ class Signals(Callback):
     well and to be put in the queue again. Under Lightning's SLURM environment with requeueing, SIGUSR1 does what Lightning
     does there (save, `scontrol requeue`), but after the step rather than within it. A second Ctrl-C ends at once.
 
-    A validation is left off at its next batch; the run that goes on begins it anew. `resume=auto` finds the checkpoint.
+    A validation is left off at its next batch, or on several devices before it begins; the run that goes on begins it anew.
+    `resume=auto` finds the checkpoint.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -58,10 +59,15 @@ class Signals(Callback):
         if between_steps(trainer) and self._agreed(trainer):
             self._leave(trainer)
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """In a validation within the training."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a validation within the training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._agreed(trainer):
             self._leave(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """In it, on one device: several, which may differ in their number of batches, go through with it."""
+        if trainer.world_size == 1:
+            self.on_validation_start(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
