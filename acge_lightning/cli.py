@@ -74,7 +74,25 @@ def _vocabulary(cfg: DictConfig) -> None:
     print(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
 
 
+def _evaluate(cfg: DictConfig) -> None:
+    from acge_lightning.config import plain
+    from acge_lightning.evaluation import evaluate, failures, find, open_models
+    from acge_lightning.report import evaluation_tables, leak_table, progress_line, show
+
+    config = plain(cfg)
+    tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
+    models = open_models(config["model"], config["device"], config["prompts"])
+    datasets = find(config["paths"]["data_dir"], tasks)
+    line = progress_line(len(models) * len(datasets))
+    result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)
+    show(leak_table(result), *evaluation_tables(result), f"The scores are in {config['out']}")
+    failed = failures(result)
+    if failed:
+        sys.exit(f"error: {len(failed)} rows have an error or are not whole; the table says why")
+
+
 train = program("train", _train)
+evaluate = program("evaluate", _evaluate)
 vocabulary = program("vocabulary", _vocabulary)
 
 
@@ -86,7 +104,7 @@ def models() -> None:
         print(f"{name:24} {release.repo:36} {release.note}")
 
 
-COMMANDS: dict[str, Callable[[], None]] = {"train": train, "vocabulary": vocabulary, "models": models}
+COMMANDS: dict[str, Callable[[], None]] = {"train": train, "evaluate": evaluate, "vocabulary": vocabulary, "models": models}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -35,7 +36,12 @@ _OTHER_POOLING = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"
 _PROBES = ["今天天气很好,适合出门散步。", "A probe, with UPPER case and digits 1234567890.", "", "长文本 long text " * 600]
 
 
-def export(encoder: Encoder, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+def export(
+    encoder: Encoder,
+    folder: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    training_rows: np.ndarray | None = None,
+) -> Path:
     """The encoder as a folder; an existing one is replaced once the new one is complete and checked.
 
     The folder is loaded back and must give the same vectors.
@@ -44,6 +50,8 @@ def export(encoder: Encoder, folder: str | Path, provenance: Mapping[str, Any] |
         encoder: on any device, of any dtype; it is left as it is.
         folder: where to write; its parents are made.
         provenance: plain data on how it was made, kept as `training.json`; `metrics` (name -> number) go into the card.
+        training_rows: Int64[n] hashes of the rows that it was trained on, kept as `training_rows.npy`: with them, an
+            evaluation finds out which of its rows the encoder has seen.
 
     Returns:
         The folder.
@@ -64,6 +72,8 @@ def export(encoder: Encoder, folder: str | Path, provenance: Mapping[str, Any] |
             modules.append(("Dense", f"{len(modules)}_Dense"))
             _write_dense(encoder.dense, new / modules[-1][1])
         _write_settings(encoder, new, modules, dict(provenance or {}))
+        if training_rows is not None:
+            np.save(new / "training_rows.npy", np.unique(training_rows), allow_pickle=False)
         (new / "README.md").write_text(model_card(encoder, Path(folder).name, dict(provenance or {})), encoding="utf-8")
         _check(encoder, new)
     return Path(folder)

@@ -4,7 +4,7 @@ Evaluation texts are unique and numbered. A metric is fed batches of `update(emb
 
 - `ids` Int64[n]: the texts' numbers,
 - `labels`: Float64[r, 3] judgements (text number, text number, value) for `Spearman`, `AveragePrecision`, `Retrieval`,
-  `Reranking`; Int64[n, 2] (class, 1 if the text may be learnt from) for `KNNAccuracy`, `LinearProbe`, `VMeasure`.
+  `Reranking`; Int64[n, 2] (class, not 0 if the text may be learnt from) for `KNNAccuracy`, `LinearProbe`, `VMeasure`.
 
 Batches may come in any order and from any number of processes: `compute` puts everything together, then scores it with a
 pure function. Each returns a dict of values; `main` names the one that counts. Similarity is cosine.
@@ -12,8 +12,13 @@ pure function. Each returns a dict of values; `main` names the one that counts. 
 
 from __future__ import annotations
 
-from typing import ClassVar
+import os
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -21,6 +26,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 
 from acge_lightning.errors import InputError
+
+Vectors = Any  # Float[n, d] tensor, or a SciPy sparse matrix of n rows
 
 
 class EmbeddingMetric(Metric):
@@ -66,14 +73,30 @@ class EmbeddingMetric(Metric):
     def _states(self) -> tuple:
         return self.embeddings, self.ids, self.labels
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """The scores of normalised embeddings Float[n, d]; judgements number their rows."""
+    def score(self, embeddings: Vectors, labels: Tensor) -> dict[str, float]:
+        """The scores of normalised embeddings Float[n, d] (or a SciPy sparse matrix); judgements number their rows."""
+        return self.values(self.units(embeddings, labels))
+
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """Float64[units, c]: what was measured on each pair, query, text or draw: what a bootstrap draws from."""
+        raise NotImplementedError
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """The scores of these units."""
         raise NotImplementedError
 
 
-def _cosines(embeddings: Tensor, pairs: Tensor) -> Tensor:
+def _cosines(embeddings: Vectors, pairs: Tensor) -> Tensor:
     a, b = pairs[:, :2].long().unbind(1)
+    if not isinstance(embeddings, Tensor):
+        return torch.from_numpy(np.asarray(embeddings[a.numpy()].multiply(embeddings[b.numpy()]).sum(1)).ravel())
     return torch.cat([(embeddings[i] * embeddings[j]).sum(-1) for i, j in zip(a.split(65536), b.split(65536), strict=True)])
+
+
+def _products(embeddings: Vectors, rows: Tensor, columns: Tensor) -> Tensor:
+    if isinstance(embeddings, Tensor):
+        return embeddings[rows] @ embeddings[columns].T
+    return torch.from_numpy((embeddings[rows.numpy()] @ embeddings[columns.numpy()].T).toarray())
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -86,10 +109,14 @@ class Spearman(EmbeddingMetric):
 
     main = "spearman"
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """Cosine and score of each pair."""
+        return torch.stack([_cosines(embeddings, labels).double(), labels[:, 2]], dim=1)
+
+    def values(self, units: Tensor) -> dict[str, float]:
         """`spearman` in [-1, 1]."""
         # not torchmetrics' spearman_corrcoef: it adds up tied ranks in 32 bits and puts 1e-6 into the denominator
-        value = torch.corrcoef(torch.stack([_ranks(_cosines(embeddings, labels)), _ranks(labels[:, 2])]))[0, 1]
+        value = torch.corrcoef(torch.stack([_ranks(units[:, 0]), _ranks(units[:, 1])]))[0, 1]
         return {"spearman": float(torch.nan_to_num(value, nan=0.0))}
 
 
@@ -98,10 +125,14 @@ class AveragePrecision(EmbeddingMetric):
 
     main = "ap"
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """Cosine and label of each pair."""
+        return torch.stack([_cosines(embeddings, labels).double(), labels[:, 2]], dim=1)
+
+    def values(self, units: Tensor) -> dict[str, float]:
         """`ap` in [0, 1]."""
-        cosine = (_cosines(embeddings, labels).double() + 1) / 2  # torchmetrics takes values outside [0, 1] for logits
-        return {"ap": float(binary_average_precision(cosine.clamp(0, 1), labels[:, 2].long()))}
+        cosine = (units[:, 0] + 1) / 2  # torchmetrics takes values outside [0, 1] for logits
+        return {"ap": float(binary_average_precision(cosine.clamp(0, 1), units[:, 1].long()))}
 
 
 class Retrieval(EmbeddingMetric):
@@ -119,16 +150,16 @@ class Retrieval(EmbeddingMetric):
         super().__init__(**kwargs)
         self.k = k
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """`ndcg` (gain = grade, as in trec_eval), `mrr` and `recall`, all at k, means over queries."""
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """The nDCG (gain = grade, as in trec_eval), reciprocal rank and recall of each query that has a relevant document."""
         queries, query_of = torch.unique(labels[:, 0].long(), return_inverse=True)
-        is_doc = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
+        is_doc = torch.ones(embeddings.shape[0], dtype=torch.bool, device=labels.device)
         is_doc[queries] = False
         is_doc[labels[:, 1].long()] = True
         docs = is_doc.nonzero().squeeze(1)
         doc_of = torch.searchsorted(docs, labels[:, 1].long().contiguous())
         k = min(self.k, len(docs))
-        found = torch.cat([(embeddings[q] @ embeddings[docs].T).topk(k).indices for q in queries.split(256)])
+        found = torch.cat([_products(embeddings, q, docs).topk(k).indices for q in queries.split(256)])
         grades = torch.zeros(len(queries), k, dtype=torch.double, device=labels.device)
         ideal = torch.zeros(len(queries), self.k, dtype=torch.double, device=labels.device)
         relevant = torch.zeros(len(queries), dtype=torch.double, device=labels.device)
@@ -148,9 +179,11 @@ class Retrieval(EmbeddingMetric):
         discount = 1 / torch.log2(torch.arange(2, self.k + 2, dtype=torch.double, device=labels.device))
         ndcg = (grades * discount[:k]).sum(1) / (ideal * discount).sum(1)
         rank = 1 / torch.arange(1, k + 1, dtype=torch.double, device=labels.device)
-        mrr = ((grades > 0) * rank).amax(1)
-        recall = (grades > 0).sum(1) / relevant
-        return {"ndcg": float(ndcg.mean()), "mrr": float(mrr.mean()), "recall": float(recall.mean())}
+        return torch.stack([ndcg, ((grades > 0) * rank).amax(1), (grades > 0).sum(1) / relevant], dim=1)
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """`ndcg`, `mrr` and `recall`, all at k, means over queries."""
+        return dict(zip(("ndcg", "mrr", "recall"), units.mean(0).tolist(), strict=True))
 
 
 class Reranking(EmbeddingMetric):
@@ -158,29 +191,40 @@ class Reranking(EmbeddingMetric):
 
     main = "map"
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """`map` and `mrr` at 10, means over queries that have both kinds of candidates."""
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """Average precision, and reciprocal rank at 10, of each query that has both kinds of candidates."""
         cosine = _cosines(embeddings, labels)
         query_of = torch.unique(labels[:, 0].long(), return_inverse=True)[1]
-        precisions, reciprocal = [], []
+        found = []
         for judged in query_of.argsort(stable=True).split(torch.bincount(query_of).tolist()):
             order = judged[cosine[judged].argsort(descending=True, stable=True)]
             relevant = (labels[order, 2] > 0).double()
             if not 0 < relevant.sum() < len(relevant):
                 continue
             rank = torch.arange(1, len(relevant) + 1, device=relevant.device)
-            precisions.append(((relevant.cumsum(0) / rank) * relevant).sum() / relevant.sum())
-            reciprocal.append((relevant / rank)[:10].max())
-        if not precisions:
+            precision = ((relevant.cumsum(0) / rank) * relevant).sum() / relevant.sum()
+            found.append(torch.stack([precision, (relevant / rank)[:10].max()]))
+        if not found:
             raise InputError("no query of the evaluation split has both relevant and other candidates")
-        return {"map": float(torch.stack(precisions).mean()), "mrr": float(torch.stack(reciprocal).mean())}
+        return torch.stack(found)
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """`map` and `mrr` at 10, means over queries."""
+        return dict(zip(("map", "mrr"), units.mean(0).tolist(), strict=True))
 
 
-def _split(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    learn = labels[:, 1] == 1
-    if not learn.any() or learn.all():
+def _split(embeddings: Vectors, labels: Tensor, draw: int = 0) -> tuple[Vectors, Tensor, Vectors, Tensor]:
+    """Texts to learn from in a draw and their labels, texts to test and theirs."""
+    learn, test = (labels[:, 1] >> draw & 1).bool(), labels[:, 1] == 0
+    if not learn.any() or not test.any():
         raise InputError("classification is scored with labelled texts to learn from and others to test: one kind is missing")
-    return embeddings[learn], labels[learn, 0].long(), embeddings[~learn], labels[~learn, 0].long()
+    if isinstance(embeddings, Tensor):
+        return embeddings[learn], labels[learn, 0].long(), embeddings[test], labels[test, 0].long()
+    return embeddings[learn.numpy()], labels[learn, 0].long(), embeddings[test.numpy()], labels[test, 0].long()
+
+
+def _numpy(vectors: Vectors) -> Any:
+    return vectors.float().cpu().numpy() if isinstance(vectors, Tensor) else vectors
 
 
 class KNNAccuracy(EmbeddingMetric):
@@ -196,68 +240,105 @@ class KNNAccuracy(EmbeddingMetric):
         super().__init__(**kwargs)
         self.k = k
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """`accuracy` in [0, 1]."""
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """1 for each text that is told right."""
         known, known_labels, tested, answers = _split(embeddings, labels)
-        right = 0
+        right = []
         for part, answer in zip(tested.split(1024), answers.split(1024), strict=True):
             near = (part @ known.T).topk(min(self.k, len(known)))
             votes = torch.zeros(len(part), int(labels[:, 0].max()) + 1, dtype=torch.double, device=part.device)
             votes.scatter_add_(1, known_labels[near.indices], 1 + near.values.double() / (2 * self.k))
-            right += int((votes.argmax(1) == answer).sum())
-        return {"accuracy": right / len(answers)}
+            right.append(votes.argmax(1) == answer)
+        return torch.cat(right).double()[:, None]
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """`accuracy` in [0, 1]."""
+        return {"accuracy": float(units.mean())}
 
 
 class LinearProbe(EmbeddingMetric):
     """Classification: scikit-learn's logistic regression on the labelled texts, accuracy on the others.
 
+    The second column of the labels says, bit by bit, in which draws a text may be learnt from; 0 is a text to test.
+
     Args:
         max_iter: iterations of the solver at most (100 in MTEB).
+        seed: of the solver.
     """
 
     main = "accuracy"
 
-    def __init__(self, max_iter: int = 100, **kwargs: object):
+    def __init__(self, max_iter: int = 100, seed: int = 42, **kwargs: object):
         super().__init__(**kwargs)
-        self.max_iter = max_iter
+        self.max_iter, self.seed = max_iter, seed
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """`accuracy` in [0, 1]."""
-        import warnings
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """Float64[tested texts, draws]: 1 where a text is told right."""
+        draws = max(1, int(labels[:, 1].max()).bit_length())
+        jobs = [_split(embeddings, labels, draw) for draw in range(draws)]
+        return torch.stack(_together(self._told_right, jobs), dim=1)
 
-        from sklearn.exceptions import ConvergenceWarning
+    def _told_right(self, known: Vectors, known_labels: Tensor, tested: Vectors, answers: Tensor) -> Tensor:
         from sklearn.linear_model import LogisticRegression
 
-        known, known_labels, tested, answers = (x.cpu().numpy() for x in _split(embeddings, labels))
-        if len(set(known_labels.tolist())) < 2:
+        if len(known_labels.unique()) < 2:
             raise InputError("classification needs labelled texts of at least two classes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            probe = LogisticRegression(max_iter=self.max_iter, random_state=0).fit(known, known_labels)
-        return {"accuracy": float((probe.predict(tested) == answers).mean())}
+        probe = LogisticRegression(max_iter=self.max_iter, random_state=self.seed)
+        probe.fit(_numpy(known), known_labels.cpu().numpy())
+        return torch.from_numpy(probe.predict(_numpy(tested)) == answers.cpu().numpy()).double()
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """`accuracy` in [0, 1], the mean over draws."""
+        return {"accuracy": float(units.mean())}
 
 
 class VMeasure(EmbeddingMetric):
-    """Clustering: k-means with as many clusters as labels, v-measure against the labels.
+    """Clustering: mini-batch k-means with as many clusters as labels, v-measure against the labels.
 
     Args:
-        seed: of the k-means start.
+        seed: of the k-means start, and of the draws.
+        draws: how often it is done, each time on `size` texts drawn with replacement (10 in MTEB); 0: once, on all texts.
+        size: texts of a draw.
     """
 
     main = "v_measure"
 
-    def __init__(self, seed: int = 0, **kwargs: object):
+    def __init__(self, seed: int = 42, draws: int = 0, size: int = 2048, **kwargs: object):
         super().__init__(**kwargs)
-        self.seed = seed
+        self.seed, self.draws, self.size = seed, draws, size
 
-    def score(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-        """`v_measure` in [0, 1]."""
-        from sklearn.cluster import MiniBatchKMeans
-        from sklearn.metrics import v_measure_score
-
+    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
+        """The v-measure of each draw."""
         truth = labels[:, 0].long().cpu().numpy()
         clusters = len(set(truth.tolist()))
         if clusters < 2:
             raise InputError("clustering needs texts of at least two labels")
-        means = MiniBatchKMeans(n_clusters=clusters, batch_size=512, n_init=3, random_state=self.seed)
-        return {"v_measure": float(v_measure_score(truth, means.fit_predict(embeddings.cpu().numpy())))}
+        rng = random.Random(self.seed)
+        rows = [np.array(rng.choices(range(len(truth)), k=self.size)) for _ in range(self.draws)] or [np.arange(len(truth))]
+        vectors = _numpy(embeddings)
+        starts = 1 if self.draws else 3
+        values = _together(self._v_measure, [(vectors[drawn], truth[drawn], clusters, starts) for drawn in rows])
+        return torch.tensor(values, dtype=torch.double)[:, None]
+
+    def _v_measure(self, vectors: Any, truth: np.ndarray, clusters: int, starts: int) -> float:
+        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.metrics import v_measure_score
+
+        means = MiniBatchKMeans(n_clusters=clusters, batch_size=512, n_init=starts, random_state=self.seed)
+        return float(v_measure_score(truth, means.fit_predict(vectors)))
+
+    def values(self, units: Tensor) -> dict[str, float]:
+        """`v_measure` in [0, 1], the mean over draws."""
+        return {"v_measure": float(units.mean())}
+
+
+def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+    """A job for each of the arguments, as many at a time as there are cores and with one thread each."""
+    from joblib import Parallel, delayed
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        workers = min(len(arguments), os.cpu_count() or 1)
+        return Parallel(n_jobs=workers, prefer="threads")(delayed(job)(*given) for given in arguments)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -174,4 +175,5 @@ class EmbeddingModule(LightningModule):
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
         """The trained encoder as an export, in `folder`/export."""
-        return export(self.encoder, folder / "export", provenance)
+        rows = [task.data.keys(task.data.train) for task in self.tasks.values() if task.weight and "train" in task.data.parts]
+        return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -33,6 +34,86 @@ def score_table(before: Scores, after: Scores) -> Table:
         values = ("" if old is None else f"{old:.4f}", f"{new:.4f}", change) if before else (f"{new:.4f}",)
         table.add_row(key, *values, style=style)
     return table
+
+
+def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
+    """Prints a line for each row of an evaluation: its place among `total` pairs of model and data set, and its score."""
+    seen: dict[tuple[str, str, str], None] = {}
+
+    def line(row: Mapping[str, Any]) -> None:
+        seen[row["encoder"], row["family"], row["dataset"]] = None
+        value = row["error"] or f"{row['value']:.4f}"
+        dim = "" if row["dim"] is None else f" at {row['dim']} dims"
+        text = f"[{len(seen)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
+        Console(stderr=True).print(Text(text))
+
+    return line
+
+
+def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Scores at full size, a line a data set and a column an encoder; family means at each dim; intervals of differences."""
+    rows, names = result["rows"], [card["name"] for card in result["encoders"]]
+    largest = {card["name"]: card["dim"] for card in result["encoders"]}
+    table = Table(title="Scores at full size", title_justify="left")
+    for column in ("family", "data set", "metric", *names, "remark"):
+        table.add_column(column, justify="right" if column in names else "left")
+    for family, name in dict.fromkeys((row["family"], row["dataset"]) for row in rows):
+        found = [row for row in rows if (row["family"], row["dataset"]) == (family, name)]
+        cells = {r["encoder"]: r for r in found if r["dim"] == largest[r["encoder"]] or r["error"]}
+        remark = "; ".join(dict.fromkeys(str(r["error"] or r["note"]) for r in cells.values() if r["error"] or r["note"]))
+        values = ["error" if n in cells and cells[n]["error"] else _digits(cells.get(n, {}).get("value")) for n in names]
+        table.add_row(family, Text(name), found[0]["metric"], *values, Text(remark))
+    return [table, _mean_table(rows, largest), *_difference_table(result["differences"])]
+
+
+def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | None]) -> Table:
+    from acge_lightning.evaluation import means
+
+    families = sorted({row["family"] for row in rows})
+    table = Table(title="Means of families", title_justify="left")
+    for column in ("encoder", "dim", *families, "mean"):
+        table.add_column(column, justify="left" if column == "encoder" else "right")
+    for name in largest:
+        dims = dict.fromkeys(row["dim"] for row in rows if row["encoder"] == name and not row["error"])
+        for dim in dims:
+            found = means(rows, name, dim)
+            shown = [_digits(found.get(family)) for family in (*families, "mean")]
+            table.add_row(name, "all" if dim is None else str(dim), *shown)
+    return table
+
+
+def _difference_table(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
+    if not differences:
+        return []
+    table = Table(title="Differences, with a 95 % interval of a paired bootstrap", title_justify="left")
+    for column in ("encoder", "against", "data set", "difference", "from", "to"):
+        table.add_column(column)
+    for d in differences:
+        clear = "bold" if d["low"] > 0 or d["high"] < 0 else None
+        values = (f"{d[key]:+.4f}" for key in ("difference", "low", "high"))
+        table.add_row(d["encoder"], d["against"], f"{d['family']}/{d['dataset']}", *values, style=clear)
+    return [table]
+
+
+def leak_table(result: Mapping[str, Any]) -> Table | str:
+    """Evaluated rows that an encoder was trained on, by its own record."""
+    known = {leak["encoder"] for leak in result["leaks"]}
+    silent = [card["name"] for card in result["encoders"] if card["name"] not in known and card["dim"] is not None]
+    found = [leak for leak in result["leaks"] if leak["found"]]
+    if not found:
+        unknown = f" ({', '.join(silent)}: no record of training data)" if silent else ""
+        return f"Leak check: no evaluated row is among the recorded training data{unknown}."
+    table = Table(title="Leak check: evaluated rows that are in the training data", title_justify="left", style="red")
+    for column in ("encoder", "data set", "rows", "seen in training"):
+        table.add_column(column)
+    for leak in found:
+        share = f"{leak['found']} ({leak['found'] / leak['rows']:.1%})"
+        table.add_row(leak["encoder"], f"{leak['family']}/{leak['dataset']}", str(leak["rows"]), share)
+    return table
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits: int = 3) -> Table | None:

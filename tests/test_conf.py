@@ -28,6 +28,7 @@ QUICK = ["++encoder.max_length=24", "trainer.accelerator=cpu", "callbacks.progre
 CASES = {
     "train": [],
     "vocabulary": None,
+    "evaluate": None,
     "sweep/quickstart": None,
     "debug/fast": [ONE_TASK, *TINY],
     "encoder/static": [ONE_TASK, *TINY],
@@ -148,6 +149,18 @@ def test_the_vocabulary_program(tmp_path, cache):
     from acge_lightning.fresh import read_tokenizer
 
     assert 300 < len(read_tokenizer(tmp_path)) <= 600
+
+
+def test_the_evaluation_program(tmp_path, small_encoder, cache, capsys):
+    sample = Path(__file__).parents[1] / "acge_lightning" / "sample"
+    out = tmp_path / "results.json"
+    overrides = [f"model=[tfidf,{small_encoder}]", f"paths.data_dir={sample}", f"out={out}", f"paths.cache_dir={cache}"]
+    overrides.append("paths.output_dir=.")
+    from acge_lightning.cli import _evaluate
+
+    _evaluate(composed([*overrides, "tasks=[sts,pair]", "dims=[8]"], "evaluate"))
+    assert {row["dim"] for row in json.loads(out.read_text())["rows"]} == {None, 16, 8}
+    assert "Leak check" in capsys.readouterr().out
 
 
 def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):

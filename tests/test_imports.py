@@ -21,7 +21,7 @@ FORBIDDEN = {
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "cli", "callbacks")],
 }
 # What the maths files may import besides the standard library.
-ALLOWED = ["torch", "torchmetrics", "transformers", "sklearn", "rich", "numpy"] + [
+ALLOWED = ["torch", "torchmetrics", "transformers", "sklearn", "joblib", "threadpoolctl", "rich", "numpy"] + [
     f"acge_lightning.{name.removesuffix('.py')}" for name in MATHS.split()
 ]
 

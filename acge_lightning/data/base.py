@@ -285,6 +285,10 @@ class TaskDataModule(LightningDataModule):
     def _evaluation(self, part: Any) -> EvaluationSet:
         raise NotImplementedError
 
+    def note(self, role: Role) -> str | None:
+        """What of a split cannot be scored, if anything."""
+        return None
+
     # ---- for a trainer, alone
 
     def _alone(self) -> LightningDataModule:

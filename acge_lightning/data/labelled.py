@@ -71,14 +71,15 @@ class ClusteringDataModule(TaskDataModule):
     def _evaluation(self, part: Rows) -> EvaluationSet:
         return self._labelled(part, np.empty(0, dtype=np.int64))
 
-    def _labelled(self, part: Rows, shots: np.ndarray) -> EvaluationSet:
-        """The texts of `part`, after the training texts at positions `shots`, which may be learnt from."""
+    def _labelled(self, part: Rows, draws: np.ndarray) -> EvaluationSet:
+        """The texts of `part`, after the training texts that a bit of `draws` (Int64[training rows]) names."""
+        shots = np.flatnonzero(draws)
         known = self.train.take(shots) if len(shots) else []
         rows = known + part.take(np.arange(len(part)))
         label = self._number(row["label"] for row in rows)
-        learn = np.arange(len(rows)) < len(known)
+        learn = np.concatenate([draws[shots], np.zeros(len(part), dtype=np.int64)])
         texts = as_column([row["text"] for row in rows])
-        labels = torch.from_numpy(np.stack([label, learn.astype(np.int64)], axis=1))
+        labels = torch.from_numpy(np.stack([label, learn], axis=1))
         return EvaluationSet(texts, ((len(rows), "text"),), labels, self.keys(part))
 
 
@@ -87,6 +88,8 @@ class ClassificationDataModule(ClusteringDataModule):
 
     Args:
         shots: training texts a class that the probe may learn from (MTEB: 8 to 32).
+        draws: how often they are drawn (MTEB: 10); the same ones as in MTEB for the same rows.
+        seed: of the draws.
         **others: as in `ClusteringDataModule`.
 
     YAML::
@@ -98,18 +101,23 @@ class ClassificationDataModule(ClusteringDataModule):
     family = "classification"
     default_metric = LinearProbe
 
-    def __init__(self, *args: Any, shots: int = 16, **others: Any):
+    def __init__(self, *args: Any, shots: int = 16, draws: int = 1, seed: int = 42, **others: Any):
         super().__init__(*args, **others)
         if shots < 1:
             raise InputError(f"shots={shots} leaves the probe nothing to learn from: give at least 1")
-        self.shots = shots
+        if not 1 <= draws <= 62:
+            raise InputError(f"draws={draws} must be 1 to 62")
+        self.shots, self.draws, self.seed = shots, draws, seed
 
     def _evaluation(self, part: Rows) -> EvaluationSet:
         label = self._number(self.train.column("label"))
-        shuffled = np.random.default_rng(0).permutation(len(label))
-        ranked = shuffled[np.argsort(label[shuffled], kind="stable")]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(label))])[label[ranked]]
-        return self._labelled(part, np.sort(ranked[np.arange(len(ranked)) - starts < self.shots]))
+        order, chosen = np.arange(len(label)), np.zeros(len(label), dtype=np.int64)
+        for draw in range(self.draws):
+            np.random.RandomState(self.seed).shuffle(order)  # the same shuffle, of the order that the last one left
+            ranked = order[np.argsort(label[order], kind="stable")]
+            starts = np.concatenate([[0], np.cumsum(np.bincount(label))])[label[ranked]]
+            chosen[ranked[np.arange(len(ranked)) - starts < self.shots]] |= 1 << draw
+        return self._labelled(part, chosen)
 
 
 def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:

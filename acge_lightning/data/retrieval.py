@@ -36,6 +36,7 @@ class Judged:
         read_queries: queries of these numbers.
         read_texts: judged texts of these numbers.
         corpus: all documents, if there are more than the judged ones, and Int64[r] the place of each judged text there.
+        unanswered: queries that were left out because no judged text is a positive.
     """
 
     queries: np.ndarray
@@ -45,6 +46,7 @@ class Judged:
     read_queries: Callable[[np.ndarray], list[str]]
     read_texts: Callable[[np.ndarray], list[str]]
     corpus: tuple[pa.ChunkedArray, np.ndarray] | None = None
+    unanswered: int = 0
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -141,6 +143,11 @@ class RetrievalDataModule(TaskDataModule):
 
     def _select(self, part: Judged, positions: np.ndarray) -> Judged:
         return part.select(positions)
+
+    def note(self, role: str) -> str | None:
+        """How many queries have no relevant document."""
+        left = self.parts[role].unanswered
+        return f"{left} queries without a relevant document are left out" if left else None
 
     def first_ids(self, part: Judged) -> np.ndarray:
         """Int64[n] hashes of the queries."""
@@ -287,6 +294,7 @@ def _from_beir(corpus: Store, queries: Store, judgements: _Judgements) -> Judged
         lambda numbers: [found["text"] for found in queries.take(kept[numbers])],
         lambda numbers: [found["text"] for found in corpus.take(doc[numbers])],
         (corpus.column("text"), doc),
+        int((~answered).sum()),
     )
 
 

@@ -1,0 +1,92 @@
+"""Embeddings that are computed once: kept by the hash of the encoder and the hash of the text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acge_lightning.data.base import EvaluationSet
+from acge_lightning.encoder import Encoder
+
+_KEY = 16  # bytes of a text's hash
+
+
+class Embeddings:
+    """An encoder's full-size vectors of texts, from the disk where they have been computed before.
+
+    Args:
+        encoder: whose vectors.
+        folder: a folder is made in it for the encoder; each call that computes something adds two files: hashes and vectors.
+            None keeps them in memory only.
+    """
+
+    def __init__(self, encoder: Encoder, folder: str | Path | None = None):
+        self.encoder = encoder
+        self.hash = "" if folder is None else encoder_hash(encoder)
+        self.folder = None if folder is None else Path(folder) / self.hash
+        self._place: dict[bytes, tuple[np.ndarray, int]] = {}
+        if self.folder is not None:
+            self._read()
+
+    def _read(self) -> None:
+        for file in sorted(self.folder.glob("*.keys.npy")):
+            keys = np.load(file, allow_pickle=False).tobytes()
+            vectors = np.load(file.with_name(file.name.replace(".keys.", ".vectors.")), mmap_mode="r", allow_pickle=False)
+            self._place |= {keys[i * _KEY : (i + 1) * _KEY]: (vectors, i) for i in range(len(vectors))}
+
+    def of(self, found: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
+        """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
+        start, parts = 0, []
+        for end, role in found.roles:
+            prompt = (prompts or {}).get(role)
+            parts.append(self.encode(found.texts.slice(start, end - start).to_pylist(), prompt))
+            start = end
+        return torch.cat(parts)
+
+    def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
+        """The same for a list of texts with one prompt."""
+        lead = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
+        keys = [hashlib.blake2b(lead + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._place}
+        if missing:
+            vectors = self.encoder.encode(list(missing.values()), self.encoder.dim, prompt=prompt).numpy()
+            self._keep(list(missing), vectors)
+        result = np.empty((len(texts), self.encoder.dim), dtype=np.float32)
+        for row, key in enumerate(keys):
+            block, place = self._place[key]
+            result[row] = block[place]
+        return torch.from_numpy(result)
+
+    def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        self._place |= {key: (vectors, i) for i, key in enumerate(keys)}
+        if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]
+        for kind, values in (("vectors", vectors), ("keys", np.frombuffer(b"".join(keys), dtype=np.uint8))):  # keys last
+            draft = self.folder / f".{name}.{os.getpid()}.npy"
+            np.save(draft, values, allow_pickle=False)
+            os.replace(draft, self.folder / f"{name}.{kind}.npy")
+
+
+def encoder_hash(encoder: Encoder) -> str:
+    """A digest of all that decides on an encoder's vectors: weights, tokenizer, longest text, pooling."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    tokenize = encoder.tokenize
+    vocabulary = json.loads(tokenize.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    settings = [encoder.pooling, tokenize.max_length, tokenize.special_tokens, vocabulary]
+    config = getattr(encoder.backbone, "config", None)
+    settings.append({} if config is None else {k: v for k, v in config.to_dict().items() if k != "transformers_version"})
+    settings.append(None if encoder.dense is None else type(encoder.dense.activation).__name__)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:24]
