@@ -30,6 +30,13 @@ CASES = {
     "vocabulary": None,
     "evaluate": None,
     "sweep/quickstart": None,
+    "callbacks/evaluation": [
+        ONE_TASK,
+        *TINY,
+        "callbacks.evaluation.every=1",
+        "callbacks.evaluation.share=1.0",
+        "callbacks.evaluation.tasks=[stsb_zh]",
+    ],
     "debug/fast": [ONE_TASK, *TINY],
     "encoder/static": [ONE_TASK, *TINY],
     "encoder/bert_mini": [ONE_TASK, *BERT],

@@ -1,5 +1,6 @@
 """Several processes have the gradient that one process has of the same global batch."""
 
+import csv
 import os
 import socket
 from itertools import pairwise
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import acge_lightning
 from acge_lightning.batch import TextBatch
 from acge_lightning.data import (
     ClassificationDataModule,
@@ -122,6 +124,14 @@ def test_ranks_share_the_global_batch_of_one_process(cache):
             assert np.array_equal(together, np.sort(whole.ids[0].numpy()))
 
 
+def logged(file):
+    """The last scores that the evaluation callback gave."""
+    with file.open() as handle:
+        rows = list(csv.DictReader(handle))
+    names = [name for name in rows[0] if name.startswith("eval/")]
+    return {name: float([row[name] for row in rows if row[name]][-1]) for name in names}
+
+
 @pytest.mark.heavy
 def test_two_processes_train_the_same_encoder(tmp_path, cache):
     """A whole run of the program on two gloo processes, against one of a single process."""
@@ -133,7 +143,10 @@ def test_two_processes_train_the_same_encoder(tmp_path, cache):
     from acge_lightning import load
 
     program = str(Path(__file__).parents[1] / "train.py")
-    fixed = ["task=[sample_sts,sample_retrieval]", "optim=adamw_static", "optim.optimizer.lr=1.0e-3", "encoder.dim=32"]
+    sample = Path(acge_lightning.__file__).parent / "sample"
+    watch = ["+callbacks@callbacks=evaluation", f"callbacks.evaluation.folder={sample}", "callbacks.evaluation.every=10"]
+    watch += ["callbacks.evaluation.share=1.0"]
+    fixed = [*watch, "task=[sample_sts,sample_retrieval]", "optim=adamw_static", "optim.optimizer.lr=1.0e-3", "encoder.dim=32"]
     fixed += ["trainer.accelerator=cpu", f"paths.cache_dir={cache}", "callbacks.progress=null"]
     results = []
     for name, extra in (("one", []), ("two", ["trainer.devices=2", "+trainer.strategy=ddp"])):
@@ -143,8 +156,10 @@ def test_two_processes_train_the_same_encoder(tmp_path, cache):
         assert done.stdout.count("The model is in") == 1
         (folder,) = (tmp_path / "outputs" / name).iterdir()
         scores = json.loads((folder / "result.json").read_text())
+        scores["during"] = logged(folder / "csv" / "version_0" / "metrics.csv")
         results.append((scores, load(folder / "export").encode(["怎么退货？", "今天天气很好"])))
     (one, vectors), (two, others) = results
-    for when in ("before", "after"):
+    assert len(one["during"]) == 7
+    for when in ("before", "during", "after"):
         assert two[when] == pytest.approx(one[when], abs=2e-3)
     assert (vectors - others).abs().max() < 1e-3
