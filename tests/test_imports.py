@@ -17,6 +17,7 @@ LIGHTNING = ["lightning", "pytorch_lightning"]
 FORBIDDEN = {
     "*": ["tools", "tests"],
     "* !train.py !cli.py !config.py": ["hydra", "omegaconf"],
+    "* !benchmark.py": ["mteb", "datasets"],
     f"{MATHS} {MODEL}": LIGHTNING,
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "cli", "callbacks")],
 }
@@ -96,6 +97,10 @@ def loaded(statement, *names):
 def test_importing_the_package_loads_none_of_its_large_dependencies():
     names = ("torch", "transformers", "lightning", "hydra", "omegaconf", "sklearn", "pyarrow")
     assert loaded("import acge_lightning", *names) == set()
+
+
+def test_mteb_is_loaded_only_when_it_is_used():
+    assert loaded("import acge_lightning.benchmark, acge_lightning.evaluation", "mteb", "datasets") == set()
 
 
 def test_the_importable_model_loads_neither_lightning_nor_hydra():
