@@ -76,12 +76,17 @@ def _vocabulary(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.config import plain
-    from acge_lightning.evaluation import evaluate, failures, find, open_models
-    from acge_lightning.report import evaluation_tables, leak_table, progress_line, show
+    from acge_lightning.evaluation import evaluate, failures, find, open_models, suite_scores
+    from acge_lightning.report import evaluation_tables, leak_table, progress_line, show, suite_table
 
     config = plain(cfg)
     tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
     models = open_models(config["model"], config["device"], config["prompts"])
+    if config["suite"]:
+        folder = Path(config["out"]).with_suffix("")
+        scores = suite_scores(models, config["suite"], folder, config["paths"], tasks, config["dims"])
+        show(suite_table(scores), f"The results, in mteb's format, are in {folder}")
+        return
     datasets = find(config["paths"]["data_dir"], tasks)
     line = progress_line(len(models) * len(datasets))
     result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)

@@ -340,6 +340,41 @@ def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float
     return found | ({"mean": sum(found.values()) / len(found)} if found else {})
 
 
+def suite_scores(
+    models: Sequence[Model],
+    suite: str,
+    out: str | Path,
+    paths: Mapping[str, str],
+    tasks: Sequence[str] | None = None,
+    dims: Sequence[int] | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores by mteb's own program: encoder at dim -> task -> metric -> value.
+
+    Args:
+        models: encoders; lexical baselines have no place in mteb.
+        suite: `local` for the data sets under `paths["data_dir"]`, `cmteb` or another benchmark's name for the hub's.
+        out: folder for results in mteb's format.
+        paths: `data_dir` and `cache_dir`.
+        tasks: with `local`, as in `find`.
+        dims: prefix sizes; as in `Model.dims`.
+    """
+    from acge_lightning.benchmark import run_local, run_suite
+
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for model in models:
+        if model.encoder is None:
+            raise InputError(f"model={model.path} is no encoder: with suite={suite} give encoders only")
+        for dim in model.dims(dims):
+            given = {"dim": dim, "prompts": model.prompts}
+            if suite == "local":
+                datasets = find(paths["data_dir"], tasks)
+                scores = run_local(model.encoder, model.name, datasets, out, cache_dir=paths["cache_dir"], **given)
+            else:
+                scores = run_suite(model.encoder, model.name, suite, out, **given)
+            found[f"{model.name}@{dim}"] = scores
+    return found
+
+
 # ---- differences and leaks
 
 

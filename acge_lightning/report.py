@@ -95,6 +95,16 @@ def _difference_table(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table]
 
 
+def suite_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Main scores of mteb's tasks, a line a task and a column an encoder."""
+    table = Table(title="mteb's main scores", title_justify="left")
+    for column in ("task", *scores):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task in dict.fromkeys(task for found in scores.values() for task in found):
+        table.add_row(task, *(_digits(found.get(task, {}).get("main_score")) for found in scores.values()))
+    return table
+
+
 def leak_table(result: Mapping[str, Any]) -> Table | str:
     """Evaluated rows that an encoder was trained on, by its own record."""
     known = {leak["encoder"] for leak in result["leaks"]}

