@@ -1,4 +1,4 @@
-"""The command line: `acge train …`, `acge vocabulary …`, `acge models`, each but the last a Hydra program over `conf/`."""
+"""The command line: `acge train …`, `acge evaluate …`, `acge models`, each but the last a Hydra program over `conf/`."""
 
 from __future__ import annotations
 
@@ -96,9 +96,21 @@ def _evaluate(cfg: DictConfig) -> None:
         sys.exit(f"error: {len(failed)} rows have an error or are not whole; the table says why")
 
 
+def _report(cfg: DictConfig) -> None:
+    from acge_lightning.compare import report
+    from acge_lightning.config import plain
+
+    config = plain(cfg)
+    for run in report(config["runs"], config["out"]):
+        for remark in run.remarks:
+            print(f"{run.name}: {remark}", file=sys.stderr)
+    print(f"The report is in {config['out']}")
+
+
 train = program("train", _train)
 evaluate = program("evaluate", _evaluate)
 vocabulary = program("vocabulary", _vocabulary)
+report = program("report", _report)
 
 
 def models() -> None:
@@ -109,7 +121,13 @@ def models() -> None:
         print(f"{name:24} {release.repo:36} {release.note}")
 
 
-COMMANDS: dict[str, Callable[[], None]] = {"train": train, "evaluate": evaluate, "vocabulary": vocabulary, "models": models}
+COMMANDS: dict[str, Callable[[], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "vocabulary": vocabulary,
+    "report": report,
+    "models": models,
+}
 
 
 def main() -> None:

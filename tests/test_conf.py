@@ -28,6 +28,7 @@ QUICK = ["++encoder.max_length=24", "trainer.accelerator=cpu", "callbacks.progre
 CASES = {
     "train": [],
     "vocabulary": None,
+    "report": None,
     "evaluate": None,
     "sweep/quickstart": None,
     "callbacks/evaluation": [
@@ -168,6 +169,18 @@ def test_the_evaluation_program(tmp_path, small_encoder, cache, capsys):
     _evaluate(composed([*overrides, "tasks=[sts,pair]", "dims=[8]"], "evaluate"))
     assert {row["dim"] for row in json.loads(out.read_text())["rows"]} == {None, 16, 8}
     assert "Leak check" in capsys.readouterr().out
+
+
+def test_the_report_program(tmp_path, capsys):
+    (tmp_path / "result.json").write_text('{"before": {}, "after": {"val/mean": 0.125}}')
+    out = tmp_path / "page.html"
+    from acge_lightning.cli import _report
+
+    _report(composed([f"runs=[{tmp_path}]", f"out={out}"], "report"))
+    assert "0.1250" in out.read_text(encoding="utf-8")
+    said = capsys.readouterr()
+    assert said.out == f"The report is in {out}\n"
+    assert f"{tmp_path / 'csv'} is missing" in said.err
 
 
 def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):

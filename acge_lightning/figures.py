@@ -1,0 +1,334 @@
+"""Figures that compare runs and encoders, for a page, TensorBoard or W&B. Needs matplotlib."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from acge_lightning.errors import InputError
+from acge_lightning.runs import Curve, Row, Run, evaluations
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ModuleNotFoundError as error:
+    raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
+
+INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v")
+_SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
+_MOST_POINTS = 200  # of a curve, and ten times as many of a scatter plot
+STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",
+    "svg.hashsalt": "acge_lightning",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#88888855",
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def figures(runs: Sequence[Run]) -> dict[str, Figure]:
+    """The figures that the runs have data for.
+
+    Args:
+        runs: from `read_runs`.
+
+    Returns:
+        Name -> figure: `curves/<logged name>`, `scores`, `matryoshka/<family>`, `differences/<encoder> − <encoder>`,
+        `forgetting/<run>`, `funnel`, `projection/<encoder>/<dataset>`. A figure's label tells in words what it shows.
+    """
+    with matplotlib.rc_context(STYLE):
+        found = evaluations(runs)
+        return {
+            **_curves(runs),
+            **_scores(runs),
+            **_matryoshka(found),
+            **_differences(found["differences"]),
+            **{f"forgetting/{run.name}": _forgetting(run) for run in runs if run.forgetting},
+            **_funnel(runs),
+            **{
+                f"projection/{encoder}/{name}": _projection(f"{name}, {encoder}", part["points"])
+                for encoder, sets in found["examples"].items()
+                for name, part in sets.items()
+                if part["points"]
+            },
+        }
+
+
+def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None:
+    """Hand figures to a Lightning logger.
+
+    Args:
+        logger: one with `log_image`, as `WandbLogger`, or whose `experiment` has `add_figure`, as `TensorBoardLogger`.
+        shown: name -> figure.
+        step: under which they stand.
+
+    Raises:
+        InputError: the logger takes no pictures.
+    """
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, figure in shown.items():
+            if hasattr(logger, "log_image"):
+                logger.log_image(key=name, images=[figure], step=step)
+            elif hasattr(logger.experiment, "add_figure"):
+                logger.experiment.add_figure(name, figure, step, close=False)
+            else:
+                raise InputError(f"{type(logger).__name__} takes no pictures: use logger=tensorboard or logger=wandb")
+
+
+def _axes(title: str, x: str = "", y: str = "", height: float = _SIZE[1]) -> Axes:
+    figure = Figure((_SIZE[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(_short(title, 50), loc="left", fontsize=10)
+    axes.set(xlabel=x, ylabel=y)
+    return axes
+
+
+def _short(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"  # the whole name is in the legend, label or table
+
+
+def _finished(axes: Axes, told: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
+    """The figure, with a legend (name -> style) and a label in words."""
+    figure = axes.figure
+    figure.set_label(told)
+    if legend:
+        handles = [Line2D([], [], **style) for style in legend.values()]
+        figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
+    return figure
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _LINES[place % len(_LINES)]}
+
+
+def _dots(place: int) -> dict[str, Any]:
+    marker = _MARKERS[(place // len(_COLOURS)) % len(_MARKERS)]
+    return {"color": _COLOURS[place % len(_COLOURS)], "linestyle": "none", "marker": marker}
+
+
+# ---- training
+
+
+def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Losses and validation means against the step."""
+    logged = dict.fromkeys(key for run in runs for key in run.curves)
+    losses = [key for key in logged if key.startswith("train/") and key.endswith("loss")]
+    keys = [*losses, *(key for key in logged if key.startswith("val/") and key.count("/") == 1)]
+    keys.sort(key=lambda key: (key not in ("train/loss", "val/mean"), key))
+    return {f"curves/{key}": _curve(key, {run.name: run.curves.get(key, []) for run in runs}) for key in keys}
+
+
+def _curve(key: str, lines: Mapping[str, Curve]) -> Figure:
+    axes = _axes(key, "step")
+    ends, legend = [], {}
+    for place, (name, points) in enumerate(lines.items()):
+        if points:
+            steps, values = (_thinned(np.array(part, dtype=float)) for part in zip(*points, strict=True))
+            axes.plot(steps, values, **_style(place), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
+            legend[name] = _style(place)
+            ends.append(f"{name} from {points[0][1]:.4f} to {points[-1][1]:.4f} at step {points[-1][0]}")
+    return _finished(axes, f"{key} against step: {'; '.join(ends)}", legend)
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Means of neighbours, `_MOST_POINTS` at most."""
+    if len(values) <= _MOST_POINTS:
+        return values
+    return np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)])
+
+
+def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Before and after, of families and the mean."""
+    keys = dict.fromkeys(key for run in runs for key in sorted(run.after) if key.count("/") == 1)
+    keys = sorted(keys, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
+    if not keys:
+        return {}
+    axes = _axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(runs)))
+    told = []
+    for place, run in enumerate(runs):
+        for row, key in enumerate(keys):
+            y = row + (len(runs) / 2 - place - 0.5) * 0.7 / len(runs)
+            old, new = run.before.get(key), run.after.get(key)
+            colour = _style(place)["color"]
+            if new is not None:
+                axes.plot([new], [y], "o", color=colour)
+                told.append(f"{run.name} {key} {'' if old is None else f'{old:.4f} to '}{new:.4f}")
+                if old is not None:
+                    axes.plot([old, new], [y, y], color=colour, linewidth=1)
+                    axes.plot([old], [y], "o", color=colour, markerfacecolor="none")
+    axes.set_yticks(range(len(keys)), [_short(key) for key in keys])
+    return {
+        "scores": _finished(axes, f"Scores: {'; '.join(told)}", {run.name: _dots(i) for i, run in enumerate(runs) if run.after})
+    }
+
+
+def _forgetting(run: Run) -> Figure:
+    tasks, matrix = run.forgetting["tasks"], np.array(run.forgetting["matrix"], dtype=float)
+    axes = _axes(f"forgetting, {run.name}", "score of", "after training on", height=1.2 + 0.4 * len(tasks))
+    axes.grid(False)
+    axes.pcolormesh(matrix, cmap="cividis", vmin=0, vmax=1)  # squares, as `imshow` would put a bitmap into the page
+    axes.invert_yaxis()
+    for row, column in product(range(len(tasks)), repeat=2):
+        value = matrix[row, column]
+        if np.isfinite(value):
+            colour = "black" if value > 0.5 else "white"
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.4f}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8 if len(tasks) < 7 else 5,
+            )
+    places, names = np.arange(len(tasks)) + 0.5, [_short(task) for task in tasks]
+    axes.set_xticks(places, names, rotation=30, ha="right")
+    axes.set_yticks(places, names)
+    last = "; ".join(f"{task} {value:.4f}" for task, value in zip(tasks, matrix[-1], strict=True) if np.isfinite(value))
+    return _finished(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
+
+
+def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Recall against speed-up; the line joins the points that no other beats in both."""
+    if not any(run.funnel for run in runs):
+        return {}
+    axes = _axes("search in steps", "times faster than exact search", "recall")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    told = []
+    for place, run in enumerate(runs):
+        points = [p for p in run.funnel if p["speedup"] > 0]
+        axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **_dots(place))
+        best = sorted(pareto(points), key=lambda p: p["speedup"])
+        axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **_style(place), linewidth=1)
+        for p in points:
+            axes.annotate(
+                _short(p["label"]), (p["speedup"], p["recall"]), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+        told += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
+    axes.margins(0.15)
+    legend = {run.name: _dots(i) for i, run in enumerate(runs) if run.funnel}
+    return {"funnel": _finished(axes, f"Recall against speed-up, the best: {'; '.join(told)}", legend)}
+
+
+def pareto(points: Sequence[Row]) -> list[Row]:
+    """The points that no other point beats in recall or speed-up without losing in the other."""
+
+    def beaten(p: Row) -> bool:
+        better = (q for q in points if q["recall"] >= p["recall"] and q["speedup"] >= p["speedup"])
+        return any((q["recall"], q["speedup"]) != (p["recall"], p["speedup"]) for q in better)
+
+    return [p for p in points if not beaten(p)]
+
+
+# ---- evaluations
+
+
+def family_means(found: Mapping[str, Any], encoder: str, dim: float | None) -> dict[str, float]:
+    """Means of an encoder's families at a dim, and `mean`, that of the families."""
+    from acge_lightning.evaluation import means
+
+    return means(found["rows"], encoder, dim)
+
+
+def full_dim(found: Mapping[str, Any], encoder: str) -> float | None:
+    """An encoder's full size; None for lexical baselines."""
+    card = next(card for card in found["encoders"] if card["name"] == encoder)
+    return card["dim"] or max((r["dim"] for r in found["rows"] if r["encoder"] == encoder and r["dim"]), default=None)
+
+
+def _matryoshka(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Family means against the dim, a line an encoder, over the data sets that all were scored on at all their dims."""
+    scored: dict[tuple[str, str], set[tuple[str, float | None]]] = {}
+    for row in found["rows"]:
+        if row["value"] is not None:
+            scored.setdefault((row["family"], row["dataset"]), set()).add((row["encoder"], row["dim"]))
+    there = {pair for pairs in scored.values() for pair in pairs}
+    dims = {card["name"]: sorted(dim for name, dim in there if name == card["name"] and dim) for card in found["encoders"]}
+    if max(map(len, dims.values()), default=0) < 2:
+        return {}
+    rows = [row for row in found["rows"] if scored.get((row["family"], row["dataset"])) == there]
+    means = {name: {dim: family_means({"rows": rows}, name, dim) for dim in sizes or [None]} for name, sizes in dims.items()}
+    families = sorted({f for by_dim in means.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
+    return {f"matryoshka/{family}": _at_dims(family, means) for family in families}
+
+
+def _at_dims(family: str, means: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
+    axes = _axes("mean of families" if family == "mean" else family, "dims")
+    axes.set_xscale("log", base=2)
+    told, ticks = [], set()
+    for place, (name, by_dim) in enumerate(means.items()):
+        points = [(dim, found[family]) for dim, found in by_dim.items() if family in found]
+        if points and points[0][0] is None:
+            axes.axhline(points[0][1], **_style(place), linewidth=1)
+        elif points:
+            axes.plot(*zip(*points, strict=True), **_style(place), marker="o", markersize=4)
+            ticks |= {dim for dim, _ in points}
+        told += [f"{name} {'' if dim is None else f'at {dim:g} dims '}{value:.4f}" for dim, value in points]
+    axes.set_xticks(sorted(ticks), [f"{dim:g}" for dim in sorted(ticks)])
+    axes.minorticks_off()
+    return _finished(axes, f"{family} against dims: {'; '.join(told)}", {name: _style(i) for i, name in enumerate(means)})
+
+
+def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Intervals of each pair of encoders, a line a data set."""
+    pairs: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        pairs.setdefault((row["encoder"], row["against"]), []).append(row)
+    return {
+        f"differences/{encoder} − {against}": _intervals(encoder, against, mine) for (encoder, against), mine in pairs.items()
+    }
+
+
+def _intervals(encoder: str, against: str, rows: Sequence[Row]) -> Figure:
+    axes = _axes(f"{encoder} − {against}", "difference", height=0.9 + 0.2 * len(rows))
+    for place, row in enumerate(rows):
+        colour = _COLOURS[0] if row["low"] > 0 else _COLOURS[1] if row["high"] < 0 else "#888888"
+        axes.plot([row["low"], row["high"]], [place, place], color=colour)
+        axes.plot([row["difference"]], [place], "o" if colour == "#888888" else "D", color=colour, markersize=5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [_short(told_dataset(row), 30) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    told = "; ".join(f"{told_dataset(r)} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows)
+    return _finished(axes, f"{encoder} less {against}, with intervals: {told}")
+
+
+def told_dataset(row: Row) -> str:
+    """A data set in words, with the dim where one is given."""
+    return (
+        (f"{row['family']}/" if row.get("family") else "") + row["dataset"] + (f" at {row['dim']:g}" if row.get("dim") else "")
+    )
+
+
+def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figure:
+    points = points[:: -(-len(points) // (10 * _MOST_POINTS))]
+    labels = sorted({label for _, _, label in points})
+    axes = _axes(title)
+    for place, label in enumerate(labels):
+        mine = [(x, y) for x, y, other in points if other == label]
+        axes.plot(*zip(*mine, strict=True), **_dots(place), markersize=3.5, alpha=0.8)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    told = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in labels)
+    return _finished(
+        axes,
+        f"Embeddings of {title} in two dimensions, {len(points)} texts: {told}",
+        {label: _dots(i) for i, label in enumerate(labels)},
+    )

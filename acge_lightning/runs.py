@@ -1,0 +1,299 @@
+"""What runs and evaluations have left behind, read as plain data; a file that is absent or damaged is named, the rest read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from acge_lightning.errors import InputError
+
+FORMAT = 1  # of an evaluation's `results.json`
+Curve = list[tuple[int, float]]
+Row = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A folder of a run, or a file of an evaluation; what it does not hold is empty.
+
+    Args:
+        name: in tables and legends.
+        path: the folder or file.
+        config: the settings, interpolations as they were written.
+        before: scores before training.
+        after: scores after it.
+        curves: logged name -> (step, value), over all times that the run went on.
+        training: the provenance of the export: `versions`, `data`, `steps`.
+        forgetting: `tasks` and `matrix`: row: after training on a task, column: the score of a task.
+        funnel: `label`, `recall`, `speedup` of searches in several steps.
+        evaluation: `encoders`, `rows`, `differences`, `leaks`, `examples`.
+        remarks: which files are missing or damaged.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    forgetting: dict[str, Any] = field(default_factory=dict)
+    funnel: list[Row] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_runs(paths: str | Sequence[str] | Mapping[str, str]) -> list[Run]:
+    """The runs and evaluations at some paths.
+
+    Args:
+        paths: folders of runs, `results.json` files or folders with one; one, a list, or name -> path. Without a name, a run
+            is called as in its config, another by its folder, and as much of the path is added as tells them apart.
+
+    Raises:
+        InputError: nothing is there, or nothing of a run or an evaluation.
+    """
+    paths = [paths] if isinstance(paths, str) else paths
+    if not paths:
+        raise InputError("runs is empty: name folders of runs or results.json files, for example runs=[outputs/mine/TIME]")
+    if isinstance(paths, Mapping):
+        return [_read(Path(path).expanduser(), str(name)) for name, path in paths.items()]
+    runs = [_read(Path(path).expanduser(), "") for path in dict.fromkeys(map(str, paths))]
+    names = [str(run.config.get("name") or _parts(run.path)[-1]) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        run.name = name if names.count(name) == 1 else _shortest(run.path, [other.path for other in runs if other is not run])
+    return runs
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    path = path.resolve()
+    return (path.parent if path.name == "results.json" else path.with_suffix("") if path.is_file() else path).parts
+
+
+def _shortest(path: Path, others: Sequence[Path]) -> str:
+    """The end of a path that no other path has."""
+    parts = _parts(path)
+    for count in range(1, len(parts)):
+        if all(_parts(other)[-count:] != parts[-count:] for other in others):
+            return "/".join(parts[-count:])
+    return str(path)
+
+
+def _read(path: Path, name: str) -> Run:
+    if path.is_file():
+        run = Run(name, path)
+        _take(run, path, _evaluation, "evaluation")
+        if run.remarks:
+            raise InputError(f"{run.remarks[0]}: name a file that `acge evaluate` wrote, or the folder of a run")
+        return run
+    if not path.is_dir():
+        raise InputError(f"runs: {path} is not there: name folders of runs or results.json files")
+    run = Run(name, path)
+    model = next((folder for folder in (path / "export", path / "backbone") if folder.is_dir()), path / "export")
+    of_a_run = [
+        _take(run, path / ".hydra" / "config.yaml", _config, "config"),
+        _take(run, path / "result.json", _scores, "before", "after"),
+        _take(run, path / "csv", partial(_curves, remarks=run.remarks), "curves"),
+        _take(run, model / "training.json", _training, "training"),
+    ]
+    others = {"forgetting": _forgetting, "funnel": _funnel}
+    found = [_take(run, path / f"{key}.json", reader, key, optional=True) for key, reader in others.items()]
+    found.append(_take(run, path / "results.json", _evaluation, "evaluation", optional=True))
+    if not any(of_a_run):
+        if not any(found):
+            raise InputError(f"runs: {path} holds neither a run nor an evaluation: name outputs/NAME/TIME or a results.json")
+        run.remarks = [remark for remark in run.remarks if not remark.endswith(" is missing")]  # it is no run
+    run.config = run.config or run.training.get("config", {})
+    return run
+
+
+def _take(run: Run, path: Path, reader: Callable[[Path], Any], *keys: str, optional: bool = False) -> bool:
+    """Read a part of a run and note what is wrong with it; whether anything is there."""
+    if not path.exists():
+        run.remarks += [] if optional else [f"{path} is missing"]
+        return False
+    try:
+        found = reader(path)
+        for key, part in zip(keys, found if len(keys) > 1 else [found], strict=True):
+            setattr(run, key, part)
+    except KeyError as error:
+        run.remarks.append(f"{path} is damaged: it has no {error}")
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        run.remarks.append(f"{path} is damaged: {' '.join(str(error).split())}")
+    return True
+
+
+# ---- the readers; whatever has another form raises
+
+
+def _json(path: Path) -> Any:
+    return _clean(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _clean(value: Any) -> Any:
+    """Without the characters that no page may hold: control characters and lone surrogates."""
+    if isinstance(value, str):
+        return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+    if isinstance(value, dict):
+        return {_clean(str(key)): _clean(part) for key, part in value.items()}
+    return [_clean(part) for part in value] if isinstance(value, list) else value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(value)[:40]!r} stands where keys and values are expected")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{str(value)[:40]!r} stands where a list is expected")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ValueError(f"{str(value)[:40]!r} is not a number")
+    return None if value is None else float(value)
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    return {key: number for key, value in _mapping(values).items() if (number := _number(value)) is not None}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return _clean(_mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+
+def _scores(path: Path) -> tuple[dict[str, float], dict[str, float]]:
+    found = _mapping(_json(path))
+    return _numbers(found["before"]), _numbers(found["after"])
+
+
+def _training(path: Path) -> dict[str, Any]:
+    found = _mapping(_json(path))
+    found["data"] = {task: _numbers(roles) for task, roles in _mapping(found.get("data") or {}).items()}
+    found["versions"] = _mapping(found.get("versions") or {})
+    found["config"] = _mapping(found.get("config") or {})
+    found["steps"] = _number(found.get("steps"))
+    return found
+
+
+def _curves(folder: Path, remarks: list[str]) -> dict[str, Curve]:
+    """All versions, the oldest first: what a run that went on has logged again stands in place of what was there."""
+    files = sorted(folder.rglob("metrics.csv"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.parent.name)])
+    if not files:
+        raise ValueError("there is no metrics.csv in it")
+    found: dict[str, dict[int, float]] = {}
+    for file in files:
+        try:
+            _add_log(file, found)
+        except (ValueError, csv.Error) as error:
+            remarks.append(f"{file} is damaged: {error}; what stands before is shown")
+    return {_clean(key): sorted(points.items()) for key, points in found.items()}
+
+
+def _add_log(file: Path, found: dict[str, dict[int, float]]) -> None:
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = csv.DictReader(lines)
+        for row in rows:
+            try:
+                step = int(row["step"])
+                values = {key: float(cell) for key, cell in row.items() if cell and key not in ("step", "epoch")}
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"line {rows.line_num} is not of numbers with a step") from None
+            for key, value in values.items():
+                found.setdefault(key, {})[step] = value
+
+
+def _forgetting(path: Path) -> dict[str, Any]:
+    found = _mapping(_json(path))
+    tasks = [str(task) for task in _list(found["tasks"])]
+    matrix = [[_number(value) for value in _list(row)] for row in _list(found["matrix"])]
+    if not tasks or [len(row) for row in matrix] != [len(tasks)] * len(tasks):
+        raise ValueError(f"its matrix is not one of {len(tasks)} x {len(tasks)} tasks")
+    return {"tasks": tasks, "matrix": matrix}
+
+
+def _funnel(path: Path) -> list[Row]:
+    points = _list(_mapping(_json(path))["points"])
+    return [{"label": str(p["label"]), "recall": float(p["recall"]), "speedup": float(p["speedup"])} for p in points]
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    found = _mapping(_json(path))
+    if found.get("format") != FORMAT:
+        raise ValueError(f"its format is {found.get('format')!r}, and {FORMAT} is what can be read")
+    names = ("encoder", "family", "dataset")
+    return {
+        "encoders": [_mapping(card) | {"name": str(card["name"]), "dim": _number(card["dim"])} for card in found["encoders"]],
+        "rows": [
+            {key: str(row[key]) for key in (*names, "metric")}
+            | {key: _number(row[key]) for key in ("dim", "value")}
+            | {key: row.get(key) and str(row[key]) for key in ("split", "note", "error")}
+            for row in found["rows"]
+        ],
+        "differences": [
+            {key: str(row[key]) for key in (*names, "against")}
+            | {key: float(row[key]) for key in ("difference", "low", "high")}
+            | {"dim": _number(row.get("dim"))}
+            for row in found.get("differences") or []
+        ],
+        "leaks": [
+            {"encoder": str(row["encoder"]), "dataset": str(row["dataset"]), "found": int(row["found"])}
+            | {"rows": int(row["rows"] if "rows" in row else row["texts"]), "family": str(row.get("family") or "")}
+            for row in found.get("leaks") or []
+        ],
+        "examples": {
+            encoder: {name: _examples(part) for name, part in _mapping(sets).items()}
+            for encoder, sets in _mapping(found.get("examples") or {}).items()
+        },
+    }
+
+
+def _examples(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "points": [(float(x), float(y), str(label)) for x, y, label in found.get("points") or []],
+        "neighbours": [
+            {
+                "query": str(row["query"]),
+                "hits": [{"text": str(h["text"]), "score": float(h["score"]), "right": bool(h["right"])} for h in row["hits"]],
+            }
+            for row in found.get("neighbours") or []
+        ],
+        "errors": [{key: str(row[key]) for key in ("text", "expected", "found")} for row in found.get("errors") or []],
+    }
+
+
+def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
+    """All evaluations as one; encoders that share a name and are not the same bear the name of their run."""
+    found: dict[str, Any] = {key: [] for key in ("encoders", "rows", "differences", "leaks")} | {"examples": {}}
+    known: dict[str, set[str]] = {}
+    for run in runs:
+        for card in run.evaluation.get("encoders", []):
+            known.setdefault(card["name"], set()).add(str(card.get("hash") or run.name))
+    for run in runs:
+        cards = run.evaluation.get("encoders", [])
+        names = {c["name"]: c["name"] if len(known[c["name"]]) == 1 else f"{run.name}: {c['name']}" for c in cards}
+        there = {card["name"] for card in found["encoders"]}
+        found["encoders"] += [card | {"name": names[card["name"]]} for card in cards if names[card["name"]] not in there]
+        for key in ("rows", "differences", "leaks"):
+            for row in run.evaluation.get(key, []):
+                told = {k: names.get(row[k], row[k]) for k in ("encoder", "against") if k in row}
+                found[key] += [row | told] if row | told not in found[key] else []
+        for name, sets in run.evaluation.get("examples", {}).items():
+            found["examples"].setdefault(names.get(name, name), {}).update(sets)
+    found["encoders"] += [
+        {"name": name, "dim": None}  # a damaged list of encoders does not hide their scores
+        for name in dict.fromkeys(row["encoder"] for row in found["rows"])
+        if name not in {card["name"] for card in found["encoders"]}
+    ]
+    return found

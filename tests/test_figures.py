@@ -1,0 +1,121 @@
+"""Figures hold the values they are given, and go to loggers."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_runs import a_row, a_run, an_evaluation, write
+
+from acge_lightning.errors import InputError
+from acge_lightning.figures import figures, log_figures, pareto
+from acge_lightning.runs import read_runs
+
+
+def lines(figure):
+    return [tuple(np.asarray(part, dtype=float).tolist() for part in line.get_data()) for line in figure.axes[0].lines]
+
+
+def legend(figure):
+    return [text.get_text() for part in figure.legends for text in part.get_texts()]
+
+
+@pytest.fixture
+def shown(tmp_path):
+    one, two = a_run(tmp_path / "1", "one"), a_run(tmp_path / "2", "_two $x^$", seed=1)
+    write(one / "forgetting.json", {"tasks": ["a", "b"], "matrix": [[0.8, None], [0.7, 0.75]]})
+    points = [(1, 1.0), (9, 0.98), (5, 0.97), (15, 0.9)]
+    write(one / "funnel.json", {"points": [{"label": f"{s}", "recall": r, "speedup": s} for s, r in points]})
+    rows = [a_row(dim=dim, value=value) for dim, value in ((64, 0.8), (16, 0.6))] + [a_row("tfidf", dim=None, value=0.5)]
+    rows += [a_row(dataset="alone", value=0.1), a_row("tfidf", dataset="alone", dim=None, value=None, error="broken")]
+    difference = {"encoder": "mini", "against": "tfidf", "family": "sts", "dataset": "stsb", "difference": 0.3}
+    spread = {"low": 0.1, "high": 0.4}
+    points = [[0, 1, "甲"], [2, 3, "<b>"], [4, 5, "甲"]]
+    more = {"differences": [difference | spread], "examples": {"mini": {"stsb": {"points": points}}}}
+    write(two / "results.json", an_evaluation(*rows, **more))
+    return figures(read_runs([one, two]))
+
+
+def test_values(shown):
+    assert lines(shown["curves/train/loss"]) == [([5, 10], [2.5, 1.5])] * 2
+    assert legend(shown["curves/train/loss"]) == ["one", "_two $x^$"]
+    assert lines(shown["matryoshka/sts"]) == [([16, 64], [0.6, 0.8]), ([0, 1], [0.5, 0.5])], "of what all were scored on"
+    assert lines(shown["differences/mini − tfidf"])[:2] == [([0.1, 0.4], [0, 0]), ([0.3], [0])]
+    assert sorted(text.get_text() for text in shown["forgetting/one"].axes[0].texts) == ["0.7000", "0.7500", "0.8000"]
+    assert lines(shown["projection/mini/stsb"]) == [([2], [3]), ([0, 4], [1, 5])]
+    assert legend(shown["projection/mini/stsb"]) == ["<b>", "甲"]
+    assert lines(shown["funnel"])[1] == ([1, 9, 15], [1.0, 0.98, 0.9])
+    assert {tuple(line[0]) for line in lines(shown["scores"])} == {(0.5,), (0.25, 0.5), (0.25,), (1.5,), (0.25, 1.5)}
+    assert "mini at 16 dims 0.6000" in shown["matryoshka/sts"].get_label()
+
+
+def test_pareto_is_what_nothing_beats():
+    rng = np.random.default_rng(0)
+    points = [{"recall": float(r), "speedup": float(s)} for r, s in rng.integers(0, 9, (60, 2))]
+    kept = pareto(points)
+    for p in points:
+        beats = [q for q in points if q["recall"] >= p["recall"] and q["speedup"] >= p["speedup"] and q != p]
+        assert (p in kept) == (not beats)
+
+
+def test_long_and_infinite_curves(tmp_path):
+    values = np.sin(np.arange(1001) / 50)
+    rows = "\n".join(f"{i},{v},{'inf' if i == 3 else 'nan' if i == 4 else 1}" for i, v in enumerate(values))
+    write(tmp_path / "csv" / "metrics.csv", f"step,train/loss,train/a/loss\n{rows}\n")
+    found = figures(read_runs([tmp_path]))
+    [(steps, shown)] = lines(found["curves/train/loss"])
+    assert len(steps) == 200
+    np.testing.assert_allclose(shown, np.sin(np.array(steps) / 50), atol=0.01)
+
+
+def test_the_tensorboard_logger_gets_them(shown, tmp_path):
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    log_figures(logger, shown, step=7)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Tags()["images"]) == len(shown)
+    assert {events.Images(tag)[0].step for tag in events.Tags()["images"]} == {7}
+
+
+def test_a_logger_of_images_gets_them(shown):
+    given = []
+
+    class Logger:
+        def log_image(self, key, images, step=None):
+            given.append((key, images, step))
+
+    log_figures(Logger(), shown, step=3)
+    assert given == [(name, [figure], 3) for name, figure in shown.items()]
+
+
+def test_wandb_takes_such_a_figure(shown, tmp_path):
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(save_dir=str(tmp_path), offline=True)
+    log_figures(logger, {"scores": shown["scores"]}, step=1)
+    logger.experiment.finish()
+    assert len(list(tmp_path.rglob("scores*.png"))) == 1
+
+
+def test_another_logger_is_refused(shown, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    with pytest.raises(InputError, match="CSVLogger takes no pictures: use logger=tensorboard"):
+        log_figures(CSVLogger(tmp_path), shown)
+
+
+@pytest.mark.parametrize(("module", "missing"), [("figures", "matplotlib"), ("compare", "jinja2")])
+def test_what_is_not_installed_is_named(module, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import acge_lightning.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InputError" in done.stderr
+    assert "pip install 'acge-lightning[report]'" in done.stderr
+
+
+def test_nothing_to_draw(tmp_path):
+    write(tmp_path / "result.json", json.dumps({"before": {}, "after": {}}))
+    assert figures(read_runs([tmp_path])) == {}
