@@ -44,6 +44,7 @@ from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.examples import examples
 from acge_lightning.lexical import LEXICAL
 from acge_lightning.metrics import AveragePrecision, EmbeddingMetric, LinearProbe, Reranking, Retrieval, Spearman, VMeasure
 from acge_lightning.pretrained import load
@@ -199,14 +200,17 @@ def evaluate(
 
     Returns:
         What the file holds: `encoders`, `rows`, `differences` (of each model against the first, with a 95 % interval of a
-        paired bootstrap) and `leaks`.
+        paired bootstrap), `leaks`, and `examples` (see `acge_lightning.examples`) by encoder and <family>/<name>.
     """
     cache_dir = Path(cache_dir).expanduser()
-    earlier = _earlier(Path(out)) if out else {"rows": [], "differences": []}
+    earlier = _earlier(Path(out)) if out else {"rows": [], "differences": [], "examples": {}}
     job = _Job(models, dims, cache_dir, earlier)
     cards = [_card(model, job.hashes[model.name]) for model in models]
     result: dict[str, Any] = {"format": 1, "seed": SEED, "encoders": cards, "rows": [], "differences": [], "leaks": []}
+    result["examples"] = {model.name: {} for model in models}
     for part in job.over(datasets, processes):
+        for name, found in part.pop("examples", {}).items():
+            result["examples"][name] |= found
         for key, values in part.items():
             result[key] += values
         for row in part["rows"]:
@@ -227,7 +231,7 @@ class _Job:
         self.embeddings = {m.name: Embeddings(m.encoder, cache_dir / "embeddings") for m in models if m.encoder is not None}
         self.hashes = {m.name: self.embeddings[m.name].hash if m.encoder is not None else m.path for m in models}
 
-    def over(self, datasets: Sequence[Dataset], processes: int) -> Iterator[dict[str, list]]:
+    def over(self, datasets: Sequence[Dataset], processes: int) -> Iterator[dict[str, Any]]:
         if min(processes, len(datasets)) <= 1:
             yield from map(self.on, datasets)
             return
@@ -235,14 +239,14 @@ class _Job:
         with ProcessPoolExecutor(processes, context, _begin, (self, context.Value("i", 0), processes)) as pool:
             yield from pool.map(_on, datasets)
 
-    def on(self, dataset: Dataset) -> dict[str, list]:
-        """Rows, differences and leaks of a data set."""
+    def on(self, dataset: Dataset) -> dict[str, Any]:
+        """Rows, differences, leaks and examples of a data set."""
         try:
             data, found = dataset.open(self.cache_dir)
         except InputError as error:
             return {"rows": [_row(model, dataset, None, error=str(error)) for model in self.models]}
         mark, units = _mark(dataset, found), {}
-        done: dict[str, list] = {"rows": [], "leaks": []}
+        done: dict[str, Any] = {"rows": [], "leaks": [], "examples": {}}
         for model in self.models:
             wanted, digest = model.dims(self.dims), self.hashes[model.name]
             rows = [row | {"encoder": model.name} for row in self.kept.get((digest, mark), []) if row["dim"] in wanted]
@@ -250,7 +254,15 @@ class _Job:
                 rows, units[model.name] = score(model, dataset, data, found, wanted, self.embeddings.get(model.name))
             done["rows"] += [row | {"mark": mark, "hash": digest} for row in rows]
             done["leaks"] += _leak(model, dataset, found)
+            shown = self._examples(model, dataset, found, rows)
+            done["examples"] |= {model.name: {f"{dataset.family}/{dataset.name}": shown}} if shown else {}
         return done | {"differences": _differences(self.models, dataset, units, self.earlier["differences"])}
+
+    def _examples(self, model: Model, dataset: Dataset, found: EvaluationSet, rows: Sequence[Row]) -> dict[str, Any] | None:
+        earlier = self.earlier["examples"].get(model.name, {}).get(f"{dataset.family}/{dataset.name}")
+        if model.encoder is None or rows[0]["error"] or earlier:
+            return earlier
+        return examples(dataset.family, self.embeddings[model.name].of(found, model.prompts), found)
 
 
 _job: _Job
@@ -268,7 +280,7 @@ def _begin(job: _Job, counter: Any, processes: int) -> None:
             model.encoder.to(f"cuda:{number % torch.cuda.device_count()}")
 
 
-def _on(dataset: Dataset) -> dict[str, list]:
+def _on(dataset: Dataset) -> dict[str, Any]:
     return _job.on(dataset)
 
 
@@ -441,11 +453,11 @@ def _mark(dataset: Dataset, found: EvaluationSet) -> str:
 def _earlier(file: Path) -> dict[str, Any]:
     """What an earlier run has left in a file, if it is there."""
     if not file.is_file():
-        return {"rows": [], "differences": []}
+        return {"rows": [], "differences": [], "examples": {}}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         _by_hashes(found["rows"])
-        return {"rows": found["rows"], "differences": found["differences"]}
+        return {key: found[key] for key in ("rows", "differences", "examples")}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"out={file} holds no results of an evaluation ({error}): give another file") from None
 

@@ -23,6 +23,7 @@ from torch import nn
 from acge_lightning.embeddings import Embeddings, encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import FAMILIES, Model, bootstrap, evaluate, failures, find, means, open_models, suite_scores
+from acge_lightning.examples import examples
 from acge_lightning.export import export
 from acge_lightning.fresh import static
 from acge_lightning.metrics import AveragePrecision, Retrieval, Spearman
@@ -140,6 +141,28 @@ def test_a_run_goes_on_where_it_was(small_encoder, tmp_path, monkeypatch):
     out.write_text('{"rows": [{}]}')
     with pytest.raises(InputError, match="holds no results of an evaluation"):
         evaluate(models, find(SAMPLE), [8], out, tmp_path)
+
+
+def test_examples_are_what_the_vectors_say(encoder, tmp_path):
+    result = evaluate([Model("a", "a", encoder)], find(SAMPLE), cache_dir=tmp_path)
+    assert set(result["examples"]["a"]) == {f"{family}/sample_zh" for family in FAMILIES}
+    for dataset in find(SAMPLE):
+        _, found = dataset.open(tmp_path)
+        vectors = encoder.encode(found.texts.to_pylist())
+        shown = examples(dataset.family, vectors, found)
+        for example in shown["neighbours"]:
+            scores = [hit["score"] for hit in example["hits"]]
+            assert scores == sorted(scores, reverse=True)
+            query, first = encoder.encode([example["query"], example["hits"][0]["text"]])
+            assert float(query @ first) == pytest.approx(scores[0], abs=1e-3)
+        if dataset.family in ("classification", "clustering"):
+            points = np.array([point[:2] for point in shown["points"]])
+            assert points.var(0)[0] >= points.var(0)[1] > 0
+            assert len({point[2] for point in shown["points"]}) > 2
+        if dataset.family != "reranking":
+            assert shown["errors"]
+            texts = {text for error in shown["errors"] for text in error["text"].split(" | ")}
+            assert texts <= set(found.texts.to_pylist())
 
 
 @pytest.mark.heavy

@@ -1,0 +1,109 @@
+"""What an encoder does with single texts of a data set: a projection, nearest neighbours, worst errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acge_lightning.data.base import EvaluationSet
+
+_POINTS, _QUERIES, _HITS, _ERRORS = 300, 5, 3, 5
+Example = dict[str, list[Any]]
+
+
+def examples(family: str, vectors: Tensor, found: EvaluationSet) -> Example:
+    """Examples of a data set at full size.
+
+    Args:
+        family: of the data set.
+        vectors: Float32[texts, D] of length 1.
+        found: the texts and their labels.
+
+    Returns:
+        `points` ([x, y, class] on the two main axes; for labelled texts), `neighbours` (queries, or texts, and what lies next
+        to them; for labelled texts and retrieval) and `errors` (pairs told most wrongly, queries whose right text ranks
+        lowest, texts whose neighbour is of another class).
+    """
+    result: Example = {"points": [], "neighbours": [], "errors": []}
+    if family in ("classification", "clustering"):
+        return result | _labelled(vectors, found)
+    if family in ("sts", "pair"):
+        return result | {"errors": _pairs(vectors, found)}
+    return result | (_searches(vectors, found) if family == "retrieval" else {})
+
+
+def _text(found: EvaluationSet, number: int) -> str:
+    return found.texts[int(number)].as_py()
+
+
+def _labelled(vectors: Tensor, found: EvaluationSet) -> Example:
+    rows = (found.labels[:, 1] == 0).nonzero().flatten()
+    rows = rows[torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()]
+    own, label = vectors[rows], found.labels[rows, 0].tolist()
+    axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:2]
+    points = ((own - own.mean(0)) @ axes.T).tolist()
+    near = (own @ own.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
+    neighbours, errors = [], []
+    for i in range(len(rows)):
+        hits = [
+            {"text": _text(found, rows[j]), "score": round(value, 4), "right": label[j] == label[i]}
+            for value, j in zip(near.values[i].tolist(), near.indices[i].tolist(), strict=True)
+        ]
+        neighbours.append({"query": _text(found, rows[i]), "hits": hits})
+        if hits and not hits[0]["right"]:
+            expected, other = (f"class {label[j]}" for j in (i, int(near.indices[i, 0])))
+            errors.append((hits[0]["score"], {"text": _text(found, rows[i]), "expected": expected, "found": other}))
+    worst = [error for _, error in sorted(errors, key=lambda pair: -pair[0])[:_ERRORS]]
+    shown = neighbours[:: max(1, len(neighbours) // _QUERIES)][:_QUERIES]
+    return {"points": [[*map(_short, p), f"class {c}"] for p, c in zip(points, label, strict=True)]} | {
+        "neighbours": shown,
+        "errors": worst,
+    }
+
+
+def _short(value: float) -> float:
+    return round(value, 4)
+
+
+def _pairs(vectors: Tensor, found: EvaluationSet) -> list[dict[str, str]]:
+    """Those whose rank by cosine and by score are furthest apart."""
+    first, second = found.labels[:, :2].long().unbind(1)
+    cosine, truth = (vectors[first] * vectors[second]).sum(1), found.labels[:, 2]
+    ranks = [values.double().argsort().argsort().double() / max(1, len(truth) - 1) for values in (cosine, truth)]
+    result = []
+    for i in (ranks[0] - ranks[1]).abs().argsort(descending=True)[:_ERRORS].tolist():
+        text = f"{_text(found, first[i])} | {_text(found, second[i])}"
+        result.append({"text": text, "expected": f"score {truth[i]:g}", "found": f"cosine {cosine[i]:.4f}"})
+    return result
+
+
+def _searches(vectors: Tensor, found: EvaluationSet) -> Example:
+    queries = found.roles[0][0]
+    documents = vectors[queries:]
+    right: dict[int, set[int]] = {}
+    for query, document, grade in found.labels.tolist():
+        if grade > 0:
+            right.setdefault(int(query), set()).add(int(document))
+    asked = np.array(sorted(q for q in right if q < queries))
+    neighbours, errors = [], []
+    for place, q in enumerate(asked[np.linspace(0, len(asked) - 1, min(_POINTS, len(asked))).round().astype(int)].tolist()):
+        scores = documents @ vectors[q]
+        best = scores.topk(min(_HITS, len(scores)))
+        answers = sorted(d - queries for d in right[q] if d >= queries)
+        if not answers:  # a text that is both query and document
+            continue
+        hits = [
+            {"text": _text(found, queries + d), "score": round(value, 4), "right": d in answers}
+            for value, d in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        if place < _QUERIES:
+            neighbours.append({"query": _text(found, q), "hits": hits})
+        rank = int((scores > scores[answers].max()).sum()) + 1
+        if rank > 1:
+            nearest = answers[int(scores[answers].argmax())]
+            expected = f"{_text(found, queries + nearest)} (rank {rank})"
+            errors.append((rank, {"text": _text(found, q), "expected": expected, "found": hits[0]["text"]}))
+    return {"neighbours": neighbours, "errors": [error for _, error in sorted(errors, key=lambda e: -e[0])[:_ERRORS]]}
