@@ -198,6 +198,7 @@ class Reranking(EmbeddingMetric):
         query_of = torch.unique(labels[:, 0].long(), return_inverse=True)[1]
         found = []
         for judged in query_of.argsort(stable=True).split(torch.bincount(query_of).tolist()):
+            judged = judged.flip(0)  # of equal cosines the later one first, as in trec_eval: ties count against the positives
             order = judged[cosine[judged].argsort(descending=True, stable=True)]
             relevant = (labels[order, 2] > 0).double()
             if not 0 < relevant.sum() < len(relevant):
