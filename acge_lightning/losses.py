@@ -10,13 +10,16 @@ Every loss is called as `loss(embeddings, labels, ids)`:
 | `LabelContrast` | texts | Int64[n] class numbers | unused |
 
 Embeddings arrive unnormalised; similarity is cosine. Everything is computed in fp32 (fp64 stays fp64), also under autocast.
+
+A loss is written in three parts (`CosineLoss`), so that `matryoshka` can take it at many prefix lengths for little more than
+the price of one: whose cosines it takes, what it needs to know beside them, and its value from logits = cosines / temperature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from torch.nn.functional import normalize
 
 from acge_lightning.errors import InputError
 
+_SIDES = ("query_to_doc", "query_to_query", "doc_to_doc")
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
@@ -39,7 +43,58 @@ def full_precision(forward: Any) -> Any:
     return wrapper
 
 
-class InfoNCE(nn.Module):
+class CosineLoss(nn.Module):
+    """What all losses share: cosines of some rows with some others, over a temperature, and a value from these.
+
+    Args:
+        temperature: tau > 0.
+
+    Raises:
+        InputError: a temperature that is not above 0.
+    """
+
+    rowwise: ClassVar[bool] = False  # cosines of row i with row i only: Float[n] in place of Float[n, m]
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        if not temperature > 0:
+            raise InputError(f"temperature={temperature} must be above 0: try 0.05")
+        self.temperature = temperature
+
+    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Whose cosines the loss takes: pairs of Float[n, d], Float[m, d]."""
+        raise NotImplementedError
+
+    def known(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> Any:
+        """What the value depends on beside the cosines, the same for all prefixes: labels or masks."""
+        return labels
+
+    def value(self, logits: Sequence[Tensor], known: Any) -> Tensor:
+        """The loss Float[] from the logits of each side, Float[n, m], or Float[n] if `rowwise`."""
+        raise NotImplementedError
+
+    def value_and_gradient(self, logits: Sequence[Tensor], known: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        """The value and its derivative by the logits, both detached."""
+        with torch.enable_grad():
+            logits = [part.detach().requires_grad_() for part in logits]
+            value = self.value(logits, known)
+            found = torch.autograd.grad(value, logits, allow_unused=True, materialize_grads=True)
+        return value.detach(), found
+
+    @full_precision
+    def forward(
+        self, embeddings: tuple[Tensor, ...], labels: Tensor | None = None, ids: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The loss: a Float[n_i, d] a column, labels and ids as in the table above -> Float[]."""
+        known = self.known(embeddings, labels, ids)
+        logits = []
+        for rows, columns in self.sides(embeddings):
+            a, b = normalize(rows, dim=-1), normalize(columns, dim=-1)
+            logits.append(((a * b).sum(-1) if self.rowwise else a @ b.T) / self.temperature)
+        return self.value(logits, known)
+
+
+class InfoNCE(CosineLoss):
     """Contrastive loss: each query's own positive against every other candidate.
 
     loss = -mean_i( s(q_i, p_i)/tau - log sum_c exp(s(q_i, c)/tau) ), with c over all positives and explicit negatives of the
@@ -75,9 +130,7 @@ class InfoNCE(nn.Module):
         partition: str = "joint",
         in_batch: bool = True,
     ):
-        super().__init__()
-        if not temperature > 0:
-            raise InputError(f"temperature={temperature} must be above 0: try 0.05")
+        super().__init__(temperature)
         unknown = set(directions) - set(DIRECTIONS)
         if unknown or "query_to_doc" not in directions:
             raise InputError(f"directions={list(directions)} must contain query_to_doc and only {list(DIRECTIONS)}")
@@ -87,51 +140,66 @@ class InfoNCE(nn.Module):
             raise InputError("partition=per_direction has no positive in query_to_query and doc_to_doc: use joint")
         if not in_batch and set(directions) != {"query_to_doc"}:
             raise InputError("in_batch=false keeps only a query's own negatives: use directions: [query_to_doc]")
-        self.temperature = temperature
         self.directions = tuple(directions)
         self.partition = partition
         self.in_batch = in_batch
 
-    @full_precision
-    def forward(
-        self, embeddings: tuple[Tensor, ...], labels: Tensor | None = None, ids: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        """The loss.
+    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Queries with documents; queries with queries and positives with documents, if the directions have them.
 
         Args:
             embeddings: queries Float[n, d], positives Float[n, d], and optionally negatives Float[m, d] of all queries.
+        """
+        queries, own = embeddings[:2]
+        if len(own) != len(queries):
+            raise InputError(f"InfoNCE has {len(queries)} queries and {len(own)} positives: give one each")
+        docs = torch.cat(list(embeddings[1:])) if len(embeddings) > 2 else own
+        sides = {"query_to_doc": (queries, docs), "query_to_query": (queries, queries), "doc_to_doc": (own, docs)}
+        return [pair for name, pair in sides.items() if name in self.directions]
+
+    def known(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> dict[str, Any]:
+        """Which candidates each direction leaves out: Bool[n, n or m], or None for none.
+
+        Args:
+            embeddings: as in `sides`.
             labels: Int64[r, 3] judgements (query id, text id, grade; above 0 is positive), or None.
             ids: text ids of each column, aligned with the embeddings, or None for no masking.
-
-        Returns:
-            Float[], the mean over queries.
         """
-        queries = normalize(embeddings[0], dim=-1)
-        docs = normalize(torch.cat(embeddings[1:]), dim=-1)
-        if len(embeddings[1]) != len(queries):
-            raise InputError(f"InfoNCE has {len(queries)} queries and {len(embeddings[1])} positives: give one each")
-        terms = {"query_to_doc": queries @ docs.T / self.temperature}
-        positive = terms["query_to_doc"].diagonal()
-        blocked = self._blocked(len(queries), len(docs), labels, ids, queries.device)
-        terms["query_to_doc"] = terms["query_to_doc"].masked_fill(blocked["query_to_doc"], -torch.inf)
-        own = docs[: len(queries)]
-        for name, rows, columns in (
-            ("query_to_query", queries, queries),
-            ("doc_to_query", own, queries),
-            ("doc_to_doc", own, docs),
-        ):
-            if name in self.directions:
-                terms[name] = (rows @ columns.T / self.temperature).masked_fill(blocked[name], -torch.inf)
+        sizes = len(embeddings[0]), sum(map(len, embeddings[1:]))
+        return self._blocked(*sizes, labels, ids, embeddings[0].device)
+
+    def value(self, logits: Sequence[Tensor], known: Mapping[str, Any]) -> Tensor:
+        """The mean over queries."""
+        terms = dict(zip([d for d in _SIDES if d in self.directions], logits, strict=True))
+        to_docs = terms["query_to_doc"]
+        positive = to_docs.diagonal()
+        if "doc_to_query" in self.directions:
+            terms["doc_to_query"] = to_docs[:, : len(to_docs)].T
+        parts = [terms[d] if known[d] is None else terms[d].masked_fill(known[d], -torch.inf) for d in self.directions]
         if self.partition == "joint":
-            log_z = torch.logsumexp(torch.cat([terms[d] for d in self.directions], dim=1), dim=1)
+            log_z = torch.logsumexp(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], dim=1)
         else:
-            log_z = torch.stack([torch.logsumexp(terms[d], dim=1) for d in self.directions]).mean(0)
+            log_z = torch.stack([torch.logsumexp(part, dim=1) for part in parts]).mean(0)
         return (log_z - positive).mean()
+
+    def value_and_gradient(self, logits: Sequence[Tensor], known: Mapping[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+        """In closed form where there is one softmax of one direction: the softmax less 1 at the positive, over n."""
+        if self.directions != ("query_to_doc",):
+            return super().value_and_gradient(logits, known)
+        (found,) = logits
+        if known["query_to_doc"] is not None:
+            found = found.masked_fill(known["query_to_doc"], -torch.inf)
+        log_p = found.log_softmax(dim=1)
+        value = -log_p.diagonal().mean()
+        gradient = log_p.exp_()
+        gradient.diagonal().sub_(1)
+        return value, [gradient.div_(len(gradient))]
 
     def _blocked(
         self, n: int, m: int, labels: Tensor | None, ids: Sequence[Tensor] | None, device: torch.device
-    ) -> dict[str, Tensor]:
-        """Which candidates each row's sum leaves out, for each direction: Bool[n, n or m]."""
+    ) -> dict[str, Any]:
+        if ids is None and self.in_batch and set(self.directions) <= {"query_to_doc", "doc_to_query"}:
+            return dict.fromkeys(self.directions)
         row = torch.arange(n, device=device)
         own = torch.arange(m, device=device)[None] == row[:, None]
         if not self.in_batch and (ids is None or labels is None):
@@ -201,7 +269,7 @@ class SimCSE(InfoNCE):
         super().__init__(temperature)
 
 
-class CoSENT(nn.Module):
+class CoSENT(CosineLoss):
     """Ranks pairs: a pair labelled as more similar should have the higher cosine.
 
     loss = log(1 + sum over pairs of pairs (i, j) with label_i > label_j of exp((cos_j - cos_i)/tau)).
@@ -221,23 +289,25 @@ class CoSENT(nn.Module):
     0.3133
     """
 
-    def __init__(self, temperature: float = 0.05):
-        super().__init__()
-        if not temperature > 0:
-            raise InputError(f"temperature={temperature} must be above 0: try 0.05")
-        self.temperature = temperature
+    rowwise = True
 
-    @full_precision
-    def forward(self, embeddings: tuple[Tensor, ...], labels: Tensor, ids: Sequence[Tensor] | None = None) -> Tensor:
-        """The loss of n pairs: embeddings two of Float[n, d], labels Float[n] -> Float[]."""
+    def __init__(self, temperature: float = 0.05):
+        super().__init__(temperature)
+
+    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """First text with second text, row by row."""
         first, second = embeddings
-        cosine = (normalize(first, dim=-1) * normalize(second, dim=-1)).sum(-1) / self.temperature
-        difference = cosine[None, :] - cosine[:, None]
-        wrong_way = difference[labels[:, None] > labels[None, :]]
+        return [(first, second)]
+
+    def value(self, logits: Sequence[Tensor], known: Tensor) -> Tensor:
+        """Of n pairs whose similarity labels are Float[n]."""
+        (found,) = logits
+        difference = found[None, :] - found[:, None]
+        wrong_way = difference[known[:, None] > known[None, :]]
         return torch.logsumexp(torch.cat([wrong_way.new_zeros(1), wrong_way]), dim=0)
 
 
-class LabelContrast(nn.Module):
+class LabelContrast(CosineLoss):
     """Contrast by class: texts of the same label are positives, texts of other labels are negatives.
 
     For every text i with at least one other of its label (set P_i):
@@ -257,20 +327,22 @@ class LabelContrast(nn.Module):
     """
 
     def __init__(self, temperature: float = 0.05):
-        super().__init__()
-        if not temperature > 0:
-            raise InputError(f"temperature={temperature} must be above 0: try 0.05")
-        self.temperature = temperature
+        super().__init__(temperature)
 
-    @full_precision
-    def forward(self, embeddings: tuple[Tensor, ...], labels: Tensor, ids: Sequence[Tensor] | None = None) -> Tensor:
-        """The loss of n texts: embeddings one of Float[n, d], labels Int64[n] -> Float[]."""
-        vectors = normalize(embeddings[0], dim=-1)
-        logits = vectors @ vectors.T / self.temperature
+    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """All texts with all."""
+        return [(embeddings[0], embeddings[0])]
+
+    def known(self, embeddings: Sequence[Tensor], labels: Tensor, ids: Any) -> tuple[Tensor, Tensor]:
+        """Which pairs are of one class, themselves and without themselves: Bool[n, n] from labels Int64[n]."""
         same = labels[:, None] == labels[None, :]
-        negatives = torch.logsumexp(logits.masked_fill(same, -torch.inf), dim=1, keepdim=True)
-        positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        each = nn.functional.softplus(negatives - logits).masked_fill(~positive, 0.0)
+        return same, same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+
+    def value(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean over texts that have another of their label."""
+        (found,), (same, positive) = logits, known
+        negatives = torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True)
+        each = nn.functional.softplus(negatives - found).masked_fill(~positive, 0.0)
         count = positive.sum(1)
         has_any = count > 0
         return (each.sum(1)[has_any] / count[has_any]).sum() / has_any.sum().clamp(min=1)

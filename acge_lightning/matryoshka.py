@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from acge_lightning.errors import InputError
+from acge_lightning.losses import CosineLoss, full_precision
+
+_EPS = 1e-12  # least norm of a vector, as in torch.nn.functional.normalize
 
 
 class Matryoshka(nn.Module):
     """Wraps any loss of `losses`: its weighted sum over prefixes of the embeddings.
 
-    loss = sum over d of w_d loss(e[:, :d]). The wrapped losses take cosines, so every prefix is normalised after it was cut.
-    It is a sum, not a mean: five dims of weight 1 give about five times the gradient of one.
+    loss = sum over d of w_d loss(e[:, :d]), each prefix normalised after it was cut. By default a sum, not a mean: five dims
+    of weight 1 give about five times the gradient of one.
+
+    The prefixes share their work: the inner products of a prefix are those of the next shorter one and of the block between
+    them, and the gradient of a block is one product with the sum of what the prefixes that hold it ask for. So all prefixes
+    together cost two products and a gradient of the full size, and some passes over the n x m logits of each.
 
     Args:
         loss: any loss of `acge_lightning.losses`.
         dims: prefix sizes; the full size must be among them, or it would go untrained.
         weights: one a dim, 1 by default.
+        temperatures: one a dim, in place of the loss's own: cosines of short prefixes spread wider (about 1 / sqrt(d)).
+        reduction: `sum`, or `mean`: the sum over the number of dims in use.
 
     Raises:
-        InputError: dims beyond the embedding's, repeated, or without the full size; weights of another number.
+        InputError: dims beyond the embedding's, repeated, or without the full size; weights or temperatures of another number.
+
+    After a call `parts` holds each dim's own loss, before its weight, detached. The gradient has no second derivative.
 
     Reference: Kusupati et al. 2022 (arXiv 2205.13147), with cosine losses in place of classifiers.
 
     YAML::
 
-        matryoshka: {dims: [512, 256, 128, 64], weights: null}
+        matryoshka: {dims: [512, 256, 128, 64], weights: null, temperatures: null, reduction: sum}
 
     >>> from acge_lightning.losses import CoSENT
     >>> loss = Matryoshka(CoSENT(), dims=[4, 2])
@@ -38,28 +52,48 @@ class Matryoshka(nn.Module):
     True
     """
 
-    def __init__(self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        loss: CosineLoss,
+        dims: Sequence[int],
+        weights: Sequence[float] | None = None,
+        temperatures: Sequence[float] | None = None,
+        reduction: str = "sum",
+    ):
         super().__init__()
-        self.loss = loss
-        self.set_dims(dims, weights)
-
-    def set_dims(self, dims: Sequence[int], weights: Sequence[float] | None = None) -> None:
-        """Replace the dims (and their weights) from the next step on."""
-        weights = [1.0] * len(dims) if weights is None else list(weights)
         if not dims or len(set(dims)) != len(dims) or min(dims) < 1:
             raise InputError(f"matryoshka.dims={list(dims)} must be distinct sizes of at least 1")
-        if len(weights) != len(dims):
-            raise InputError(f"matryoshka.weights has {len(weights)} values for {len(dims)} dims: give one a dim")
-        self.dims, self.weights = tuple(dims), tuple(weights)
+        for name, given in (("weights", weights), ("temperatures", temperatures)):
+            if given is not None and len(given) != len(dims):
+                raise InputError(f"matryoshka.{name} has {len(given)} values for {len(dims)} dims: give one a dim")
+        if temperatures is not None and not min(temperatures) > 0:
+            raise InputError(f"matryoshka.temperatures={list(temperatures)} must all be above 0: try 0.05")
+        if reduction not in ("sum", "mean"):
+            raise InputError(f"matryoshka.reduction={reduction!r} is unknown: choose sum or mean")
+        self.loss, self.dims, self.reduction = loss, tuple(dims), reduction
+        self.weights = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
+        self.temperatures = dict(zip(dims, temperatures or [loss.temperature] * len(dims), strict=True))
+        self.parts: dict[int, Tensor] = {}
 
+    def set_dims(self, dims: Sequence[int]) -> None:
+        """Use only these of the dims from the next call on, each with its weight and temperature."""
+        unknown = set(dims) - set(self.weights)
+        if unknown or max(self.weights) not in dims or len(set(dims)) != len(dims):
+            raise InputError(f"dims={list(dims)} must be some of {sorted(self.weights)}, and {max(self.weights)} among them")
+        self.dims = tuple(dims)
+
+    @full_precision
     def forward(
         self, embeddings: tuple[Tensor, ...], labels: Tensor | None = None, ids: Sequence[Tensor] | None = None
     ) -> Tensor:
         """The wrapped loss over all prefixes: embeddings Float[n_i, D] -> Float[]."""
         check_dims(self.dims, embeddings[0].shape[1])
-        total = torch.zeros((), device=embeddings[0].device)
-        for dim, weight in zip(self.dims, self.weights, strict=True):
-            total = total + weight * self.loss(tuple(e[:, :dim] for e in embeddings), labels, ids)
+        over = 1 if self.reduction == "sum" else len(self.dims)
+        prefixes = [_Prefix(dim, self.weights[dim] / over, self.temperatures[dim]) for dim in sorted(self.dims)]
+        known = self.loss.known(embeddings, labels, ids)
+        sides = [vectors for side in self.loss.sides(embeddings) for vectors in side]
+        total, parts = _Nested.apply(self.loss, known, prefixes, *sides)
+        self.parts = dict(zip(sorted(self.dims), parts.unbind(), strict=True))
         return total
 
 
@@ -72,3 +106,124 @@ def check_dims(dims: Sequence[int], full: int) -> None:
         raise InputError(f"matryoshka.dims={list(dims)}: {max(dims)} is more than the encoder's {full} dims")
     if full not in dims:
         raise InputError(f"matryoshka.dims={list(dims)} leaves the full size {full} untrained: add it")
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    dim: int
+    weight: float
+    temperature: float
+
+
+class _Nested(torch.autograd.Function):
+    """A loss over prefixes, and its gradient, which is found along with it.
+
+    With S the inner products of two sides' prefixes, r and c the lengths of rows and columns, the logits are
+    S / (r c tau) and H, the derivative of the loss by S, is that by the logits over (r c tau). A prefix of length d gives to
+    row i the gradient sum_j H_ij b_j, less its part along the row itself: (sum_j H_ij S_ij) / r_i^2 times the row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: CosineLoss, known: Any, prefixes: Sequence[_Prefix], *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        kind = _RowSide if loss.rowwise else _Side
+        sides = [kind(rows, columns) for rows, columns in zip(vectors[::2], vectors[1::2], strict=True)]
+        wanted, total, parts = any(ctx.needs_input_grad), vectors[0].new_zeros(()), []
+        for prefix in prefixes:
+            logits = [side.extend(prefix) for side in sides]
+            if wanted:
+                value, gradients = loss.value_and_gradient(logits, known)
+                for side, gradient in zip(sides, gradients, strict=True):
+                    side.keep(gradient, prefix)
+            else:
+                value = loss.value(logits, known)
+            del logits
+            total = total + prefix.weight * value
+            parts.append(value)
+        if wanted:
+            ctx.save_for_backward(*(gradient for side in sides for gradient in side.gradients()))
+        parts = torch.stack(parts)
+        ctx.mark_non_differentiable(parts)
+        return total, parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(by_total * gradient for gradient in ctx.saved_tensors)
+
+
+class _Side:
+    """Cosines of all rows with all columns, prefix after prefix, from the shortest on; then the gradients of both."""
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        self.vectors = rows.detach(), columns.detach()
+        self.squares = [v.new_zeros(len(v)) for v in self.vectors]
+        self.products: Tensor | None = None
+        self.begin = 0
+        self.kept: list[tuple[int, int, Tensor, list[Tensor]]] = []  # of each prefix: its last block, H, and the parts along
+
+    def extend(self, prefix: _Prefix) -> Tensor:
+        """The logits of the next prefix."""
+        self.begin, self.end = getattr(self, "end", 0), prefix.dim
+        blocks = [v[:, self.begin : self.end] for v in self.vectors]
+        for square, block in zip(self.squares, blocks, strict=True):
+            square += torch.linalg.vector_norm(block, dim=1).square_()
+        self.add(*blocks)
+        self.lengths = [square.sqrt().clamp_(min=_EPS) for square in self.squares]
+        return self.scaled(self.products, 1 / prefix.temperature)
+
+    def keep(self, gradient: Tensor, prefix: _Prefix) -> None:
+        """Take in the derivative by the logits of the prefix."""
+        by_products = self.scaled(gradient, prefix.weight / prefix.temperature)
+        along = self.sums(by_products)
+        along = [torch.where(square > _EPS**2, part / square, 0) for part, square in zip(along, self.squares, strict=True)]
+        self.kept.append((self.begin, self.end, by_products, along))
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """The gradients of rows and columns, from the last block back to the first; what was kept is used up."""
+        found = tuple(torch.zeros_like(v) for v in self.vectors)
+        by_products, along = None, [torch.zeros_like(square) for square in self.squares]
+        self.products = None
+        while self.kept:
+            begin, end, more, parts = self.kept.pop()
+            by_products = more if by_products is None else by_products.add_(more)
+            for total, part in zip(along, parts, strict=True):
+                total += part
+            rows, columns = (v[:, begin:end] for v in self.vectors)
+            for place, part in enumerate(self.back(by_products, rows, columns)):
+                found[place][:, begin:end] = part.sub_(along[place][:, None] * (rows, columns)[place])
+        return found
+
+    # ---- what differs where row i meets column i only
+
+    def add(self, rows: Tensor, columns: Tensor) -> None:
+        self.products = rows @ columns.T if self.products is None else self.products.addmm_(rows, columns.T)
+
+    def scaled(self, values: Tensor, factor: float) -> Tensor:
+        rows, columns = self.lengths
+        return (values * (factor / rows)[:, None]).mul_(1 / columns)
+
+    def sums(self, by_products: Tensor) -> list[Tensor]:
+        both = by_products * self.products
+        return [both.sum(1), both.sum(0)]
+
+    def back(self, by_products: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return by_products @ columns, by_products.T @ rows
+
+
+class _RowSide(_Side):
+    """Cosines of each row with the column of its number."""
+
+    def add(self, rows: Tensor, columns: Tensor) -> None:
+        block = (rows * columns).sum(1)
+        self.products = block if self.products is None else self.products.add_(block)
+
+    def scaled(self, values: Tensor, factor: float) -> Tensor:
+        rows, columns = self.lengths
+        return values * factor / (rows * columns)
+
+    def sums(self, by_products: Tensor) -> list[Tensor]:
+        both = by_products * self.products
+        return [both, both]
+
+    def back(self, by_products: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return by_products[:, None] * columns, by_products[:, None] * rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,15 @@ class Task:
 class EmbeddingModule(LightningModule):
     """Encodes a batch, applies its task's loss, and scores every task's evaluation split.
 
-    Logs `train/loss`, `train/<task>/loss`, `val/<task>/<metric>`, `val/<family>`, and `val/mean`: the mean over families of
-    the mean over a family's tasks of its main metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`.
+    Logs `train/loss`, `train/<task>/loss` (with Matryoshka also that of each prefix, `train/<task>/loss@<dim>`),
+    `val/<task>/<metric>`, `val/<family>`, and `val/mean`: the mean over families of the mean over a family's tasks of its main
+    metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`.
 
     Args:
         encoder: what is trained.
         tasks: name -> task.
-        matryoshka: prefix sizes and their weights, or None for the full size only.
+        matryoshka: `dims`, and optionally `weights`, `temperatures` and `reduction`, of `Matryoshka` around each task's loss;
+            None for the full size only.
         optim: optimizer and learning-rate schedule.
         batch_tokens: tokens encoded together; less needs less memory, and changes nothing else. By default 2048 on a CPU,
             which its caches hold, and 16384 on a GPU or for a static encoder.
@@ -115,6 +117,11 @@ class EmbeddingModule(LightningModule):
 
     # ---- training
 
+    def set_matryoshka_dims(self, dims: Sequence[int]) -> None:
+        """Train these prefixes only, of those that the module was made with, from the next step on."""
+        for loss in self.losses.values():
+            loss.set_dims(dims)
+
     def embed(self, batch: TextBatch) -> tuple[Tensor, ...]:
         """Embeddings of each column Float[n_i, D], all encoded together."""
         vectors = self.encoder(Tokens.cat(batch.columns), self.batch_tokens, self.recompute and self.training)
@@ -122,8 +129,11 @@ class EmbeddingModule(LightningModule):
 
     def training_step(self, batch: TextBatch) -> Tensor:
         """The loss of a batch."""
-        loss = self.losses[batch.task](*gather_batch(self.embed(batch), batch.labels, batch.ids))
+        criterion = self.losses[batch.task]
+        loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
+        for dim, part in getattr(criterion, "parts", {}).items():
+            self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
 

@@ -52,7 +52,10 @@ CASES = {
     "module/embedding": [ONE_TASK, *TINY],
     "module/masked_lm": ["task=[sample_unlabelled]", "++task.sample_unlabelled.data.holdout=0.1", "encoder=bert_mini", *BERT],
     "matryoshka/halves": [ONE_TASK, "encoder.tokenizer.vocab_size=900"],
-    "matryoshka/acge": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"],
+    **{
+        f"matryoshka/{name}": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"]
+        for name in ("acge", "coarse_to_fine", "none", "random", "stages")
+    },
     "logger/wandb": [ONE_TASK, *TINY, "logger.wandb.offline=true"],
     "loss/info_nce": ["task=[sample_retrieval]", *TINY],
     "loss/info_nce_symmetric": ["task=[sample_retrieval]", *TINY],

@@ -1,5 +1,7 @@
 """Matryoshka against the sum written out and against sentence-transformers' MatryoshkaLoss."""
 
+import copy
+
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MatryoshkaLoss, MultipleNegativesRankingLoss
@@ -110,20 +112,101 @@ def test_weights_scale_the_gradient_of_their_dim_only():
     torch.testing.assert_close(heavy - light, 2 * InfoNCE()(tuple(c[:, :4] for c in columns)))
 
 
-def test_set_dims_replaces_dims_and_weights():
-    columns, loss = columns_of(2), Matryoshka(InfoNCE(), [8], [5.0])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_each_dim_has_its_temperature(name, reduction):
+    loss, count, labels, ids = LOSSES[name]
+    columns, temperatures = columns_of(count), (0.2, 0.05, 0.7)
+    expected = 0
+    for dim, weight, temperature in zip(DIMS, WEIGHTS, temperatures, strict=True):
+        other = copy.deepcopy(loss)
+        other.temperature = temperature
+        expected = expected + weight * other(tuple(c[:, :dim] for c in columns), labels, ids)
+    expected = expected / 3 if reduction == "mean" else expected
+    assert_same(Matryoshka(loss, DIMS, WEIGHTS, temperatures, reduction)(columns, labels, ids), expected, columns, 1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_parts_are_the_losses_of_the_dims_before_their_weights(name):
+    loss, count, labels, ids = LOSSES[name]
+    columns = columns_of(count)
+    matryoshka = Matryoshka(loss, DIMS, WEIGHTS)
+    matryoshka(columns, labels, ids)
+    assert set(matryoshka.parts) == set(DIMS)
+    for dim, part in matryoshka.parts.items():
+        assert not part.requires_grad
+        torch.testing.assert_close(part, loss(tuple(c[:, :dim] for c in columns), labels, ids).detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_gradient_the_value_is_the_same(name):
+    loss, count, labels, ids = LOSSES[name]
+    columns = columns_of(count)
+    with torch.no_grad():
+        value = Matryoshka(loss, DIMS, WEIGHTS)(columns, labels, ids)
+    torch.testing.assert_close(value, Matryoshka(loss, DIMS, WEIGHTS)(columns, labels, ids).detach(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_zero_and_tiny_vectors_have_the_gradient_of_the_plain_sum(name):
+    """A zero row, a row whose first prefix is zero, and one shorter than the least norm."""
+    loss, count, labels, ids = LOSSES[name]
+    columns = [c.detach().clone() for c in columns_of(count)]
+    for column in columns:
+        column[0], column[1, :2], column[2] = 0, 0, 1e-14
+    columns = tuple(c.requires_grad_() for c in columns)
+    expected = sum(loss(tuple(c[:, :d] for c in columns), labels, ids) for d in DIMS)
+    assert_same(Matryoshka(loss, DIMS)(columns, labels, ids), expected, columns, 1e-10)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_column_that_needs_no_gradient_changes_nothing_for_the_others(name):
+    loss, count, labels, ids = LOSSES[name]
+    if count == 1:
+        return
+    columns = columns_of(count)
+    frozen = (columns[0], columns[1].detach())
+    mine, theirs = (torch.autograd.grad(Matryoshka(loss, DIMS)(c, labels, ids), columns[0])[0] for c in (frozen, columns))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-14)
+
+
+def test_there_is_no_second_derivative():
+    columns = columns_of(2)
+    (first,) = torch.autograd.grad(Matryoshka(InfoNCE(), DIMS)(columns), columns[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.sum().backward()
+
+
+def test_set_dims_chooses_among_the_dims():
+    columns, loss = columns_of(2), Matryoshka(InfoNCE(), [8, 4, 2], [5.0, 2.0, 0.5], [0.1, 0.2, 0.3])
     loss.set_dims([8, 2])
     assert loss.dims == (8, 2)
-    torch.testing.assert_close(loss(columns), Matryoshka(InfoNCE(), [8, 2])(columns), rtol=0, atol=0)
-    loss.set_dims([8, 4], [2.0, 0.5])
-    torch.testing.assert_close(loss(columns), Matryoshka(InfoNCE(), [8, 4], [2.0, 0.5])(columns), rtol=0, atol=0)
+    expected = Matryoshka(InfoNCE(), [8, 2], [5.0, 0.5], [0.1, 0.3])(columns)
+    torch.testing.assert_close(loss(columns), expected, rtol=0, atol=0)
+    loss.set_dims([8, 4, 2])
+    expected = Matryoshka(InfoNCE(), [8, 4, 2], [5.0, 2.0, 0.5], [0.1, 0.2, 0.3])(columns)
+    torch.testing.assert_close(loss(columns), expected, rtol=0, atol=0)
 
 
-def test_refused_set_dims_leave_the_loss_as_it_was():
+@pytest.mark.parametrize("dims", [[4, 2], [8, 16], [8, 3], [8, 8], []])
+def test_refused_set_dims_leave_the_loss_as_it_was(dims):
     loss = Matryoshka(InfoNCE(), [8, 4], [1.0, 2.0])
-    with pytest.raises(InputError):
-        loss.set_dims([8, 2], [1.0])
-    assert (loss.dims, loss.weights) == ((8, 4), (1.0, 2.0))
+    with pytest.raises(InputError, match="must be some of"):
+        loss.set_dims(dims)
+    assert loss.dims == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperatures": [0.1]}, "1 values for 2 dims"),
+        ({"temperatures": [0.1, 0.0]}, "above 0"),
+        ({"reduction": "max"}, "choose sum or mean"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Matryoshka(InfoNCE(), [8, 4], **settings)
 
 
 @pytest.mark.parametrize("dims", [[], [8, 8], [8, 4, 4], [8, 0], [8, -1]])

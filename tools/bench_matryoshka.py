@@ -1,0 +1,169 @@
+"""Times the Matryoshka loss against sentence-transformers' MatryoshkaLoss: forward and backward of the loss alone.
+
+    python tools/bench_matryoshka.py [--rounds N] [--threads N] [--quick]
+
+Both sides get the same embeddings of queries and positives (Float32[batch, 1792]), InfoNCE at temperature 0.05 with in-batch
+negatives, and the same dims. Four settings: batches of 1024 and 4096, with the dims 256, 512, … 1792 and 64, 128, … 1024, 1792.
+First, losses and gradients must be equal (fp64 to 1e-6, fp32 to 1e-5 of the largest entry), or nothing is timed. Then the sides
+take turns; time is the median over the rounds. Memory is the peak during a forward and backward pass less what the process held
+before, in a process of its own for each side. Ends with one JSON line: theirs over ours in time, ours over theirs in memory, of
+batch 1024 and the dims 256, 512, … 1792, and of all settings under `settings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from torch import Tensor, nn
+
+from acge_lightning.losses import InfoNCE
+from acge_lightning.matryoshka import Matryoshka
+
+D, TEMPERATURE = 1792, 0.05
+DIMS = {"even": tuple(range(256, D + 1, 256)), "doubling": (64, 128, 256, 512, 1024, D)}
+SETTINGS = [(1024, "even"), (1024, "doubling"), (4096, "even"), (4096, "doubling")]
+CONSOLE = Console(stderr=True)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Embeddings(nn.Module):
+    """Stands for a model whose features are the embeddings."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features under the name that losses expect."""
+        return {"sentence_embedding": features["embedding"]}
+
+    def get_embedding_dimension(self) -> int:
+        """Their size."""
+        return D
+
+
+def ours(dims: tuple[int, ...]) -> Loss:
+    loss = Matryoshka(InfoNCE(TEMPERATURE), dims)
+    return lambda queries, documents: loss((queries, documents))
+
+
+def theirs(dims: tuple[int, ...]) -> Loss:
+    model = Embeddings()
+    loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, 1 / TEMPERATURE), list(dims))
+    return lambda queries, documents: loss([{"embedding": queries}, {"embedding": documents}], None)
+
+
+SIDES = {"ours": ours, "theirs": theirs}
+
+
+def columns(batch: int, dtype: torch.dtype = torch.float) -> tuple[Tensor, Tensor]:
+    """Queries, and documents a little nearer to them than others: a loss far from 0, as early in training."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(batch, D, generator=generator, dtype=torch.double)
+    documents = queries + 8 * torch.randn(batch, D, generator=generator, dtype=torch.double)
+    return queries.to(dtype).requires_grad_(), documents.to(dtype).requires_grad_()
+
+
+def step(loss: Loss, given: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """The loss and its gradients."""
+    value = loss(*given)
+    return [value.detach(), *torch.autograd.grad(value, given)]
+
+
+def check(batch: int, dims: tuple[int, ...]) -> None:
+    """Stops unless both sides give the same."""
+    for dtype, tolerance in ((torch.double, 1e-6), (torch.float, 1e-5)):
+        found = [step(side(dims), columns(batch, dtype)) for side in SIDES.values()]
+        for mine, other in zip(*found, strict=True):
+            apart = float((mine - other).abs().max() / other.abs().max())
+            if not apart <= tolerance:
+                sys.exit(f"the sides differ by {apart:.1e} of the largest entry in {dtype}: nothing is timed")
+
+
+def seconds(batch: int, dims: tuple[int, ...], rounds: int) -> dict[str, float]:
+    given, losses = columns(batch), {name: side(dims) for name, side in SIDES.items()}
+    found: dict[str, list[float]] = {name: [] for name in SIDES}
+    for turn in range(rounds + 1):
+        for name, loss in losses.items():
+            start = time.perf_counter()
+            step(loss, given)
+            if turn:  # the first warms up
+                found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def peak(side: str, batch: int, dims: tuple[int, ...]) -> float:
+    """MiB at the peak above the start, in this process."""
+    loss, given = SIDES[side](dims), columns(batch)
+    step(SIDES[side]((D,)), columns(8))  # what is loaded at first use is loaded
+    before = held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    step(loss, given)
+    return held("VmHWM") - before
+
+
+def held(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
+
+
+def memory(side: str, batch: int, dims: str, threads: int) -> float:
+    """The same in a process of its own."""
+    words = [sys.executable, __file__, "--threads", str(threads), "--peak", side, str(batch), dims]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(batch: int, dims: str, rounds: int, threads: int) -> dict[str, Any]:
+    check(min(batch, 256), DIMS[dims])
+    time_of = seconds(batch, DIMS[dims], rounds)
+    mib_of = {name: memory(name, batch, dims, threads) for name in SIDES}
+    return {
+        "batch": batch,
+        "dims": DIMS[dims],
+        "seconds": {name: round(value, 4) for name, value in time_of.items()},
+        "mib": {name: round(value, 1) for name, value in mib_of.items()},
+        "speedup": round(time_of["theirs"] / time_of["ours"], 3),
+        "memory_ratio": round(mib_of["ours"] / mib_of["theirs"], 3),
+    }
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    table = Table("batch", "dims", "ours s", "theirs s", "faster", "ours MiB", "theirs MiB", "memory ratio")
+    for row in found:
+        dims = ", ".join(map(str, row["dims"]))
+        time_of, mib_of = (map(str, row[key].values()) for key in ("seconds", "mib"))
+        table.add_row(str(row["batch"]), dims, *time_of, str(row["speedup"]), *mib_of, str(row["memory_ratio"]))
+    CONSOLE.print(table)
+
+
+def main(argv: list[str]) -> None:
+    """Compare, time, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="batch 64 only, to see that it works")
+    parser.add_argument("--peak", nargs=3, metavar=("SIDE", "BATCH", "DIMS"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        side, batch, dims = args.peak
+        print(peak(side, int(batch), DIMS[dims]))
+        return
+    settings = [(64, "even"), (64, "doubling")] if args.quick else SETTINGS
+    found = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", console=CONSOLE)]
+    show(found)
+    answer = {"loss_speedup": found[0]["speedup"], "loss_memory_ratio": found[0]["memory_ratio"]}
+    print(json.dumps(answer | {"threads": args.threads, "settings": found}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
