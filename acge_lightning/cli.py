@@ -74,6 +74,19 @@ def _vocabulary(cfg: DictConfig) -> None:
     print(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
 
 
+def _pca(cfg: DictConfig) -> None:
+    from acge_lightning.export import export
+    from acge_lightning.pca import rotate_to_components
+    from acge_lightning.pretrained import load
+    from acge_lightning.train import make_tasks
+
+    encoder = load(cfg.model, device=cfg.device)
+    texts = list(dict.fromkeys(text for task in make_tasks(cfg).values() for text in task.data.train_texts()))
+    chosen = texts[:: max(1, -(-len(texts) // cfg.texts))]
+    folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
+    print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
+
+
 def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.config import plain
     from acge_lightning.evaluation import evaluate, failures, find, open_models, suite_scores
@@ -111,6 +124,7 @@ train = program("train", _train)
 evaluate = program("evaluate", _evaluate)
 vocabulary = program("vocabulary", _vocabulary)
 report = program("report", _report)
+pca = program("pca", _pca)
 
 
 def models() -> None:
@@ -126,6 +140,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "evaluate": evaluate,
     "vocabulary": vocabulary,
     "report": report,
+    "pca": pca,
     "models": models,
 }
 

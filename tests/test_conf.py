@@ -29,6 +29,7 @@ CASES = {
     "train": [],
     "vocabulary": None,
     "report": None,
+    "pca": None,
     "evaluate": None,
     "sweep/quickstart": None,
     "callbacks/evaluation": [
@@ -160,6 +161,16 @@ def test_the_vocabulary_program(tmp_path, cache):
     from acge_lightning.fresh import read_tokenizer
 
     assert 300 < len(read_tokenizer(tmp_path)) <= 600
+
+
+def test_the_component_program(tmp_path, small_encoder, cache):
+    from acge_lightning.cli import _pca
+    from acge_lightning.pretrained import load
+
+    given = [f"model={small_encoder}", f"output={tmp_path}", f"paths.cache_dir={cache}", "texts=500"]
+    _pca(composed(given, "pca"))
+    vectors = load(tmp_path).encode(["今天天气很好", "how do I return this"])
+    assert vectors.shape == (2, load(small_encoder).dim)
 
 
 def test_the_evaluation_program(tmp_path, small_encoder, cache, capsys):

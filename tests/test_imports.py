@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "acge_lightning"
 MATHS = "encoder.py packed.py batch.py losses.py matryoshka.py metrics.py optim.py errors.py"
-MODEL = "encoder.py export.py pretrained.py folder.py fresh.py card.py vocabulary.py"
+MODEL = "pca.py encoder.py export.py pretrained.py folder.py fresh.py card.py vocabulary.py"
 LIGHTNING = ["lightning", "pytorch_lightning"]
 
 # Files of the package (globs, `!` takes out) -> what they may not import, wherever in the file the import stands.

@@ -1,19 +1,26 @@
-"""Times the Matryoshka loss against sentence-transformers' MatryoshkaLoss: forward and backward of the loss alone.
+"""Times the Matryoshka loss against sentence-transformers' MatryoshkaLoss, and training at seven dims against one.
 
-    python tools/bench_matryoshka.py [--rounds N] [--threads N] [--quick]
+    python tools/bench_matryoshka.py [--rounds N] [--threads N] [--data DIR] [--quick]
 
 Both sides get the same embeddings of queries and positives (Float32[batch, 1792]), InfoNCE at temperature 0.05 with in-batch
 negatives, and the same dims. Four settings: batches of 1024 and 4096, with the dims 256, 512, … 1792 and 64, 128, … 1024, 1792.
 First, losses and gradients must be equal (fp64 to 1e-6, fp32 to 1e-5 of the largest entry), or nothing is timed. Then the sides
 take turns; time is the median over the rounds. Memory is the peak during a forward and backward pass less what the process held
-before, in a process of its own for each side. Ends with one JSON line: theirs over ours in time, ours over theirs in memory, of
-batch 1024 and the dims 256, 512, … 1792, and of all settings under `settings`.
+before, in a process of its own for each side.
+
+Training is that of the experiment zh_multitask with a Dense head to 1792 dims, on the data sets of DIR ($ACGE_DATA): the same
+batches with the seven dims of conf/matryoshka/acge and with the full one only, in turns; whole steps, the optimizer's included.
+
+Ends with one JSON line: theirs over ours in time, ours over theirs in memory, of batch 1024 and the dims 256, 512, … 1792
+(`settings` has all four), and `training_time_ratio`, seven dims over one.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,14 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
 
+from acge_lightning.config import config_dir, instantiate
 from acge_lightning.losses import InfoNCE
 from acge_lightning.matryoshka import Matryoshka
+from acge_lightning.module import EmbeddingModule
+from acge_lightning.train import make_encoder, make_tasks, make_trainer
 
 D, TEMPERATURE = 1792, 0.05
 DIMS = {"even": tuple(range(256, D + 1, 256)), "doubling": (64, 128, 256, 512, 1024, D)}
@@ -136,6 +148,46 @@ def measure(batch: int, dims: str, rounds: int, threads: int) -> dict[str, Any]:
     }
 
 
+class Clock(Callback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Begin."""
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """End."""
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def training(data: str, rounds: int, steps: int) -> float:
+    """Seconds of some steps at seven dims over those of the same steps at one; of each step the median over the rounds."""
+    settings = ["+experiment=zh_multitask", "encoder.dense=1792", "matryoshka=acge", "callbacks=[]", "logger=none"]
+    settings += [f"paths.data_dir={data}", f"trainer.max_steps={steps}", "+trainer.limit_val_batches=0"]
+    settings += ["trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false", "paths.output_dir=outputs"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", settings)
+    tasks = make_tasks(cfg)
+    weights = {name: task.weight for name, task in tasks.items()}
+    mixture = instantiate(cfg.mixture, tasks={name: task.data for name, task in tasks.items()}, weights=weights)
+    mixture.setup()
+    encoder = make_encoder(cfg, mixture.train_texts())
+    found: dict[str, list[list[float]]] = {"seven": [], "one": []}
+    for _ in track(range(rounds + 1), "training", console=CONSOLE):
+        for name, runs in found.items():
+            dims = cfg.matryoshka if name == "seven" else None
+            module = EmbeddingModule(copy.deepcopy(encoder), tasks, dims, instantiate(cfg.optim))
+            trainer, clock = make_trainer(cfg), Clock()
+            trainer.callbacks.append(clock)
+            trainer.fit(module, mixture)
+            runs.append(clock.seconds)
+    seven, one = (sum(map(statistics.median, zip(*runs[1:], strict=True))) for runs in found.values())
+    return seven / one
+
+
 def show(found: list[dict[str, Any]]) -> None:
     table = Table("batch", "dims", "ours s", "theirs s", "faster", "ours MiB", "theirs MiB", "memory ratio")
     for row in found:
@@ -150,7 +202,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="batch 64 only, to see that it works")
+    parser.add_argument("--data", default=os.environ.get("ACGE_DATA", "../shared/data"), help="folder of the data sets")
+    parser.add_argument("--steps", type=int, default=80, help="training steps of a round")
+    parser.add_argument("--quick", action="store_true", help="batch 64 only and no training, to see that it works")
     parser.add_argument("--peak", nargs=3, metavar=("SIDE", "BATCH", "DIMS"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -161,7 +215,9 @@ def main(argv: list[str]) -> None:
     settings = [(64, "even"), (64, "doubling")] if args.quick else SETTINGS
     found = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", console=CONSOLE)]
     show(found)
-    answer = {"loss_speedup": found[0]["speedup"], "loss_memory_ratio": found[0]["memory_ratio"]}
+    answer: dict[str, Any] = {"loss_speedup": found[0]["speedup"], "loss_memory_ratio": found[0]["memory_ratio"]}
+    if not args.quick:
+        answer["training_time_ratio"] = round(training(args.data, args.rounds // 3, args.steps), 3)
     print(json.dumps(answer | {"threads": args.threads, "settings": found}))
 
 
