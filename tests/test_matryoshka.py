@@ -91,6 +91,14 @@ class Embeddings(nn.Module):
     [
         (InfoNCE(0.05), lambda model: MultipleNegativesRankingLoss(model, 20.0), None),
         (InfoNCE(0.05, ALL_DIRECTIONS), lambda model: MultipleNegativesRankingLoss(model, directions=ALL_DIRECTIONS), None),
+        (
+            InfoNCE(0.05, ("query_to_doc", "doc_to_query"), "per_direction"),
+            lambda model: MultipleNegativesRankingLoss(
+                model, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+            ),
+            None,
+        ),
+        (SimCSE(0.05), lambda model: MultipleNegativesRankingLoss(model, 20.0), None),
         (CoSENT(0.05), lambda model: CoSENTLoss(model, 20.0), SCORES),
     ],
 )
