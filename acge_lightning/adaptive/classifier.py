@@ -1,0 +1,178 @@
+"""Adaptive classification: easy texts are told by a short prefix of their embedding, only the others read more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from acge_lightning.adaptive.thresholds import stages, tune
+from acge_lightning.errors import InputError
+
+
+class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
+    """A cascade of classifiers over prefixes of the features, as scikit-learn estimator.
+
+    At dims d_1 < … < d_m a probe sees x[:d_i] / |x[:d_i]|. A text takes the answer of the first dim whose highest class
+    probability is at least the threshold t_i; d_m answers the rest. The thresholds are tuned on texts that the probes did
+    not learn from, for the smallest mean dimension that keeps the accuracy of d_m.
+
+    The *mean dimension* counts what is read of a vector: the prefix at which a text stopped, d_i, averaged over texts.
+    Shorter prefixes are part of it and are not counted again.
+
+    Args:
+        dims: prefix sizes; powers of two below the number of features, and that number, by default.
+        probe: a classifier with `predict_proba`, cloned for each dim; logistic regression by default.
+        tolerance: how much accuracy, of 1, may be lost against the last dim.
+        margin: standard errors of the difference that tuning stays clear of the tolerance: few texts to tune on make
+            it careful. 0 takes what it sees for the truth.
+        validation: share of the training texts that is held out to tune on, of each class that has two or more; the probes
+            then learn again from all. Not used if `fit` is given texts to tune on.
+        random_state: of the held-out texts.
+
+    Attributes:
+        classes_: labels.
+        dims_: the prefix sizes, ascending.
+        thresholds_: one a dim but the last; infinity: nothing stops there.
+        probes_: dim -> fitted classifier, of the dims at which a text may stop.
+        mean_dim_: mean dimension on the texts that were tuned on; the last dim if there were none.
+
+    Raises:
+        InputError: dims that the vectors do not have, a share or tolerance out of range, a probe without `predict_proba`.
+
+    Reference: Kusupati et al. 2022 (arXiv 2205.13147), adaptive classification. There, each threshold is set on its own, to
+    the smallest of 100 that gives the best accuracy; here all are set together, for the fewest dims at an accuracy that one
+    chooses. There, the classifiers are trained with the encoder and test images are augmented; here, probes are fitted to
+    finished embeddings, and prefixes are normalised.
+
+    >>> from sklearn.datasets import make_blobs
+    >>> X, y = make_blobs(400, n_features=16, centers=3, random_state=0)
+    >>> found = AdaptiveClassifier(random_state=0).fit(X, y)
+    >>> labels, dims = found.predict_with_dims(X)
+    >>> found.dims_, bool((labels == y).mean() > 0.99), bool(dims.mean() <= 4)
+    ((1, 2, 4, 8, 16), True, True)
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] | None = None,
+        probe: Any = None,
+        tolerance: float = 0.005,
+        margin: float = 1.0,
+        validation: float = 0.2,
+        random_state: Any = None,
+    ):
+        self.dims = dims
+        self.probe = probe
+        self.tolerance = tolerance
+        self.margin = margin
+        self.validation = validation
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> AdaptiveClassifier:  # noqa: N803
+        """Fit a probe a dim and tune the thresholds.
+
+        Args:
+            X: Float[n, D] vectors, of any length.
+            y: n labels.
+            X_val: Float[v, D], to tune on; a part of `X` by default.
+            y_val: v labels.
+        """
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) < 2:
+            raise ValueError(f"{type(self).__name__} needs texts of 2 classes or more, and has 1 class: {self.classes_[0]!r}")
+        self._check()
+        self.dims_ = self._sizes(X.shape[1])
+        self.thresholds_ = np.full(len(self.dims_) - 1, np.inf)
+        self.mean_dim_ = float(self.dims_[-1])
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val and y_val go together: give both, or neither")
+        if X_val is not None:
+            self._learn(X, y, self.dims_)
+            X_val, y_val = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
+            self._tune(X_val, y_val)
+            return self
+        held = self._held_out(y)
+        if held.any() and len(self.dims_) > 1:
+            self._learn(X[~held], y[~held], self.dims_)
+            self._tune(X[held], y[held])
+        self._learn(X, y, [d for d, t in zip(self.dims_, (*self.thresholds_, 0.0), strict=True) if t < np.inf])
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """The labels of Float[n, D]."""
+        return self.predict_with_dims(X)[0]
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Float64[n, classes], of the dim at which each text stopped."""
+        return self._cascade(X)[0]
+
+    def predict_with_dims(self, X: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
+        """The labels, and Int64[n]: the dim at which each text stopped."""
+        proba, dims = self._cascade(X)
+        return self.classes_[proba.argmax(axis=1)], dims
+
+    def _cascade(self, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+        check_is_fitted(self)
+        vectors = validate_data(self, vectors, dtype=[np.float64, np.float32], reset=False)
+        proba = np.zeros((len(vectors), len(self.classes_)))
+        dims = np.full(len(vectors), self.dims_[-1])
+        waiting = np.arange(len(vectors))
+        for dim, threshold in zip(self.dims_, (*self.thresholds_, 0.0), strict=True):
+            if threshold == np.inf or not len(waiting):
+                continue
+            found = self._probabilities(dim, vectors[waiting])
+            stop = found.max(axis=1) >= threshold
+            proba[waiting[stop]], dims[waiting[stop]] = found[stop], dim
+            waiting = waiting[~stop]
+        return proba, dims
+
+    def _probabilities(self, dim: int, vectors: np.ndarray) -> np.ndarray:
+        return self.probes_[dim].predict_proba(normalize(vectors[:, :dim]))
+
+    def _learn(self, vectors: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> None:
+        probe = LogisticRegression(max_iter=1000) if self.probe is None else self.probe
+        self.probes_ = {dim: clone(probe).fit(normalize(vectors[:, :dim]), labels) for dim in dims}
+
+    def _tune(self, vectors: np.ndarray, labels: np.ndarray) -> None:
+        found = [self._probabilities(dim, vectors) for dim in self.dims_]
+        right = np.stack([self.classes_[p.argmax(axis=1)] == labels for p in found], axis=1)
+        confidence = np.stack([p.max(axis=1) for p in found[:-1]], axis=1) if len(found) > 1 else np.empty((len(labels), 0))
+        self.thresholds_ = tune(confidence, right, self.dims_, self.tolerance, self.margin)
+        self.mean_dim_ = float(np.asarray(self.dims_)[stages(confidence, self.thresholds_)].mean())
+
+    def _held_out(self, labels: np.ndarray) -> np.ndarray:
+        """Bool[n]: texts to tune on, of each class its share, and never its last one."""
+        rng, held = check_random_state(self.random_state), np.zeros(len(labels), dtype=bool)
+        for label in self.classes_:
+            mine = rng.permutation(np.flatnonzero(labels == label))
+            held[mine[: min(round(self.validation * len(mine)), len(mine) - 1)]] = True
+        return held
+
+    def _sizes(self, features: int) -> tuple[int, ...]:
+        if self.dims is None:
+            return (*(2**i for i in range((features - 1).bit_length())), features)
+        wrong = [dim for dim in self.dims if not isinstance(dim, Integral) or not 1 <= dim <= features]
+        if wrong or not len(self.dims):
+            raise InputError(f"dims={list(self.dims)} do not fit: these vectors have 1 to {features} dims")
+        return tuple(sorted({int(dim) for dim in self.dims}))
+
+    def _check(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise InputError(f"validation={self.validation} is no share of the texts: give 0 to 0.9")
+        if self.tolerance < 0 or self.margin < 0:
+            raise InputError(f"tolerance={self.tolerance} and margin={self.margin} must not be negative")
+        if self.probe is not None and not hasattr(self.probe, "predict_proba"):
+            raise InputError(
+                f"probe={self.probe!r} has no predict_proba: LogisticRegression has it, and CalibratedClassifierCV"
+            )

@@ -1,0 +1,112 @@
+"""Test texts as people type them: with typos, in other widths and in the other Chinese script. Seeded pure functions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from acge_lightning.errors import InputError
+
+_KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_FULL = 0xFEE0  # from "!" to "！"
+_HANZI = range(0xB0, 0xD8)  # rows of GB 2312 in which the common characters stand, by pinyin
+
+
+def perturb(texts: Sequence[str], kind: str, seed: int = 0, share: float = 0.1) -> list[str]:
+    """Texts changed in one way; the same texts and seed give the same result, whatever stands beside them.
+
+    Args:
+        texts: any.
+        kind: `typos`, `width`, `script`, or `clean` for no change.
+        seed: of the typos.
+        share: of a text's characters that get a typo, at least one a text that has characters.
+
+    Raises:
+        InputError: an unknown kind, a share outside 0 … 1, or `script` without the package opencc.
+
+    >>> perturb(["BERT 2.0", "ＧＰＴ"], "width")
+    ['ＢＥＲＴ　２．０', 'GPT']
+    """
+    if kind not in KINDS:
+        raise InputError(f"perturbation {kind!r} is unknown: choose from {', '.join(KINDS)}")
+    if not 0 <= share <= 1:
+        raise InputError(f"share={share} is no share of the characters: give 0 to 1")
+    return [KINDS[kind](text, random.Random(f"{seed} {text}"), share) for text in texts]
+
+
+def typos(text: str, rng: random.Random, share: float) -> str:
+    """Neighbours swapped, characters left out, doubled, or taken for a similar one: in equal parts, at random places."""
+    letters = list(text)
+    places = rng.sample(range(len(text)), min(len(text), max(1, round(share * len(text))))) if share else []
+    for place in sorted(places, reverse=True):  # from behind, so that the places before stay where they are
+        change = rng.choice(("swap", "delete", "insert", "similar"))
+        if change == "swap" and place + 1 < len(letters):
+            letters[place : place + 2] = reversed(letters[place : place + 2])
+        elif change == "delete" and len(letters) > 1:
+            del letters[place]
+        elif change == "insert":
+            letters.insert(place, similar(letters[place], rng))
+        else:
+            letters[place] = similar(letters[place], rng)
+    return "".join(letters)
+
+
+def similar(letter: str, rng: random.Random) -> str:
+    """A character that is typed in place of another: of the same or nearly the same sound, or from a key beside it.
+
+    The 3755 common characters of GB 2312 stand in the order of their pinyin: those beside a character mostly sound like it.
+    What is neither one of them nor on a key comes back as it is.
+
+    >>> similar("款", random.Random(0)), similar("g", random.Random(0))
+    ('筐', 'h')
+    """
+    for row in _KEYS:
+        place = row.find(letter.lower()) if letter else -1
+        if place >= 0:
+            beside = rng.choice([row[i] for i in (place - 1, place + 1) if 0 <= i < len(row)])
+            return beside.upper() if letter.isupper() else beside
+    try:
+        lead, trail = letter.encode("gb2312")
+    except (UnicodeEncodeError, ValueError):  # not in it, or one byte only
+        return letter
+    if lead not in _HANZI:
+        return letter
+    last = 0xF9 if lead == 0xD7 else 0xFE  # the last row is not full
+    return bytes([lead, rng.choice([t for t in range(trail - 2, trail + 3) if 0xA1 <= t <= last and t != trail])]).decode(
+        "gb2312"
+    )
+
+
+def width(text: str, rng: random.Random, share: float) -> str:
+    """Full-width Latin letters, digits, signs and spaces for half-width ones, and half for full. Twice gives the text back."""
+    return text.translate(_WIDTHS)
+
+
+def script(text: str, rng: random.Random, share: float) -> str:
+    """Traditional characters for simplified ones; a text that has none of those, the other way round. Needs opencc."""
+    other = _converter("s2t")(text)
+    return other if other != text else _converter("t2s")(text)
+
+
+def clean(text: str, rng: random.Random, share: float) -> str:
+    """The text."""
+    return text
+
+
+@cache
+def _converter(name: str) -> Callable[[str], str]:
+    try:
+        import opencc
+    except ModuleNotFoundError as error:
+        raise InputError("perturbation script needs opencc: pip install 'acge-lightning[eval]'") from error
+    return opencc.OpenCC(name).convert
+
+
+_WIDTHS = {i: i + _FULL for i in range(0x21, 0x7F)} | {i + _FULL: i for i in range(0x21, 0x7F)} | {0x20: 0x3000, 0x3000: 0x20}
+KINDS: dict[str, Callable[[str, random.Random, float], str]] = {
+    "clean": clean,
+    "typos": typos,
+    "width": width,
+    "script": script,
+}
