@@ -86,7 +86,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
             X_val: Float[v, D], to tune on; a part of `X` by default.
             y_val: v labels.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])  # noqa: N806
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
@@ -99,8 +99,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("X_val and y_val go together: give both, or neither")
         if X_val is not None:
             self._learn(X, y, self.dims_)
-            X_val, y_val = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
-            self._tune(X_val, y_val)
+            vectors, labels = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
+            self._tune(vectors, labels)
             return self
         held = self._held_out(y)
         if held.any() and len(self.dims_) > 1:
@@ -173,6 +173,4 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         if self.tolerance < 0 or self.margin < 0:
             raise InputError(f"tolerance={self.tolerance} and margin={self.margin} must not be negative")
         if self.probe is not None and not hasattr(self.probe, "predict_proba"):
-            raise InputError(
-                f"probe={self.probe!r} has no predict_proba: LogisticRegression has it, and CalibratedClassifierCV"
-            )
+            raise InputError(f"probe={self.probe!r} has no predict_proba: take LogisticRegression, or CalibratedClassifierCV")
