@@ -109,6 +109,28 @@ def _evaluate(cfg: DictConfig) -> None:
         sys.exit(f"error: {len(failed)} rows have an error or are not whole; the table says why")
 
 
+def _longtail(cfg: DictConfig) -> None:
+    from rich.progress import track
+
+    from acge_lightning.config import plain
+    from acge_lightning.evaluation import find, open_models
+    from acge_lightning.longtail import Protocol, longtail
+    from acge_lightning.longtail_report import save_figures, tables
+    from acge_lightning.report import show
+
+    config = plain(cfg)
+    tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
+    datasets = find(config["paths"]["data_dir"], tasks)
+    protocol = Protocol(**config["protocol"])
+    models = open_models(config["model"], config["device"], config["prompts"])
+    given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
+    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, total=n))
+    pictures = ", ".join(str(file) for file in save_figures(result, config["out"]))
+    show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
+    if any(row["error"] for row in result["rows"]):
+        sys.exit("error: a data set was not scored; the table says why")
+
+
 def _report(cfg: DictConfig) -> None:
     from acge_lightning.compare import report
     from acge_lightning.config import plain
@@ -122,6 +144,7 @@ def _report(cfg: DictConfig) -> None:
 
 train = program("train", _train)
 evaluate = program("evaluate", _evaluate)
+longtail = program("longtail", _longtail)
 vocabulary = program("vocabulary", _vocabulary)
 report = program("report", _report)
 pca = program("pca", _pca)
@@ -138,6 +161,7 @@ def models() -> None:
 COMMANDS: dict[str, Callable[[], None]] = {
     "train": train,
     "evaluate": evaluate,
+    "longtail": longtail,
     "vocabulary": vocabulary,
     "report": report,
     "pca": pca,

@@ -114,8 +114,11 @@ def draw(labels: np.ndarray, shots: int, head: float, head_shots: int, seed: int
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Training and test texts of a data set; no training text is among the test texts, and no class without one."""
+class Texts:
+    """Training and test texts of a data set, and the numbers of their classes.
+
+    Training texts that are test texts too are left out, and test texts of a class that has no training text.
+    """
 
     known: list[str]
     known_labels: np.ndarray
@@ -123,7 +126,8 @@ class _Texts:
     tested_labels: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset, cache_dir: Path) -> _Texts:
+    def of(cls, dataset: Dataset, cache_dir: Path) -> Texts:
+        """Those of a data set."""
         if dataset.family not in _FAMILIES:
             raise InputError(f"{dataset.path} is of the family {dataset.family}: name tasks of classification or clustering")
         data = _FAMILIES[dataset.family](dataset.path, holdout=0.0, max_dev=dataset.limit, cache_dir=cache_dir)
@@ -154,9 +158,8 @@ class _Side:
         if not dims:
             raise InputError(f"pca={self.name}: {len(self.known)} training texts are too few for {min(self.dims)} dims")
         fitted = PCA(max(dims), svd_solver="full").fit(self.known)
-        return _Side(
-            f"{self.name} PCA", dims, fitted.transform(self.known), {k: fitted.transform(v) for k, v in self.tested.items()}
-        )
+        tested = {kind: fitted.transform(vectors) for kind, vectors in self.tested.items()}
+        return _Side(f"{self.name} PCA", dims, fitted.transform(self.known), tested)
 
 
 def longtail(
@@ -201,7 +204,7 @@ def longtail(
     result |= {"rows": [], "differences": []}
     for dataset in datasets:
         try:
-            texts = _Texts.of(dataset, cache_dir)
+            texts = Texts.of(dataset, cache_dir)
             sides = _sides(models, texts, protocol, dims, pca, cache_dir)
             rows = list(_rows(sides, dataset, texts, protocol, show))
         except InputError as error:
@@ -215,7 +218,7 @@ def longtail(
 
 def _sides(
     models: Sequence[Model],
-    texts: _Texts,
+    texts: Texts,
     protocol: Protocol,
     dims: Sequence[int] | None,
     pca: str | None,
@@ -236,7 +239,7 @@ def _sides(
 # ---- scores
 
 
-def _rows(sides: Sequence[_Side], dataset: Dataset, texts: _Texts, protocol: Protocol, show: Callable) -> Iterator[Row]:
+def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Protocol, show: Callable) -> Iterator[Row]:
     """A row for each encoder, dim, number of shots and perturbation."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
@@ -270,7 +273,7 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: _Texts, protocol: Pro
 
 
 def _score(
-    side: _Side, dim: int | None, seed: int, rows: np.ndarray, heads: np.ndarray, texts: _Texts, protocol: Protocol
+    side: _Side, dim: int | None, seed: int, rows: np.ndarray, heads: np.ndarray, texts: Texts, protocol: Protocol
 ) -> dict[str, Any]:
     """Perturbation -> accuracy of all, head, tail, and mean dim, of one draw; `seconds` that it took."""
     start, probe = time.perf_counter(), clone(PROBES[protocol.probe])

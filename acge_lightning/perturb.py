@@ -73,9 +73,8 @@ def similar(letter: str, rng: random.Random) -> str:
     if lead not in _HANZI:
         return letter
     last = 0xF9 if lead == 0xD7 else 0xFE  # the last row is not full
-    return bytes([lead, rng.choice([t for t in range(trail - 2, trail + 3) if 0xA1 <= t <= last and t != trail])]).decode(
-        "gb2312"
-    )
+    beside = [place for place in range(trail - 2, trail + 3) if 0xA1 <= place <= last and place != trail]
+    return bytes([lead, rng.choice(beside)]).decode("gb2312")
 
 
 def width(text: str, rng: random.Random, share: float) -> str:

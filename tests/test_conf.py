@@ -31,6 +31,7 @@ CASES = {
     "report": None,
     "pca": None,
     "evaluate": None,
+    "longtail": None,
     "sweep/quickstart": None,
     "callbacks/evaluation": [
         ONE_TASK,
@@ -183,6 +184,19 @@ def test_the_evaluation_program(tmp_path, small_encoder, cache, capsys):
     _evaluate(composed([*overrides, "tasks=[sts,pair]", "dims=[8]"], "evaluate"))
     assert {row["dim"] for row in json.loads(out.read_text())["rows"]} == {None, 16, 8}
     assert "Leak check" in capsys.readouterr().out
+
+
+def test_the_longtail_program(tmp_path, small_encoder, cache, capsys):
+    sample = Path(__file__).parents[1] / "acge_lightning" / "sample"
+    out = tmp_path / "longtail.json"
+    overrides = [f"model={small_encoder}", f"paths.data_dir={sample}", f"out={out}", f"paths.cache_dir={cache}"]
+    overrides += ["paths.output_dir=.", "tasks=classification", "dims=[8]", "protocol.shots=[1,3]", "protocol.head_shots=8"]
+    from acge_lightning.cli import _longtail
+
+    _longtail(composed([*overrides, "protocol.seeds=2", "protocol.perturbations=[clean,width]"], "longtail"))
+    assert {row["dim"] for row in json.loads(out.read_text())["rows"]} == {16, 8, None}
+    assert {file.name for file in tmp_path.glob("*.png")} == {"longtail-sample_zh.png", "longtail-sample_zh-perturbed.png"}
+    assert "accuracy on tail" in capsys.readouterr().out
 
 
 def test_the_report_program(tmp_path, capsys):
