@@ -117,6 +117,8 @@ def test_held_out_texts_are_a_share_of_each_class_and_seeded():
     held = found._held_out(labels)
     assert np.bincount(labels[held], minlength=3).tolist() == [20, 2, 0]
     np.testing.assert_array_equal(held, found._held_out(labels))
+    found.validation = 0.99
+    assert np.bincount(labels[~found._held_out(labels)]).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_wrong_settings_are_told(arguments, said):
 def drawn(n, count, seed):
     rng = np.random.default_rng(seed)
     right = rng.random((n, count)) < np.linspace(0.6, 0.9, count)
-    confidence = np.round(np.clip(0.3 * right[:, :-1] + 0.7 * rng.random((n, count - 1)), 0, 1), 2)  # with ties
+    confidence = np.round(np.clip(0.3 * right[:, :-1] + 0.7 * rng.random((n, count - 1)), 0, 1), 1)  # with ties
     return confidence, right
 
 
