@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+_COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `figures`
 _SHOWN = ("tail", "head")  # parts that have a line of panels
 
 
@@ -76,15 +77,13 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    import matplotlib
-
-    from acge_lightning.figures import STYLE
+    from acge_lightning.figures import STYLE, matplotlib  # there: what to do where it is missing
 
     files = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": _COLOURS}):
         for name, rows in _by_dataset(result["rows"]):
             kinds, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("perturbation", "shots"))
-            panels = {f"{name}": [(f"{s} shots", "shots", s, "perturbation", kinds[0]) for s in shots]}
+            panels = {f"{name}": [(f"{s} shot{'s' * (s > 1)}", "shots", s, "perturbation", kinds[0]) for s in shots]}
             if len(kinds) > 1:
                 panels[f"{name}-perturbed"] = [(k, "perturbation", k, "shots", shots[-1]) for k in kinds]
             for title, columns in panels.items():
@@ -111,13 +110,13 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(dim) for dim in ticks])
         axes.minorticks_off()
+        axes.set_xlabel("dims" if line == len(_SHOWN) - 1 else "")
         axes.tick_params("x", labelrotation=45)
         if line == 0:
             axes.set_title(name, fontsize=9)
         if place == 0:
             axes.set_ylabel(f"accuracy, {part}")
     figure.suptitle(title, x=0.02, ha="left", fontsize=10)
-    figure.supxlabel("dims", fontsize=9)
     handles = [Line2D([], [], color=f"C{number}", marker="o", markersize=4) for number in range(len(encoders))]
     handles.append(Line2D([], [], color="#555555", marker="*", markersize=9, linestyle="none"))
     figure.legend(handles, [*encoders, "adaptive, at its mean dim"], loc="outside lower left", ncols=len(handles))
