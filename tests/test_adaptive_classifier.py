@@ -110,15 +110,41 @@ def test_any_probe_and_a_clone(problem):
     assert found.score(tested, truth) > 0.8
 
 
+def folds(labels, validation):
+    found = AdaptiveClassifier(validation=validation, random_state=3)
+    found.classes_ = np.unique(labels)
+    return found._folds(labels)
+
+
 def test_held_out_texts_are_a_share_of_each_class_and_seeded():
     labels = np.repeat([0, 1, 2], [100, 10, 1])
-    found = AdaptiveClassifier(random_state=3)
-    found.classes_ = np.unique(labels)
-    held = found._held_out(labels)
+    (held,) = folds(labels, 0.2)
     assert np.bincount(labels[held], minlength=3).tolist() == [20, 2, 0]
-    np.testing.assert_array_equal(held, found._held_out(labels))
-    found.validation = 0.99
-    assert np.bincount(labels[~found._held_out(labels)]).tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(held, folds(labels, 0.2)[0])
+    (most,) = folds(labels, 0.99)
+    assert np.bincount(labels[~most]).tolist() == [1, 1, 1]
+    assert folds(labels, 0.0) == folds(np.arange(3), 5) == []
+
+
+def test_folds_hold_out_every_text_once_but_those_alone_in_their_class():
+    labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
+    held = folds(labels, 5)
+    assert len(held) == 5
+    assert np.sum(held, axis=0).tolist() == [1] * 112 + [0]
+    assert all(set(labels[~fold]) == {0, 1, 2, 3} for fold in held)
+
+
+def test_tuning_on_folds_sees_answers_of_probes_that_learnt_from_the_others(problem):
+    (learn, labels), _, _ = problem
+    learn, labels = learn[:90], labels[:90]
+    found = AdaptiveClassifier([4, 32], validation=3, margin=0, random_state=0).fit(learn, labels)
+    confidence, right = np.zeros((90, 2)), np.zeros((90, 2), dtype=bool)
+    for held in found._folds(labels):
+        for i, dim in enumerate((4, 32)):
+            probe = LogisticRegression(max_iter=1000).fit(cut(learn[~held], dim), labels[~held])
+            confidence[held, i] = probe.predict_proba(cut(learn[held], dim)).max(axis=1)
+            right[held, i] = probe.predict(cut(learn[held], dim)) == labels[held]
+    np.testing.assert_allclose(found.thresholds_, tune(confidence[:, :1], right, [4, 32], 0.005, 0))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +155,7 @@ def test_held_out_texts_are_a_share_of_each_class_and_seeded():
         ({"dims": [2.5]}, "1 to 8 dims"),
         ({"tolerance": -0.1}, "negative"),
         ({"validation": 1.0}, "share of the texts"),
+        ({"validation": 1}, "2 or more folds"),
         ({"probe": RidgeClassifier()}, "predict_proba"),
     ],
 )

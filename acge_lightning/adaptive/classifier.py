@@ -34,7 +34,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         tolerance: how much accuracy, of 1, may be lost against the last dim.
         margin: standard errors of the difference that tuning stays clear of the tolerance: few texts to tune on make
             it careful. 0 takes what it sees for the truth.
-        validation: share of the training texts that is held out to tune on, of each class that has two or more; the probes
+        validation: share of the training texts that is held out to tune on, of each class that has two or more; or, an
+            integer, a number of folds that are held out one after the other: slower, and it tunes on all of them. The probes
             then learn again from all. Not used if `fit` is given texts to tune on.
         random_state: of the held-out texts.
 
@@ -67,7 +68,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         probe: Any = None,
         tolerance: float = 0.005,
         margin: float = 1.0,
-        validation: float = 0.2,
+        validation: float | int = 0.2,
         random_state: Any = None,
     ):
         self.dims = dims
@@ -98,14 +99,12 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         if (X_val is None) != (y_val is None):
             raise InputError("X_val and y_val go together: give both, or neither")
         if X_val is not None:
-            self._learn(X, y, self.dims_)
             vectors, labels = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
-            self._tune(vectors, labels)
+            self._learn(X, y, self.dims_)
+            self._tune([self._judged(vectors, labels)])
             return self
-        held = self._held_out(y)
-        if held.any() and len(self.dims_) > 1:
-            self._learn(X[~held], y[~held], self.dims_)
-            self._tune(X[held], y[held])
+        if len(self.dims_) > 1 and (folds := self._folds(y)):
+            self._tune([self._learn(X[~held], y[~held], self.dims_)._judged(X[held], y[held]) for held in folds])
         self._learn(X, y, [d for d, t in zip(self.dims_, (*self.thresholds_, 0.0), strict=True) if t < np.inf])
         return self
 
@@ -140,24 +139,33 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
     def _probabilities(self, dim: int, vectors: np.ndarray) -> np.ndarray:
         return self.probes_[dim].predict_proba(normalize(vectors[:, :dim]))
 
-    def _learn(self, vectors: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> None:
+    def _learn(self, vectors: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> AdaptiveClassifier:
         probe = LogisticRegression(max_iter=1000) if self.probe is None else self.probe
         self.probes_ = {dim: clone(probe).fit(normalize(vectors[:, :dim]), labels) for dim in dims}
+        return self
 
-    def _tune(self, vectors: np.ndarray, labels: np.ndarray) -> None:
+    def _judged(self, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Float[n, dims]: how sure each probe is of its answer, and Bool[n, dims]: whether it is right."""
         found = [self._probabilities(dim, vectors) for dim in self.dims_]
         right = np.stack([self.classes_[p.argmax(axis=1)] == labels for p in found], axis=1)
-        confidence = np.stack([p.max(axis=1) for p in found[:-1]], axis=1) if len(found) > 1 else np.empty((len(labels), 0))
-        self.thresholds_ = tune(confidence, right, self.dims_, self.tolerance, self.margin)
-        self.mean_dim_ = float(np.asarray(self.dims_)[stages(confidence, self.thresholds_)].mean())
+        return np.stack([p.max(axis=1) for p in found], axis=1), right
 
-    def _held_out(self, labels: np.ndarray) -> np.ndarray:
-        """Bool[n]: texts to tune on, of each class its share, and never its last one."""
-        rng, held = check_random_state(self.random_state), np.zeros(len(labels), dtype=bool)
+    def _tune(self, judged: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        confidence, right = (np.concatenate(parts) for parts in zip(*judged, strict=True))
+        self.thresholds_ = tune(confidence[:, :-1], right, self.dims_, self.tolerance, self.margin)
+        self.mean_dim_ = float(np.asarray(self.dims_)[stages(confidence[:, :-1], self.thresholds_)].mean())
+
+    def _folds(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Bool[n] a fold: the texts that are held out, some of each class, and never its last one."""
+        rng, fold = check_random_state(self.random_state), np.full(len(labels), -1)
+        folds = self.validation if isinstance(self.validation, Integral) else 0
         for label in self.classes_:
             mine = rng.permutation(np.flatnonzero(labels == label))
-            held[mine[: min(round(self.validation * len(mine)), len(mine) - 1)]] = True
-        return held
+            if folds and len(mine) > 1:
+                fold[mine] = np.arange(len(mine)) % folds
+            elif not folds:
+                fold[mine[: min(round(self.validation * len(mine)), len(mine) - 1)]] = 0
+        return [fold == i for i in range(folds or 1) if (fold == i).any()]
 
     def _sizes(self, features: int) -> tuple[int, ...]:
         if self.dims is None:
@@ -168,8 +176,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         return tuple(sorted({int(dim) for dim in self.dims}))
 
     def _check(self) -> None:
-        if not 0 <= self.validation < 1:
-            raise InputError(f"validation={self.validation} is no share of the texts: give 0 to 0.9")
+        if not (0 <= self.validation < 1 or (isinstance(self.validation, Integral) and self.validation > 1)):
+            raise InputError(f"validation={self.validation}: give a share of the texts, 0 to 0.9, or 2 or more folds")
         if self.tolerance < 0 or self.margin < 0:
             raise InputError(f"tolerance={self.tolerance} and margin={self.margin} must not be negative")
         if self.probe is not None and not hasattr(self.probe, "predict_proba"):
