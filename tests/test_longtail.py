@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import SAMPLE
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestCentroid
 
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Dataset, Model, find
@@ -74,8 +73,12 @@ def test_scores_equal_a_loop(encoder, dataset, cache, dim, kind, shots, probe):
     accuracies = {"all": [], "head": [], "tail": []}
     for seed in range(2):
         drawn, heads = draw(texts.known_labels, shots, 0.3, 8, seed)
-        fitted = LogisticRegression(max_iter=100, class_weight="balanced") if probe == "logistic" else NearestCentroid()
-        told = fitted.fit(cut(known[drawn], dim), texts.known_labels[drawn]).predict(cut(tested, dim))
+        learn, labels = cut(known[drawn], dim), texts.known_labels[drawn]
+        if probe == "logistic":
+            told = LogisticRegression(max_iter=100, class_weight="balanced").fit(learn, labels).predict(cut(tested, dim))
+        else:
+            means = {label: learn[labels == label].mean(axis=0) for label in sorted(set(labels))}
+            told = [max(means, key=lambda c, x=x: x @ means[c] / np.linalg.norm(means[c])) for x in cut(tested, dim)]
         right = {"all": [], "head": [], "tail": []}
         for answer, truth in zip(told, texts.tested_labels, strict=True):
             right["all"].append(answer == truth)

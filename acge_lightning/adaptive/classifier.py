@@ -32,8 +32,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         dims: prefix sizes; powers of two below the number of features, and that number, by default.
         probe: a classifier with `predict_proba`, cloned for each dim; logistic regression by default.
         tolerance: how much accuracy, of 1, may be lost against the last dim.
-        margin: standard errors of the difference that tuning stays clear of the tolerance: few texts to tune on make
-            it careful. 0 takes what it sees for the truth.
+        margin: standard errors of the difference that tuning stays clear of the tolerance, so that few texts to tune on make
+            it careful: at 2, about one in forty loses more than the tolerance. 0 takes what it sees for the truth.
         validation: share of the training texts that is held out to tune on, of each class that has two or more; or, an
             integer, a number of folds that are held out one after the other: slower, and it tunes on all of them. The probes
             then learn again from all. Not used if `fit` is given texts to tune on.
@@ -67,7 +67,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         dims: Sequence[int] | None = None,
         probe: Any = None,
         tolerance: float = 0.005,
-        margin: float = 1.0,
+        margin: float = 2.0,
         validation: float | int = 0.2,
         random_state: Any = None,
     ):
