@@ -1,11 +1,11 @@
 """How many dims an adaptive classifier reads, and what it loses, against one probe on all dims of the same vectors.
 
-    python tools/bench_classifier.py [--model PATH] [--data DIR] [--sets NAME …] [--seeds N]
+    python tools/bench_classifier.py [--model PATH] [--data DIR] [--sets NAME …] [--seeds N] [--most N]
 
-Both sides learn from the training texts of a data set and are scored on its test texts; the cascade tunes itself on
-training texts, held out in folds that the seed draws. Both use the same logistic regression, whose C is the best for all
-dims on held-out training texts. Without a model, one of 1792 dims is trained first. Ends with one JSON line: points of
-accuracy lost against all dims, and mean dims, means over seeds, with the worst seed.
+Both sides learn from the training texts of a data set, at most so many, and are scored on its test texts; the cascade tunes
+itself on training texts, held out in folds that the seed draws. Both use the same logistic regression, whose C is the best
+for all dims on held-out training texts. Without a model, one of 1792 dims is trained first. Ends with one JSON line: points
+of accuracy lost against all dims, and mean dims, means over seeds, with the worst seed.
 """
 
 from __future__ import annotations
@@ -59,18 +59,22 @@ def best_probe(vectors: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     return max(probes, key=lambda probe: probe.fit(fit, fit_labels).score(held, held_labels))
 
 
-def measured(texts: Texts, vectors: tuple[np.ndarray, np.ndarray], dims: list[int], seeds: int) -> dict[str, Any]:
-    known, tested = vectors
-    probe = best_probe(normalize(known), texts.known_labels)
-    probe.fit(normalize(known), texts.known_labels)
+def measured(texts: Texts, embeddings: Embeddings, dims: list[int], seeds: int, most: int) -> dict[str, Any]:
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[:most])
+    known, labels = embeddings.encode([texts.known[i] for i in rows]).numpy(), texts.known_labels[rows]
+    tested = embeddings.encode(texts.tested).numpy()
+    probe = best_probe(normalize(known), labels)
+    probe.fit(normalize(known), labels)
     full = float((probe.predict(normalize(tested)) == texts.tested_labels).mean())
     accuracies, means = [], []
     for seed in range(seeds):
-        cascade = AdaptiveClassifier(dims, probe, validation=FOLDS, random_state=seed).fit(known, texts.known_labels)
+        cascade = AdaptiveClassifier(dims, probe, validation=FOLDS, random_state=seed).fit(known, labels)
         told, read = cascade.predict_with_dims(tested)
         accuracies.append(float((told == texts.tested_labels).mean()))
         means.append(float(read.mean()))
     return {
+        "learnt_from": len(known),
+        "tested": len(tested),
         "C": probe.C,
         "full": round(full, 4),
         "adaptive": round(statistics.mean(accuracies), 4),
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("ACGE_DATA", ROOT.parent / "shared" / "data"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--most", type=int, default=10_000, help="training texts of a data set")
     parser.add_argument("--dims", nargs="+", type=int, help="the encoder's Matryoshka dims by default")
     args = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
@@ -97,8 +102,7 @@ def main() -> None:
     embeddings, found = Embeddings(encoder, cache / "embeddings"), {}
     for dataset in find(args.data, args.sets):
         texts = Texts.of(dataset, cache)
-        vectors = embeddings.encode(texts.known).numpy(), embeddings.encode(texts.tested).numpy()
-        found[dataset.name] = measured(texts, vectors, dims, args.seeds)
+        found[dataset.name] = measured(texts, embeddings, dims, args.seeds, args.most)
         CONSOLE.print(f"{dataset.name}: {found[dataset.name]}", soft_wrap=True)
     table = Table(title=f"An adaptive classifier against all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")
     keys = list(next(iter(found.values())))
