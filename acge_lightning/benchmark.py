@@ -309,7 +309,8 @@ class _Local:
         source, family = self._source, _FAMILIES[self._source.family]
         wanted = {source.split, "train"} if source.family == "classification" else {source.split}
         limit = getattr(source, "limit", None)
-        data = family.data(source.path, holdout=0.0, max_dev=limit, cache_dir=self._cache_dir)
+        unread = {role: None for role in ("train", "dev", "test") if role not in wanted}
+        data = family.data(source.path, splits=unread, holdout=0.0, max_dev=limit, cache_dir=self._cache_dir)
         data.setup()
         missing = wanted - set(data.parts)
         if missing:

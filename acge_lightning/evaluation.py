@@ -85,7 +85,9 @@ class Dataset:
 
     def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
         """Its rows, checked, and what is scored."""
-        data = FAMILIES[self.family][0](self.path, holdout=0.0, max_dev=self.limit, cache_dir=cache_dir)
+        needed = {self.split, "train"} if self.family == "classification" else {self.split}
+        unread = {role: None for role in ("train", "dev", "test") if role not in needed}
+        data = FAMILIES[self.family][0](self.path, splits=unread, holdout=0.0, max_dev=self.limit, cache_dir=cache_dir)
         found = data.evaluation(self.split)
         if found is None:
             raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")

@@ -155,7 +155,7 @@ def _padded(tokens: Tensor, group: _Group) -> Tensor:
     shape = (group.texts, group.width, *tokens.shape[1:])
     if group.places is None:
         return tokens.reshape(shape)
-    return tokens.new_zeros(group.texts * group.width, *tokens.shape[1:]).index_copy(0, group.places, tokens).view(shape)
+    return tokens.new_zeros(group.texts * group.width, *tokens.shape[1:]).index_copy_(0, group.places, tokens).view(shape)
 
 
 def pool_packed(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:

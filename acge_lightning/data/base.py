@@ -162,7 +162,7 @@ class TaskDataModule(LightningDataModule):
             found["train"], found["dev"] = self._hold_out(found["train"])
         parts = {role: self._limited(part, self.limits[role]) for role, part in found.items() if part is not None}
         if not parts:
-            known = ", ".join(str(name) for name in self.splits.values())
+            known = ", ".join(str(name) for name in self.splits.values() if name is not None)
             raise InputError(f"{source} has no file of a split ({known}): name its files with `splits`")
         self.parts = parts
 
