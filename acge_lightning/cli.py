@@ -88,9 +88,12 @@ def _pca(cfg: DictConfig) -> None:
 
 
 def _evaluate(cfg: DictConfig) -> None:
+    from acge_lightning.benchmark import suite_scores
     from acge_lightning.config import plain
-    from acge_lightning.evaluation import evaluate, failures, find, open_models, suite_scores
+    from acge_lightning.evaluation import evaluate, open_models
+    from acge_lightning.protocols import find
     from acge_lightning.report import evaluation_tables, leak_table, progress_line, show, suite_table
+    from acge_lightning.results import failures
 
     config = plain(cfg)
     tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]

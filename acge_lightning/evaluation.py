@@ -1,21 +1,7 @@
-"""Scores of encoders on every data set of a folder, each family by the protocol of MTEB (arXiv 2210.07316).
-
-| family | what is measured | how |
-|---|---|---|
-| sts | Spearman's correlation of cosine and score | |
-| pair | average precision of the cosine | |
-| classification | accuracy of logistic regression | 8 training texts a class, 10 draws |
-| clustering | v-measure of mini-batch k-means | 2048 texts drawn with replacement, 10 draws |
-| retrieval | nDCG@10; MRR@10, recall@10 | |
-| reranking | mean average precision; MRR@10 | |
-
-Draws follow from the seed (42), and are those of MTEB for the same rows.
-"""
+"""Encoders scored on data sets, each family by its protocol (see `acge_lightning.protocols`), at all dims at once."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import multiprocessing
 import os
@@ -23,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,102 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from acge_lightning.data import (
-    ClassificationDataModule,
-    ClusteringDataModule,
-    PairDataModule,
-    RerankingDataModule,
-    RetrievalDataModule,
-    STSDataModule,
-)
+from acge_lightning import results
 from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.examples import examples
 from acge_lightning.lexical import LEXICAL
-from acge_lightning.metrics import AveragePrecision, EmbeddingMetric, LinearProbe, Reranking, Retrieval, Spearman, VMeasure
+from acge_lightning.metrics import EmbeddingMetric
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import FAMILIES, SEED, Dataset
+from acge_lightning.results import Row
 
-SEED = 42
-FAMILIES: dict[str, tuple[Callable[..., TaskDataModule], EmbeddingMetric]] = {
-    "classification": (partial(ClassificationDataModule, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
-    "clustering": (ClusteringDataModule, VMeasure(seed=SEED, draws=10)),
-    "pair": (PairDataModule, AveragePrecision()),
-    "reranking": (RerankingDataModule, Reranking()),
-    "retrieval": (RetrievalDataModule, Retrieval()),
-    "sts": (STSDataModule, Spearman()),
-}
 _RESAMPLES = 200
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of a folder.
-
-    Args:
-        family: a key of `FAMILIES`.
-        path: its folder.
-        split: what is scored, `test` or `dev`.
-        limit: most rows of the split, evenly drawn; None for all.
-    """
-
-    family: str
-    path: Path
-    split: str
-    limit: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
-
-    def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
-        """Its rows, checked, and what is scored."""
-        needed = {self.split, "train"} if self.family == "classification" else {self.split}
-        unread = {role: None for role in ("train", "dev", "test") if role not in needed}
-        data = FAMILIES[self.family][0](self.path, splits=unread, holdout=0.0, max_dev=self.limit, cache_dir=cache_dir)
-        found = data.evaluation(self.split)
-        if found is None:
-            raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")
-        return data, found
-
-
-def find(
-    folder: str | Path, tasks: Sequence[str] | None = None, split: str | None = None, limit: int | None = None
-) -> list[Dataset]:
-    """The data sets under `folder`/<family>/<name>.
-
-    Args:
-        folder: in our layout.
-        tasks: names of data sets or of families; all by default.
-        split: `test` or `dev`; by default `test`, or `dev` of a set without it.
-        limit: as in `Dataset`.
-
-    Raises:
-        InputError: nothing there, or a name that is not there.
-    """
-    folder = Path(folder).expanduser()
-    found = [
-        Dataset(family, path, split or _split(path), limit)
-        for family in FAMILIES
-        for path in sorted((folder / family).glob("*"))
-        if path.is_dir()
-    ]
-    if not found:
-        raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
-    if tasks is None:
-        return found
-    unknown = set(tasks) - {d.name for d in found} - {d.family for d in found}
-    if unknown:
-        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in found})}")
-    return [d for d in found if d.name in tasks or d.family in tasks]
-
-
-def _split(path: Path) -> str:
-    names = [file.name for file in (path / "qrels" if (path / "qrels").is_dir() else path).glob("*")]
-    return "test" if any(name.startswith("test") for name in names) else "dev"
 
 
 @dataclass(frozen=True)
@@ -152,6 +54,29 @@ class Model:
             return [None]
         chosen = self.encoder.matryoshka_dims if asked is None else asked
         return sorted({self.encoder.dim, *(d for d in chosen if d < self.encoder.dim)}, reverse=True)
+
+    def card(self, digest: str) -> dict[str, Any]:
+        """What a file of results says of it: its `digest`, sizes, and from the export what it was trained on."""
+        encoder = self.encoder
+        dims = {"dim": None, "matryoshka_dims": []}
+        if encoder is not None:
+            dims = {"dim": encoder.dim, "matryoshka_dims": list(encoder.matryoshka_dims)}
+        return {"name": self.name, "path": self.path, "hash": digest, **dims, "trained_on": _trained_on(Path(self.path))}
+
+
+def _trained_on(folder: Path) -> dict[str, Any] | None:
+    """Data, steps, start and versions of the run that made an export, if it says so."""
+    file = folder / "training.json"
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        config = record.get("config") or {}
+        said = {"run": config.get("name"), "seed": config.get("seed"), "encoder": config.get("encoder")}
+        said |= {key: record.get(key) for key in ("data", "steps", "versions")}
+    except (ValueError, AttributeError) as error:
+        return {"damaged": f"{file}: {error}"}
+    return {key: value for key, value in said.items() if value is not None} or None
 
 
 def open_models(
@@ -205,11 +130,11 @@ def evaluate(
         paired bootstrap), `leaks`, and `examples` (see `acge_lightning.examples`) by encoder and <family>/<name>.
     """
     cache_dir = Path(cache_dir).expanduser()
-    earlier = _earlier(Path(out)) if out else {"rows": [], "differences": [], "examples": {}}
+    earlier = results.earlier(Path(out)) if out else {"rows": [], "differences": [], "examples": {}}
     job = _Job(models, dims, cache_dir, earlier)
-    cards = [_card(model, job.hashes[model.name]) for model in models]
-    result: dict[str, Any] = {"format": 1, "seed": SEED, "encoders": cards, "rows": [], "differences": [], "leaks": []}
-    result["examples"] = {model.name: {} for model in models}
+    cards = [model.card(job.hashes[model.name]) for model in models]
+    result: dict[str, Any] = {"format": results.FORMAT, "seed": SEED, "encoders": cards}
+    result |= {"rows": [], "differences": [], "leaks": [], "examples": {model.name: {} for model in models}}
     for part in job.over(datasets, processes):
         for name, found in part.pop("examples", {}).items():
             result["examples"][name] |= found
@@ -218,9 +143,9 @@ def evaluate(
         for row in part["rows"]:
             show(row)
         if out:
-            _write(Path(out), result)
+            results.write(Path(out), result)
     if out:
-        write_csv(Path(out).with_suffix(".csv"), result["rows"])
+        results.write_csv(Path(out).with_suffix(".csv"), result["rows"])
     return result
 
 
@@ -229,7 +154,7 @@ class _Job:
 
     def __init__(self, models: Sequence[Model], dims: Sequence[int] | None, cache_dir: Path, earlier: dict[str, Any]):
         self.models, self.dims, self.cache_dir, self.earlier = models, dims, cache_dir, earlier
-        self.kept = _by_hashes(earlier["rows"])
+        self.kept = results.by_hashes(earlier["rows"])
         self.embeddings = {m.name: Embeddings(m.encoder, cache_dir / "embeddings") for m in models if m.encoder is not None}
         self.hashes = {m.name: self.embeddings[m.name].hash if m.encoder is not None else m.path for m in models}
 
@@ -247,7 +172,7 @@ class _Job:
             data, found = dataset.open(self.cache_dir)
         except InputError as error:
             return {"rows": [_row(model, dataset, None, error=str(error)) for model in self.models]}
-        mark, units = _mark(dataset, found), {}
+        mark, units = dataset.mark(found), {}
         done: dict[str, Any] = {"rows": [], "leaks": [], "examples": {}}
         for model in self.models:
             wanted, digest = model.dims(self.dims), self.hashes[model.name]
@@ -339,56 +264,6 @@ def _row(
     }
 
 
-def failures(result: Mapping[str, Any]) -> list[Row]:
-    """The rows with an error or a note."""
-    return [row for row in result["rows"] if row["error"] or row["note"]]
-
-
-def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float]:
-    """Mean of the main scores of each family at a dim, and `mean`, that of the families; sets that failed are left out."""
-    families: dict[str, list[float]] = {}
-    for row in rows:
-        if row["encoder"] == encoder and row["dim"] == dim and row["value"] is not None:
-            families.setdefault(row["family"], []).append(row["value"])
-    found = {family: sum(values) / len(values) for family, values in sorted(families.items())}
-    return found | ({"mean": sum(found.values()) / len(found)} if found else {})
-
-
-def suite_scores(
-    models: Sequence[Model],
-    suite: str,
-    out: str | Path,
-    paths: Mapping[str, str],
-    tasks: Sequence[str] | None = None,
-    dims: Sequence[int] | None = None,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores by mteb's own program: encoder at dim -> task -> metric -> value.
-
-    Args:
-        models: encoders; lexical baselines have no place in mteb.
-        suite: `local` for the data sets under `paths["data_dir"]`, `cmteb` or another benchmark's name for the hub's.
-        out: folder for results in mteb's format.
-        paths: `data_dir` and `cache_dir`.
-        tasks: with `local`, as in `find`.
-        dims: prefix sizes; as in `Model.dims`.
-    """
-    from acge_lightning.benchmark import run_local, run_suite
-
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for model in models:
-        if model.encoder is None:
-            raise InputError(f"model={model.path} is no encoder: with suite={suite} give encoders only")
-        for dim in model.dims(dims):
-            given = {"dim": dim, "prompts": model.prompts}
-            if suite == "local":
-                datasets = find(paths["data_dir"], tasks)
-                scores = run_local(model.encoder, model.name, datasets, out, cache_dir=paths["cache_dir"], **given)
-            else:
-                scores = run_suite(model.encoder, model.name, suite, out, **given)
-            found[f"{model.name}@{dim}"] = scores
-    return found
-
-
 # ---- differences and leaks
 
 
@@ -432,58 +307,3 @@ def _leak(model: Model, dataset: Dataset, found: EvaluationSet) -> list[dict[str
             "found": int(np.isin(found.keys, seen).sum()),
         }
     ]
-
-
-# ---- files
-
-
-def _card(model: Model, digest: str) -> dict[str, Any]:
-    encoder = model.encoder
-    dims = {} if encoder is None else {"dim": encoder.dim, "matryoshka_dims": list(encoder.matryoshka_dims)}
-    return {"name": model.name, "path": model.path, "hash": digest, "dim": None, "matryoshka_dims": []} | dims
-
-
-def _mark(dataset: Dataset, found: EvaluationSet) -> str:
-    """A digest of the rows that are scored."""
-    digest = hashlib.sha256(f"{dataset.family} {dataset.split} {len(found)}".encode())
-    for text in found.texts.to_pylist():
-        digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-    digest.update(found.labels.numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _earlier(file: Path) -> dict[str, Any]:
-    """What an earlier run has left in a file, if it is there."""
-    if not file.is_file():
-        return {"rows": [], "differences": [], "examples": {}}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        _by_hashes(found["rows"])
-        return {key: found[key] for key in ("rows", "differences", "examples")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"out={file} holds no results of an evaluation ({error}): give another file") from None
-
-
-def _by_hashes(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """(encoder's hash, data's mark) -> the rows without an error."""
-    kept: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if not row["error"]:
-            kept.setdefault((row["hash"], row["mark"]), []).append(row)
-    return kept
-
-
-def _write(file: Path, result: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)
-
-
-def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """One line a row."""
-    columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from acge_lightning.errors import InputError
-from acge_lightning.runs import Curve, Row, Run, evaluations
+from acge_lightning.results import Row, means
+from acge_lightning.runs import Curve, Run, evaluations
 
 try:
     import matplotlib
@@ -243,8 +244,6 @@ def pareto(points: Sequence[Row]) -> list[Row]:
 
 def family_means(found: Mapping[str, Any], encoder: str, dim: float | None) -> dict[str, float]:
     """Means of an encoder's families at a dim, and `mean`, that of the families."""
-    from acge_lightning.evaluation import means
-
     return means(found["rows"], encoder, dim)
 
 

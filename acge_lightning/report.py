@@ -16,6 +16,7 @@ from rich.text import Text
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
+from acge_lightning.results import means
 
 Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a hit that are shown
@@ -67,8 +68,6 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | None]) -> Table:
-    from acge_lightning.evaluation import means
-
     families = sorted({row["family"] for row in rows})
     table = Table(title="Means of families", title_justify="left")
     for column in ("encoder", "dim", *families, "mean"):

@@ -14,10 +14,9 @@ from typing import Any
 import yaml
 
 from acge_lightning.errors import InputError
+from acge_lightning.results import FORMAT, Row
 
-FORMAT = 1  # of an evaluation's `results.json`
 Curve = list[tuple[int, float]]
-Row = dict[str, Any]
 
 
 @dataclass

@@ -20,13 +20,16 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, v_measure_score
 
-from acge_lightning.benchmark import MTEBEncoder, as_mteb, local_tasks, run_local, run_suite
+from acge_lightning.benchmark import run_local, run_suite
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import Model, evaluate, find
+from acge_lightning.evaluation import Model, evaluate
 from acge_lightning.export import export
 from acge_lightning.fresh import static, transformer
+from acge_lightning.mteb_encoder import MTEBEncoder, as_mteb
+from acge_lightning.mteb_tasks import local_tasks
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import find
 from acge_lightning.vocabulary import train_vocabulary
 
 FAMILIES = ("classification", "clustering", "pair", "reranking", "retrieval", "sts")

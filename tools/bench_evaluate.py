@@ -39,9 +39,11 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
-from acge_lightning.benchmark import as_mteb, local_tasks
-from acge_lightning.evaluation import FAMILIES, Dataset, Model, evaluate, find
+from acge_lightning.evaluation import Model, evaluate
+from acge_lightning.mteb_encoder import as_mteb
+from acge_lightning.mteb_tasks import local_tasks
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import FAMILIES, Dataset, find
 
 SETS = [
     *("eprstmt", "chnsenticorp"),

@@ -14,7 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import Dataset, Model, Row, find, means, score
+from acge_lightning.evaluation import Model, score
+from acge_lightning.protocols import Dataset, find
+from acge_lightning.results import Row, means
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,260 @@
+"""mteb's own task classes on local folders.
+
+What defines each local protocol, so that its numbers can be had without mteb. `X` holds Float32 vectors of length 1 of the
+rows in the order of the files; `y` their labels; scikit-learn gets NumPy arrays of 32 bits. The seed is 42 everywhere. mteb
+writes values with 6 decimals, those of retrieval and reranking with 5.
+
+**sts** (`cosine_spearman`): `scipy.stats.spearmanr(scores, cosines)`.
+
+**pair** (`cosine_ap`): `sklearn.metrics.average_precision_score(labels, cosines)`.
+
+**classification** (`accuracy`): the mean over 10 draws of 8 texts a label, or all where there are fewer. Labels are numbered
+in the order of `sorted(words)`. A generator of the same seed shuffles each time what the last one left::
+
+    order = list(range(len(y_train)))
+    for _ in range(10):
+        np.random.RandomState(42).shuffle(order)
+        chosen = [...]  # the first 8 of each label in `order`, in that order
+        probe = LogisticRegression(max_iter=100, random_state=42).fit(X_train[chosen], y_train[chosen])
+        accuracy = (probe.predict(X_test) == y_test).mean()
+
+**clustering** (`v_measure`): the mean over 10 draws of 2048 texts with replacement, from one generator; k-means starts each
+time from the same seed, with as many clusters as the whole split has labels::
+
+    draw = random.Random(42)
+    for _ in range(10):
+        chosen = draw.choices(range(len(y)), k=2048)
+        means = MiniBatchKMeans(len(set(y)), batch_size=512, init="k-means++", n_init=1, random_state=42)
+        value = v_measure_score(y[chosen], means.fit_predict(X[chosen]))
+
+**retrieval** (`ndcg_at_10`): trec_eval's `ndcg_cut_10` over the whole corpus (without one, over the distinct texts of the
+split's rows), the mean over queries; gain = grade, below 0 counts as 0, the best one where a text is judged twice. Queries
+without a grade above 0 are left out, as they are everywhere in this package. Of documents with equal cosines, the one that
+stands later in the corpus ranks first.
+
+**reranking** (`map_at_1000`): trec_eval's `map_cut_1000` over each query's own candidates, the mean over queries that have
+relevant and other ones. Each listed candidate is a document, positives first; of equal cosines, the later one ranks first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from acge_lightning.data import (
+    ClassificationDataModule,
+    ClusteringDataModule,
+    PairDataModule,
+    RerankingDataModule,
+    RetrievalDataModule,
+    STSDataModule,
+)
+from acge_lightning.data.base import CACHE, TaskDataModule, as_column, numbered
+from acge_lightning.data.readers import SUFFIXES, locate
+from acge_lightning.data.retrieval import Judged
+from acge_lightning.errors import InputError
+from acge_lightning.mteb_encoder import mteb_library
+from acge_lightning.protocols import SEED, Dataset
+
+_UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
+
+
+# ---- rows
+
+
+def _pairs(data: TaskDataModule, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    rows = _rows(data, split)
+    texts = {"sentence1": [r["text1"] for r in rows], "sentence2": [r["text2"] for r in rows]}
+    label, column = ("score", "score") if data.family == "sts" else ("label", "labels")
+    return DatasetDict({split: Dataset.from_dict(texts | {column: [r[label] for r in rows]})})
+
+
+def _labelled(data: TaskDataModule, split: str) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    if data.family == "clustering":
+        rows = _rows(data, split)
+        columns = {"sentences": [r["text"] for r in rows], "labels": [r["label"] for r in rows]}
+        return DatasetDict({split: Dataset.from_dict(columns)})
+    parts = {role: _rows(data, role) for role in ("train", split)}
+    number = {word: i for i, word in enumerate(sorted({r["label"] for rows in parts.values() for r in rows}))}
+    return DatasetDict(
+        {
+            role: Dataset.from_dict({"text": [r["text"] for r in rows], "label": [number[r["label"]] for r in rows]})
+            for role, rows in parts.items()
+        }
+    )
+
+
+def _judged(data: TaskDataModule, split: str) -> Any:
+    from datasets import Dataset
+
+    part: Judged = data.parts[split]
+    listed = data.family == "reranking"
+    if listed:
+        part = part.select(np.flatnonzero((part.positives > 0) & (part.positives < np.diff(part.offsets))))
+        if not len(part):
+            raise InputError(f"{data.path}: no query of {split} has both relevant and other candidates")
+    numbers, query = part.of(np.arange(len(part)))
+    if listed:
+        texts, place = as_column(part.read_texts(numbers)), numbers
+    elif part.corpus is None:
+        names, place = numbered(part.read_texts(numbers))
+        texts = as_column(names)
+    else:
+        texts, place = part.corpus
+    grade = (part.grades > 0).astype(float) if listed else part.grades.clip(min=0)
+    if (grade % 1).any():
+        raise InputError(f"{data.path}: {split} has the grade {grade[grade % 1 > 0][0]:g}: trec_eval needs whole numbers")
+    queries, documents = _names("q", len(part)), _names("d", len(texts))
+    relevant: dict[str, dict[str, int]] = {name: {} for name in queries}
+    for asked, answer, value in zip(query.tolist(), place.tolist(), grade.tolist(), strict=True):
+        known = relevant[queries[asked]]
+        known[documents[answer]] = max(int(value), known.get(documents[answer], 0))
+    found = {
+        "corpus": Dataset(pa.table({"id": documents, "text": texts})),
+        "queries": Dataset.from_dict({"id": queries, "text": part.read_queries(np.arange(len(part)))}),
+        "relevant_docs": relevant,
+        "top_ranked": {name: list(candidates) for name, candidates in relevant.items()} if listed else None,
+    }
+    return {"default": {split: found}}
+
+
+def _rows(data: TaskDataModule, role: str) -> list[dict[str, Any]]:
+    part = data.parts[role]
+    return part.take(np.arange(len(part)))
+
+
+def _names(kind: str, count: int) -> list[str]:
+    """Names whose alphabetical order, by which trec_eval parts equal scores, is that of the rows."""
+    return [f"{kind}{i:010d}" for i in range(count)]
+
+
+# ---- tasks
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A task family as mteb knows it: our reader, the name of mteb's class, its type, category, main score and constants."""
+
+    data: type[TaskDataModule]
+    base: str
+    type: str
+    category: str
+    main: str
+    read: Callable[[TaskDataModule, str], Any]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+_CLASSES = {"samples_per_label": 8, "n_experiments": 10}
+_CLUSTERS = {
+    "n_clusters": 10,
+    "max_documents_per_cluster": 2048,
+    "k_mean_batch_size": 512,
+    "max_document_to_embed": None,
+    "max_fraction_of_documents_to_embed": None,
+}
+_FAMILIES = {
+    "sts": _Family(STSDataModule, "AbsTaskSTS", "STS", "t2t", "cosine_spearman", _pairs),
+    "pair": _Family(PairDataModule, "AbsTaskPairClassification", "PairClassification", "t2t", "cosine_ap", _pairs),
+    "classification": _Family(
+        ClassificationDataModule, "AbsTaskClassification", "Classification", "t2c", "accuracy", _labelled, _CLASSES
+    ),
+    "clustering": _Family(
+        ClusteringDataModule, "AbsTaskClustering", "Clustering", "t2c", "v_measure", _labelled, _CLUSTERS
+    ),
+    "retrieval": _Family(RetrievalDataModule, "AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged),
+    "reranking": _Family(RerankingDataModule, "AbsTaskRetrieval", "Reranking", "t2t", "map_at_1000", _judged),
+}  # fmt: skip
+
+
+class _Local:
+    """Stands before a class of mteb: the rows of a folder instead of the hub's."""
+
+    _source: ClassVar[Dataset]
+    _cache_dir: ClassVar[str | Path]
+
+    def load_data(self, num_proc: int | None = None, **others: Any) -> None:
+        """Read and check the rows, once."""
+        if self.data_loaded:
+            return
+        source, family = self._source, _FAMILIES[self._source.family]
+        wanted = {source.split, "train"} if source.family == "classification" else {source.split}
+        limit = getattr(source, "limit", None)
+        unread = {role: None for role in ("train", "dev", "test") if role not in wanted}
+        data = family.data(source.path, splits=unread, holdout=0.0, max_dev=limit, cache_dir=self._cache_dir)
+        data.setup()
+        missing = wanted - set(data.parts)
+        if missing:
+            raise InputError(f"{source.path} has no {min(missing)} split, which {source.family} needs: add its file")
+        self.dataset = family.read(data, source.split)
+        self.data_loaded = True
+
+
+@isolate_rng()
+def local_tasks(datasets: Sequence[Dataset], cache_dir: str | Path = CACHE) -> list[Any]:
+    """Tasks of mteb's own classes on local folders.
+
+    Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`); their revisions are hashes of the folders' files. Draws follow
+    from a task's own generator: make new tasks for each evaluation.
+
+    Args:
+        datasets: each with `family` (sts, pair, classification, clustering, retrieval, reranking), `name`, `path` and `split`
+            (test, dev), as those of `acge_lightning.evaluation.find`.
+        cache_dir: of the checked rows.
+
+    Raises:
+        InputError: mteb is not installed, an unknown family or split, a folder that is not there, or two of one name.
+    """
+    mteb_library()
+    tasks = [_task(dataset, cache_dir) for dataset in datasets]
+    names = [task.metadata.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two data sets are {name}: rename one, or score their splits one after the other")
+    return tasks
+
+
+def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
+    from mteb import TaskMetadata, abstasks
+
+    family = _FAMILIES.get(dataset.family)
+    if family is None:
+        raise InputError(f"{dataset.path}: family {dataset.family!r} is unknown: choose from {', '.join(_FAMILIES)}")
+    if dataset.split not in ("test", "dev"):
+        raise InputError(f"{dataset.path}: split {dataset.split!r} cannot be scored: choose test or dev")
+    metadata = TaskMetadata(
+        name=f"Local{family.type}_{_UNSAFE.sub('_', dataset.name)}",
+        description=f"The {dataset.split} rows of the local data set {dataset.name}.",
+        dataset={"path": str(dataset.path), "revision": _digest(dataset)},
+        type=family.type,
+        category=family.category,
+        modalities=["text"],
+        eval_splits=[dataset.split],
+        eval_langs=["und-Zyyy"],  # undetermined: a folder does not say
+        main_score=family.main,
+        is_public=False,
+    )
+    body = {**family.constants, "metadata": metadata, "_source": dataset, "_cache_dir": cache_dir, "__module__": __name__}
+    return type(metadata.name, (_Local, getattr(abstasks, family.base)), body)(seed=SEED)
+
+
+def _digest(dataset: Dataset) -> str:
+    """Changes with any file of the folder."""
+    folder = locate(dataset.path)
+    digest = hashlib.sha256(f"{getattr(dataset, 'limit', None)}".encode())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,71 @@
+"""The scores of an evaluation: what its file holds, read and written, and means."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acge_lightning.errors import InputError
+
+FORMAT = 1
+Row = dict[str, Any]
+
+
+def failures(result: Mapping[str, Any]) -> list[Row]:
+    """The rows with an error or a note."""
+    return [row for row in result["rows"] if row["error"] or row["note"]]
+
+
+def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float]:
+    """Mean of the main scores of each family at a dim, and `mean`, that of the families; sets that failed are left out."""
+    families: dict[str, list[float]] = {}
+    for row in rows:
+        if row["encoder"] == encoder and row["dim"] == dim and row["value"] is not None:
+            families.setdefault(row["family"], []).append(row["value"])
+    found = {family: sum(values) / len(values) for family, values in sorted(families.items())}
+    return found | ({"mean": sum(found.values()) / len(found)} if found else {})
+
+
+# ---- files
+
+
+def earlier(file: Path) -> dict[str, Any]:
+    """What an earlier run has left in a file, if it is there."""
+    if not file.is_file():
+        return {"rows": [], "differences": [], "examples": {}}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        by_hashes(found["rows"])
+        return {key: found[key] for key in ("rows", "differences", "examples")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"out={file} holds no results of an evaluation ({error}): give another file") from None
+
+
+def by_hashes(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """(encoder's hash, data's mark) -> the rows without an error."""
+    kept: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if not row["error"]:
+            kept.setdefault((row["hash"], row["mark"]), []).append(row)
+    return kept
+
+
+def write(file: Path, result: Mapping[str, Any]) -> None:
+    """As JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, file)
+
+
+def write_csv(file: Path, rows: Sequence[Row]) -> None:
+    """One line a row."""
+    columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
