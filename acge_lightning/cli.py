@@ -136,10 +136,15 @@ def _longtail(cfg: DictConfig) -> None:
 
 def _report(cfg: DictConfig) -> None:
     from acge_lightning.compare import report
-    from acge_lightning.config import plain
+    from acge_lightning.config import instantiate_all, plain
+    from acge_lightning.figures import figures, log_figures
 
     config = plain(cfg)
-    for run in report(config["runs"], config["out"]):
+    runs = report(config["runs"], config["out"])
+    for logger in instantiate_all(cfg.logger, trusted=[]):
+        log_figures(logger, figures(runs))
+        logger.finalize("success")
+    for run in runs:
         for remark in run.remarks:
             print(f"{run.name}: {remark}", file=sys.stderr)
     print(f"The report is in {config['out']}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 
 from acge_lightning.callbacks.guard import memory_advice
@@ -20,6 +21,7 @@ from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.module import Task
 from acge_lightning.report import Scores, score_table, searches, show, write_result
+from acge_lightning.runs import read_runs
 
 
 def train(cfg: DictConfig) -> float:
@@ -62,6 +64,7 @@ def train(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
         write_result(folder, before, after, output)
+        draw(trainer, folder)
         show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
     finish(trainer)
     return after["val/mean"]
@@ -147,6 +150,21 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
         "before": dict(before),
         "metrics": dict(after),
     }
+
+
+def draw(trainer: Trainer, folder: Path) -> None:
+    """The run's figures, as in its report, to those of its loggers that take pictures."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, (TensorBoardLogger, WandbLogger))]
+    if not loggers:
+        return
+    try:
+        from acge_lightning.figures import figures, log_figures
+    except InputError as error:
+        show(f"The loggers get no figures: {error}")
+        return
+    shown = figures(read_runs([str(folder)]))
+    for logger in loggers:
+        log_figures(logger, shown, trainer.global_step)
 
 
 def finish(trainer: Trainer) -> None:

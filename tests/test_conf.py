@@ -211,6 +211,25 @@ def test_the_report_program(tmp_path, capsys):
     assert f"{tmp_path / 'csv'} is missing" in said.err
 
 
+def test_the_figures_of_a_report_go_to_a_logger_too(tmp_path, capsys):
+    from acge_lightning.cli import _report
+    from acge_lightning.errors import InputError
+
+    (tmp_path / "result.json").write_text('{"before": {}, "after": {"val/mean": 0.125}}')
+    asked = [f"runs=[{tmp_path}]", f"out={tmp_path / 'page.html'}", f"paths.output_dir={tmp_path}"]
+    _report(composed([*asked, "logger=tensorboard"], "report"))
+    assert pictures(tmp_path / "tensorboard") == {"scores"}
+    with pytest.raises(InputError, match="CSVLogger takes no pictures"):
+        _report(composed([*asked, "logger=csv"], "report"))
+
+
+def pictures(folder):
+    """Names of the pictures in TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return set(EventAccumulator(str(folder)).Reload().Tags()["images"])
+
+
 def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):
     """As the agent expands them: one value a parameter, in place of ${args_no_hyphens}."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args

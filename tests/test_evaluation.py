@@ -328,6 +328,25 @@ def test_rows_that_were_trained_on_are_counted(encoder, tmp_path, cache):
     assert "leaky: no record" in leak_table(result)
 
 
+def test_an_encoder_says_what_it_was_trained_on(encoder, tmp_path):
+    record = {
+        "config": {"name": "mine", "seed": 3, "secret": 1},
+        "data": {"sts": {"train": 9}},
+        "steps": 7,
+        "versions": {"torch": "2"},
+    }
+    folder = export(encoder, tmp_path / "told", record | {"metrics": {"val/mean": 0.5}})
+    card = Model("a", str(folder), encoder).card("x")
+    expected = {"run": "mine", "seed": 3, "data": {"sts": {"train": 9}}, "steps": 7, "versions": {"torch": "2"}}
+    assert card["trained_on"] == expected
+    (folder / "training.json").write_text("{")
+    assert "training.json: Expecting" in Model("a", str(folder), encoder).card("x")["trained_on"]["damaged"]
+    (folder / "training.json").write_text("[1]")
+    assert "damaged" in Model("a", str(folder), encoder).card("x")["trained_on"]
+    assert Model("a", str(export(encoder, tmp_path / "silent")), encoder).card("x")["trained_on"] is None
+    assert Model("bm25", "bm25").card("bm25")["trained_on"] is None
+
+
 def test_training_writes_the_rows_that_it_used(tmp_path, cache, small_encoder):
     from acge_lightning.data import PairDataModule, STSDataModule
     from acge_lightning.module import EmbeddingModule, Task
@@ -387,8 +406,9 @@ def trained(small_encoder, cache, steps=8, callbacks=(), **options):
     return module, callback, [(step, m) for step, m in logged if any(key.startswith("eval/") for key in m)]
 
 
-def test_the_scores_in_training_are_those_of_the_encoder_at_that_step(small_encoder, cache, tmp_path):
-    module, _callback, logged = trained(small_encoder, cache, share=1.0)
+def test_the_scores_in_training_are_those_of_the_encoder_at_that_step(small_encoder, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("acge_lightning.callbacks.evaluation.Evaluation._allowed", lambda self, trainer: True)
+    module, _callback, logged = trained(small_encoder, cache)
     assert logged[-1][0] == 8
     result = evaluate([Model("a", "a", module.encoder)], find(SAMPLE, ["sts", "pair"], "dev", 1000), [8], cache_dir=tmp_path)
     expected = {f"eval/{r['family']}/{r['dataset']}@{r['dim']}": r["value"] for r in result["rows"]}

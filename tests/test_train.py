@@ -110,6 +110,26 @@ def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
     assert set(training["versions"]) >= {"acge_lightning", "torch"}
 
 
+def test_its_figures_go_to_loggers_that_take_pictures(compose_run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    short = [*STS, "trainer.max_steps=2", "trainer.log_every_n_steps=1", "logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true"]
+    train(compose_run(*short))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    names = {"scores", "curves/train/loss", "curves/val/mean"}
+    assert names <= set(events.Tags()["images"])
+    assert events.Images("scores")[0].step == 2
+    kept = [path.as_posix() for path in (tmp_path / "run" / "wandb").rglob("*.png")]
+    assert all(any(f"/images/{name}_" in path for path in kept) for name in names)
+
+
+def test_without_matplotlib_it_says_so_once(compose_run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "acge_lightning.figures", raising=False)
+    train(compose_run(*STS, "trainer.max_steps=2", "logger=tensorboard"))
+    assert capsys.readouterr().out.count("The loggers get no figures: figures need matplotlib: pip install") == 1
+
+
 # ---- bad input
 
 ROWS = [{"text1": f"第{i}个句子", "text2": f"句子{i}号", "score": i % 5} for i in range(40)]
