@@ -383,8 +383,8 @@ def test_mteb_is_not_installed(encoder, tmp_path, monkeypatch):
     [
         ("unlabelled", "test", "family 'unlabelled' is unknown: choose from sts, pair"),
         ("sts", "train", "split 'train' cannot be scored: choose test or dev"),
-        ("retrieval", "dev", "has no dev split"),
-        ("clustering", "dev", "has no dev split"),
+        ("retrieval", "dev", r"has no file of a split \(dev\)"),
+        ("clustering", "dev", r"has no file of a split \(dev\)"),
         ("classification", "test", "has no train split, which classification needs"),
     ],
 )

@@ -113,8 +113,8 @@ def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
 def test_its_figures_go_to_loggers_that_take_pictures(compose_run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    short = [*STS, "trainer.max_steps=2", "trainer.log_every_n_steps=1", "logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true"]
-    train(compose_run(*short))
+    short = [*STS, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    train(compose_run(*short, "logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     names = {"scores", "curves/train/loss", "curves/val/mean"}
     assert names <= set(events.Tags()["images"])
