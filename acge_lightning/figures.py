@@ -160,11 +160,13 @@ def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
     keys = sorted(keys, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
     if not keys:
         return {}
-    axes = _axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(runs)))
+    scored = [run for run in runs if run.after]
+    axes = _axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(scored)))
     told = []
-    for place, run in enumerate(runs):
+    for line, run in enumerate(scored):
+        place = runs.index(run)
         for row, key in enumerate(keys):
-            y = row + (len(runs) / 2 - place - 0.5) * 0.7 / len(runs)
+            y = row + (len(scored) / 2 - line - 0.5) * 0.7 / len(scored)
             old, new = run.before.get(key), run.after.get(key)
             colour = _style(place)["color"]
             if new is not None:
