@@ -181,15 +181,18 @@ class _Job:
                 rows, units[model.name] = score(model, dataset, data, found, wanted, self.embeddings.get(model.name))
             done["rows"] += [row | {"mark": mark, "hash": digest} for row in rows]
             done["leaks"] += _leak(model, dataset, found)
-            shown = self._examples(model, dataset, found, rows)
+            shown = self._examples(model, dataset, data, found, rows)
             done["examples"] |= {model.name: {f"{dataset.family}/{dataset.name}": shown}} if shown else {}
         return done | {"differences": _differences(self.models, dataset, units, self.earlier["differences"])}
 
-    def _examples(self, model: Model, dataset: Dataset, found: EvaluationSet, rows: Sequence[Row]) -> dict[str, Any] | None:
+    def _examples(
+        self, model: Model, dataset: Dataset, data: TaskDataModule, found: EvaluationSet, rows: Sequence[Row]
+    ) -> dict[str, Any] | None:
         earlier = self.earlier["examples"].get(model.name, {}).get(f"{dataset.family}/{dataset.name}")
         if model.encoder is None or rows[0]["error"] or earlier:
             return earlier
-        return examples(dataset.family, self.embeddings[model.name].of(found, model.prompts), found)
+        vectors = self.embeddings[model.name].of(found, model.prompts)
+        return examples(dataset.family, vectors, found, getattr(data, "classes", ()))
 
 
 _job: _Job

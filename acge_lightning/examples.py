@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ _POINTS, _QUERIES, _HITS, _ERRORS = 300, 5, 3, 5
 Example = dict[str, list[Any]]
 
 
-def examples(family: str, vectors: Tensor, found: EvaluationSet) -> Example:
+def examples(family: str, vectors: Tensor, found: EvaluationSet, classes: Sequence[str] = ()) -> Example:
     """Examples of a data set at full size.
 
     Args:
         family: of the data set.
         vectors: Float32[texts, D] of length 1.
         found: the texts and their labels.
+        classes: words of the class numbers, for labelled texts.
 
     Returns:
         `points` ([x, y, class] on the two main axes; for labelled texts), `neighbours` (queries, or texts, and what lies next
@@ -29,7 +31,7 @@ def examples(family: str, vectors: Tensor, found: EvaluationSet) -> Example:
     """
     result: Example = {"points": [], "neighbours": [], "errors": []}
     if family in ("classification", "clustering"):
-        return result | _labelled(vectors, found)
+        return result | _labelled(vectors, found, classes)
     if family in ("sts", "pair"):
         return result | {"errors": _pairs(vectors, found)}
     return result | (_searches(vectors, found) if family == "retrieval" else {})
@@ -39,10 +41,10 @@ def _text(found: EvaluationSet, number: int) -> str:
     return found.texts[int(number)].as_py()
 
 
-def _labelled(vectors: Tensor, found: EvaluationSet) -> Example:
+def _labelled(vectors: Tensor, found: EvaluationSet, classes: Sequence[str]) -> Example:
     rows = (found.labels[:, 1] == 0).nonzero().flatten()
     rows = rows[torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()]
-    own, label = vectors[rows], found.labels[rows, 0].tolist()
+    own, label = vectors[rows], [classes[c] for c in found.labels[rows, 0].tolist()]
     axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:2]
     points = ((own - own.mean(0)) @ axes.T).tolist()
     near = (own @ own.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
@@ -54,11 +56,11 @@ def _labelled(vectors: Tensor, found: EvaluationSet) -> Example:
         ]
         neighbours.append({"query": _text(found, rows[i]), "hits": hits})
         if hits and not hits[0]["right"]:
-            expected, other = (f"class {label[j]}" for j in (i, int(near.indices[i, 0])))
+            expected, other = (label[j] for j in (i, int(near.indices[i, 0])))
             errors.append((hits[0]["score"], {"text": _text(found, rows[i]), "expected": expected, "found": other}))
     worst = [error for _, error in sorted(errors, key=lambda pair: -pair[0])[:_ERRORS]]
     shown = neighbours[:: max(1, len(neighbours) // _QUERIES)][:_QUERIES]
-    return {"points": [[*map(_short, p), f"class {c}"] for p, c in zip(points, label, strict=True)]} | {
+    return {"points": [[*map(_short, p), c] for p, c in zip(points, label, strict=True)]} | {
         "neighbours": shown,
         "errors": worst,
     }

@@ -150,9 +150,9 @@ def test_examples_are_what_the_vectors_say(encoder, tmp_path):
     result = evaluate([Model("a", "a", encoder)], find(SAMPLE), cache_dir=tmp_path)
     assert set(result["examples"]["a"]) == {f"{family}/sample_zh" for family in FAMILIES}
     for dataset in find(SAMPLE):
-        _, found = dataset.open(tmp_path)
+        data, found = dataset.open(tmp_path)
         vectors = encoder.encode(found.texts.to_pylist())
-        shown = examples(dataset.family, vectors, found)
+        shown = examples(dataset.family, vectors, found, getattr(data, "classes", ()))
         for example in shown["neighbours"]:
             scores = [hit["score"] for hit in example["hits"]]
             assert scores == sorted(scores, reverse=True)
@@ -161,7 +161,9 @@ def test_examples_are_what_the_vectors_say(encoder, tmp_path):
         if dataset.family in ("classification", "clustering"):
             points = np.array([point[:2] for point in shown["points"]])
             assert points.var(0)[0] >= points.var(0)[1] > 0
-            assert len({point[2] for point in shown["points"]}) > 2
+            words = {row["label"] for row in rows(dataset.family)}
+            assert {point[2] for point in shown["points"]} == words
+            assert {error[key] for error in shown["errors"] for key in ("expected", "found")} <= words
         if dataset.family != "reranking":
             assert shown["errors"]
             texts = {text for error in shown["errors"] for text in error["text"].split(" | ")}

@@ -49,6 +49,11 @@ class ClusteringDataModule(TaskDataModule):
         words = sorted({word for part in self.parts.values() for word in pc.unique(part.store.column("label")).to_pylist()})
         self._classes = {word: i for i, word in enumerate(words)}
 
+    @property
+    def classes(self) -> list[str]:
+        """The label words, in the order of their numbers."""
+        return list(self._classes)
+
     def _number(self, labels: Iterable[str]) -> np.ndarray:
         """Int64[n] class numbers of label words."""
         return np.array([self._classes[word] for word in labels], dtype=np.int64)
