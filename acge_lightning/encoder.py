@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,18 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] != b.shape[-1]:
         raise InputError(f"similarity of vectors of {a.shape[-1]} and {b.shape[-1]} dims: encode both with the same dim")
     return normalize(a, dim=-1) @ normalize(b, dim=-1).T
+
+
+def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> list[Tensor]:
+    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more."""
+    cores = torch.get_num_threads()
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
+        return [job(item) for item in items]
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(torch.no_grad()(job), items))
+    finally:
+        torch.set_num_threads(cores)
 
 
 class Tokenize:
@@ -205,16 +218,21 @@ class Encoder(nn.Module):
         if len(tokens) == 0:
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
-        order, parts = [], []
-        for rows in tokens.chunks(self.batch_tokens if batch_tokens is None else batch_tokens, packed):
-            step = self._encode_packed if packed else self._encode_padded
-            chunk = tokens.select(rows) if packed else tokens.padded(rows, self.tokenize.pad_id)
+        order = list(tokens.chunks(self.batch_tokens if batch_tokens is None else batch_tokens, packed))
+
+        def encoded(rows: Tensor) -> Tensor:
+            if packed:
+                return step(self._encode_packed, tokens.select(rows))
+            return step(self._encode_padded, tokens.padded(rows, self.tokenize.pad_id))
+
+        def step(part: Callable[[Any], Tensor], chunk: Any) -> Tensor:
             if recompute and torch.is_grad_enabled():
-                parts.append(checkpoint(step, chunk, use_reentrant=False))
-            else:
-                parts.append(step(chunk))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort().to(tokens.ids.device)]
+                return checkpoint(part, chunk, use_reentrant=False)
+            return part(chunk)
+
+        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
+        parts = _on_cores(encoded, order) if alone else map(encoded, order)
+        return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
 
     def _encode_packed(self, tokens: Tokens) -> Tensor:
         hidden = packed_states(self.backbone, tokens.ids, tokens.lengths)

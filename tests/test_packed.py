@@ -1,6 +1,7 @@
 """Packed texts against the same texts padded, and the fast dropout against its statistics."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -130,6 +131,38 @@ def rows_of(lengths):
 
 
 # ---- which models
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+def test_chunks_on_several_cores_give_the_vectors_of_one(threads):
+    texts = [f"{'好' * (i % 23)}第{i}个句子" for i in range(300)]
+    encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
+    used = []
+    encoder.backbone.register_forward_pre_hook(lambda *args: used.append((threading.get_ident(), torch.get_num_threads())))
+    several = encoder.encode(texts, batch_tokens=128)
+    assert len({thread for thread, _ in used}) > 1
+    assert {count for _, count in used} == {1}
+    assert torch.get_num_threads() == threads
+    used.clear()
+    torch.set_num_threads(1)
+    torch.testing.assert_close(several, encoder.encode(texts, batch_tokens=128), atol=1e-6, rtol=0)
+    assert {thread for thread, _ in used} == {threading.get_ident()}
+
+
+def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(threads):
+    texts = [f"第{i}个句子" for i in range(100)]
+    encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
+    encoder.backbone.register_forward_pre_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encoder.encode(texts, batch_tokens=64)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_model_that_is_not_known_is_padded():
