@@ -19,6 +19,8 @@ FORBIDDEN = {
     "* !train.py !cli.py !config.py": ["hydra", "omegaconf"],
     "* !benchmark.py !mteb_*.py": ["mteb", "datasets"],
     f"{MATHS} {MODEL}": LIGHTNING,
+    "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
+    "* !adaptive/first.py": ["faiss"],
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "cli", "callbacks")],
 }
 # What the maths files may import besides the standard library.
@@ -80,6 +82,7 @@ def test_every_file_keeps_to_its_layer():
         ("callbacks/ewc.py", "def f():\n    import hydra.utils", ["hydra.utils"]),
         ("train.py", "import hydra\nfrom lightning import Trainer\nfrom tools import x", ["tools.x"]),
         ("data/sts.py", "from ..module import M\nfrom acge_lightning.pretrained import load", ["acge_lightning.module.M"]),
+        ("adaptive/funnel.py", "def f():\n    import faiss\n    import lightning", ["faiss", "lightning"]),
         ("data/sts.py", "from acge_lightning import cli\nfrom lightning import Trainer", ["acge_lightning.cli"]),
     ],
 )
@@ -101,6 +104,14 @@ def test_importing_the_package_loads_none_of_its_large_dependencies():
 
 def test_mteb_is_loaded_only_when_it_is_used():
     assert loaded("import acge_lightning.benchmark, acge_lightning.evaluation", "mteb", "datasets") == set()
+
+
+def test_the_funnel_loads_neither_lightning_nor_hydra_nor_faiss():
+    names = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "faiss")
+    assert loaded("import acge_lightning.adaptive", "torch", "pyarrow", "sklearn", *names) == set()
+    used = ["import tempfile, torch", "from acge_lightning.adaptive import FunnelIndex"]
+    used += ["with tempfile.TemporaryDirectory() as d:", "    FunnelIndex.load(FunnelIndex.build(torch.ones(3, 4)).save(d))"]
+    assert loaded("\n".join(used), *names) == set()
 
 
 def test_the_importable_model_loads_neither_lightning_nor_hydra():

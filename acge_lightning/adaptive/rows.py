@@ -1,0 +1,96 @@
+"""What stands behind the rows of an index: ids and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from acge_lightning.errors import InputError
+
+Key = str | int
+
+
+class Rows:
+    """Ids and texts of the rows, each there for all rows or for none.
+
+    Args:
+        table: columns `id` (whole numbers or words) and `text`, both optional; may lie on disk.
+    """
+
+    def __init__(self, table: pa.Table | None = None):
+        self.table = table
+
+    def extended(self, before: int, more: int, ids: Sequence[Key] | None, texts: Sequence[str] | None) -> Rows:
+        """With `more` rows after the `before` that are there.
+
+        Raises:
+            InputError: other numbers of ids or texts, only some rows with them, ids that are not distinct or of another kind.
+        """
+        columns = {}
+        for name, values in (("id", ids), ("text", texts)):
+            there = before > 0 and self.table is not None and name in self.table.column_names
+            if before and more and there != (values is not None):
+                state = f"has {name}s" if there else f"has no {name}s"
+                raise InputError(f"the index {state}: {'give them for' if there else 'leave them out of'} the new rows too")
+            if values is not None:
+                if len(values) != more:
+                    raise InputError(f"{len(values)} {name}s for {more} rows: give one a row")
+                columns[name] = _column(name, values)
+        if not more or not columns:
+            return self
+        if before and any(columns[name].type != self.table.column(name).type for name in columns):
+            raise InputError("the ids of an index are all words or all whole numbers, and the new ones are of the other kind")
+        table = pa.table(columns) if not before else pa.concat_tables([self.table, pa.table(columns)])
+        if "id" in columns:
+            _check_distinct(table.column("id"))
+        return Rows(table)
+
+    def ids_of(self, rows: np.ndarray) -> list[list[Key]]:
+        """The ids of Int64[q, h] rows, or else their numbers; rows of -1 are left out."""
+        if self.table is None or "id" not in self.table.column_names:
+            return [[row for row in line if row >= 0] for line in rows.tolist()]
+        return [self.table.column("id").take(pa.array(line[line >= 0])).to_pylist() for line in rows]
+
+    def texts_of(self, rows: np.ndarray) -> list[str]:
+        """The texts of Int64[h] rows."""
+        if self.table is None or "text" not in self.table.column_names:
+            raise InputError("the index has no texts: give them when it is built")
+        return self.table.column("text").take(pa.array(rows)).to_pylist()
+
+    def write(self, file: Path) -> None:
+        """As an Arrow file."""
+        with pa.ipc.new_file(str(file), self.table.schema) as writer:
+            writer.write_table(self.table)
+
+    @classmethod
+    def read(cls, file: Path) -> Rows:
+        """From an Arrow file, which stays on disk."""
+        try:
+            with pa.memory_map(str(file)) as source:
+                return cls(pa.ipc.open_file(source).read_all())
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file} cannot be read ({error}): copy the index again, or build it again") from error
+
+
+def _column(name: str, values: Sequence[Key]) -> pa.Array:
+    kinds = (str,) if name == "text" else (str, int)
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    for place, value in enumerate(values):
+        if type(value) not in kinds or type(value) is not type(values[0]):
+            wanted = "a text" if name == "text" else "a word or a whole number, as the first"
+            raise InputError(f"{name}s[{place}] is {value!r:.60}, not {wanted}")
+    try:
+        return pa.array(values, pa.int64() if values and isinstance(values[0], int) else pa.large_string())
+    except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:
+        raise InputError(f"{name}s cannot be stored ({error}): whole numbers have 64 bits, texts are valid UTF-8") from error
+
+
+def _check_distinct(column: pa.ChunkedArray) -> None:
+    counts = column.value_counts()
+    often = counts.filter(pa.compute.greater(counts.field("counts"), 1))
+    if len(often):
+        raise InputError(f"{len(often)} ids are given more than once, {often[0]['values'].as_py()!r} first: ids are distinct")

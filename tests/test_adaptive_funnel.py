@@ -1,0 +1,456 @@
+"""The funnel against plain loops over cosines; what is wrong with inputs and files is told, and nothing is lost."""
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from acge_lightning.adaptive import FunnelIndex, Stage, files
+from acge_lightning.adaptive.stages import check_stages, default_stages
+from acge_lightning.adaptive.vectors import Vectors
+from acge_lightning.errors import InputError
+
+STORES = ("fp32", "fp16", "int8", "binary")
+KINDS = ("exact", "flat", "hnsw", "ivf")
+
+
+def vectors(rows, dim, seed=0, repeats=0):
+    """Of falling spread, as trained prefixes have, and of any length; the last rows repeat the first."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(size=(rows, dim)) * np.geomspace(1, 0.1, dim) * rng.uniform(0.1, 50, size=(rows, 1))
+    made[rows - repeats :] = made[:repeats]
+    return made.astype(np.float32)
+
+
+def cosines(queries, rows, dim):
+    """In double precision, by the definition."""
+    q, x = queries[:, :dim].astype(np.float64), rows[:, :dim].astype(np.float64)
+    return (q @ x.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(x, axis=1)
+
+
+def oracle(queries, rows, dims, shortlists, k):
+    """A loop over queries and stages: Int64[q, k] rows and their cosines."""
+    found = []
+    for query in queries:
+        left = np.arange(len(rows))
+        for dim, count in zip(dims, [*(max(s, k) for s in shortlists), k], strict=True):
+            scores = cosines(query[None], rows[left], dim)[0]
+            left = left[np.argsort(-scores, kind="stable")[:count]]
+        found.append((left, np.sort(scores)[::-1][:k]))
+    return np.array([rows for rows, _ in found]), np.array([scores for _, scores in found])
+
+
+shapes = st.tuples(st.integers(1, 60), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
+
+
+@given(shapes)
+@settings(max_examples=40, deadline=None)
+def test_one_stage_at_full_dim_is_exact_search(shape):
+    n, q, k, seed = shape
+    rows, queries = vectors(n, 16, seed, repeats=n // 3), vectors(q, 16, seed + 1)
+    flat = faiss.IndexFlatIP(16)
+    flat.add(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    expected = flat.search(queries / np.linalg.norm(queries, axis=1, keepdims=True), min(k, n))[0]
+    hits = FunnelIndex.build(rows, [Stage(16, store="fp32")]).search(queries, k)
+    assert hits.scores.shape == (q, min(k, n))
+    np.testing.assert_allclose(hits.scores, expected, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(cosines(queries, rows, 16), hits.rows, 1), expected, atol=1e-5)
+    assert all(len(set(line)) == len(line) for line in hits.ids)
+
+
+@given(shapes, st.lists(st.integers(1, 70), min_size=2, max_size=2))
+@settings(max_examples=40, deadline=None)
+def test_a_funnel_is_the_loop_over_its_stages(shape, shortlists):
+    n, q, k, seed = shape
+    shortlists = sorted(shortlists, reverse=True)
+    rows, queries = vectors(n, 24, seed), vectors(q, 24, seed + 1)
+    k = min(k, n)
+    expected, scores = oracle(queries, rows, (4, 8, 24), shortlists, k)
+    assume(np.abs(np.diff(np.sort(cosines(queries, rows, 4), 1))).min(initial=1) > 1e-5)
+    assume(np.abs(np.diff(np.sort(cosines(queries, rows, 8), 1))).min(initial=1) > 1e-5)
+    assume(np.abs(np.diff(np.sort(cosines(queries, rows, 24), 1))).min(initial=1) > 1e-5)
+    stages = [Stage(4, shortlists[0], "fp32"), Stage(8, shortlists[1], "fp32"), Stage(24, store="fp32")]
+    hits = FunnelIndex.build(rows, stages, matryoshka_dims=[4, 8]).search(queries, k)
+    np.testing.assert_array_equal(hits.rows, expected)
+    np.testing.assert_allclose(hits.scores, scores, atol=1e-5)
+
+
+@given(shapes, st.sampled_from(STORES), st.sampled_from(KINDS))
+@settings(max_examples=60, deadline=None)
+def test_the_last_stage_is_the_full_ranking_of_the_shortlist(shape, store, kind):
+    """Whatever the first stage hands on; a second index tells what that is."""
+    n, q, k, seed = shape
+    rows, queries = vectors(n, 16, seed), vectors(q, 16, seed + 1)
+    first = Stage(8, 20, store, kind, effort=20)
+    index = FunnelIndex.build(rows, [first, Stage(16, store="fp32")], force=True)
+    handed = index.parts[0].nearest(torch.nn.functional.normalize(torch.from_numpy(queries[:, :8]), dim=1), min(max(20, k), n))[
+        1
+    ]
+    hits = index.search(queries, k)
+    exact = cosines(queries, rows, 16)
+    for query in range(q):
+        there = [row for row in handed[query].tolist() if row >= 0]
+        best = sorted(there, key=lambda row: -exact[query, row])[: min(k, n)]
+        assert np.allclose(hits.scores[query][: len(best)], exact[query, best], atol=1e-5)
+        assert set(hits.ids[query]) <= set(there)
+        assert len(hits.ids[query]) == len(best)
+        assert (hits.rows[query][len(best) :] == -1).all()
+        assert np.isneginf(hits.scores[query][len(best) :]).all()
+
+
+@pytest.mark.parametrize(("store", "atol"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 1e-2)])
+def test_stores_keep_the_cosines(store, atol):
+    rows, queries = vectors(300, 64), vectors(5, 64, 1)
+    kept = Vectors(64, store).extended(torch.from_numpy(rows))
+    decoded = torch.cat([block for _, block in kept.blocks(100)])
+    assert torch.allclose(decoded.norm(dim=1), torch.ones(300), atol=1e-3)
+    unit = torch.from_numpy(queries / np.linalg.norm(queries, axis=1, keepdims=True))
+    found = kept.compare(unit, torch.arange(300).expand(5, -1))
+    np.testing.assert_allclose(found, cosines(queries, rows, 64), atol=atol)
+    np.testing.assert_allclose(found, unit @ decoded.T, atol=1e-5)
+
+
+def test_signs_are_compared_as_signs():
+    rows, queries = vectors(50, 16), vectors(3, 16, 1)
+    found = (
+        Vectors(16, "binary")
+        .extended(torch.from_numpy(rows))
+        .compare(torch.from_numpy(queries), torch.arange(50).expand(3, -1))
+    )
+    np.testing.assert_allclose(found, queries @ np.where(rows > 0, 1, -1).T / 4, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_faiss_hands_on_what_comparing_all_would(kind, store):
+    rows, queries = vectors(2000, 32), vectors(40, 32, 1)
+    stages = [Stage(24, 100, store, kind, effort=400), Stage(32, store="fp32")]
+    found = FunnelIndex.build(rows, stages, force=True).search(queries, 10).rows
+    scores = cosines(queries, rows, 24)
+    if store == "binary":
+        scores = -((queries[:, None, :24] > 0) != (rows[None, :, :24] > 0)).sum(2)
+    full = cosines(queries, rows, 32)
+    same = 0
+    for query in range(40):
+        handed = np.argsort(-scores[query], kind="stable")[:100]
+        same += len(set(handed[np.argsort(-full[query, handed])[:10]]) & set(found[query].tolist()))
+    assert same > (0.85 if store == "binary" else 0.97) * 400  # equal distances of signs are cut at will
+
+
+def test_adding_is_the_same_as_building(tmp_path):
+    rows = vectors(90, 16)
+    stages = [Stage(8, 30, "int8"), Stage(16)]
+    whole = FunnelIndex.build(rows, stages, force=True, ids=list(range(100, 190)))
+    index = FunnelIndex.build(rows[:0], stages, force=True)
+    for start in (0, 1, 50):
+        end = {0: 1, 1: 50, 50: 90}[start]
+        index.add(rows[start:end], ids=list(range(100 + start, 100 + end)))
+        index = FunnelIndex.load(index.save(tmp_path / "index"))
+    hits, expected = index.search(rows[:5], 7), whole.search(rows[:5], 7)
+    assert hits.ids == expected.ids
+    assert hits.ids[3][0] == 103
+    np.testing.assert_allclose(hits.scores, expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({1: np.nan}, "row 1 is NaN"),
+        ({2: np.inf}, "row 2 is NaN or infinite"),
+        ({0: 0.0}, "row 0 is zero in its first 8 dims"),
+    ],
+)
+def test_vectors_without_direction_are_refused_and_nothing_is_added(change, told):
+    index = FunnelIndex.build(vectors(5, 16), [Stage(8), Stage(16)], force=True, ids=list("abcde"))
+    rows = vectors(3, 16)
+    for row, value in change.items():
+        rows[row, :8] = value
+    with pytest.raises(InputError, match=told):
+        index.add(rows, ids=list("xyz"))
+    with pytest.raises(InputError, match=told.replace("row", "query")):
+        index.search(rows)
+    assert len(index) == 5
+    assert index.rows.table.num_rows == 5
+    assert index.search(vectors(5, 16)[:1], 1).ids == [["a"]]
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-20, 1e20, 1e38])
+def test_the_length_of_a_vector_does_not_matter(size):
+    rows = vectors(20, 16)
+    index = FunnelIndex.build(rows / np.abs(rows).max() * size, [Stage(8, 5), Stage(16)], force=True)
+    assert index.search(rows, 1).rows[:, 0].tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda i: i.add(np.ones((2, 9), np.float32)), r"take.* Float\[n, 16\]"),
+        (lambda i: i.search(np.ones(16, np.float32)), r"Float\[n, 16\]"),
+        (lambda i: i.search(np.ones((1, 16), np.float32), 0), "k=0"),
+        (lambda i: i.search("words"), "texts need an encoder"),
+        (lambda i: i.add(np.ones((1, 16), object)), "no numbers"),
+        (lambda i: i.add(np.ones((1, 16), np.float32)), "has ids: give them"),
+        (lambda i: i.add(np.ones((1, 16), np.float32), ids=["a"]), "'a' first: ids are distinct"),
+        (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x", "x"]), "'x' first"),
+        (lambda i: i.add(np.ones((1, 16), np.float32), ids=[1]), "all words or all whole numbers"),
+        (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x", 1]), r"ids\[1\] is 1"),
+        (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x"]), "1 ids for 2 rows"),
+        (lambda i: i.add(np.ones((1, 16), np.float32), ids=["x"], texts=["t"]), "has no texts"),
+        (lambda i: i.rows.texts_of(np.array([0])), "has no texts"),
+    ],
+)
+def test_what_does_not_fit_is_told_and_changes_nothing(call, told):
+    index = FunnelIndex.build(vectors(5, 16), [Stage(8), Stage(16)], force=True, ids=list("abcde"))
+    with pytest.raises(InputError, match=told):
+        call(index)
+    assert (len(index), index.rows.table.num_rows) == (5, 5)
+
+
+def test_an_empty_index_says_so_and_can_be_kept(tmp_path):
+    index = FunnelIndex.build(np.empty((0, 16), np.float32), [Stage(8, index="hnsw"), Stage(16)], force=True)
+    index = FunnelIndex.load(index.save(tmp_path))
+    with pytest.raises(InputError, match="empty"):
+        index.search(vectors(1, 16))
+    index.add(vectors(3, 16))
+    assert index.search(vectors(3, 16), 50).rows[:, 0].tolist() == [0, 1, 2]
+    assert index.search(vectors(3, 16)[:0]).rows.shape[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([], "each must have more dims"),
+        ([Stage(16), Stage(8)], "each must have more dims"),
+        ([Stage(8), Stage(32)], "the vectors have 16"),
+        ([Stage(4, 10), Stage(8, 20), Stage(16)], "none may be longer"),
+        ([Stage(8), Stage(16, index="hnsw")], "only the first stage"),
+        ([Stage(8), Stage(16, store="binary")], "the last stage"),
+        ([Stage(4), Stage(16)], r"not trained for prefixes of \[4\] dims .*trained for \[8, 16\].*force"),
+    ],
+)
+def test_stages_that_make_no_funnel(stages, told):
+    with pytest.raises(InputError, match=told):
+        check_stages(stages, 16, [8], force=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"dim": 0}, {"dim": 2.5}, {"shortlist": 0}, {"store": "fp64"}, {"index": "lsh"}, {"effort": 0}, {"store": "binary"}],
+)
+def test_a_stage_checks_its_values(values):
+    with pytest.raises(InputError, match=next(iter(values))):
+        Stage(**{"dim": 12, **values})
+
+
+def test_untrained_prefixes_are_refused_unless_forced_and_stay_refused_on_disk(tmp_path):
+    rows, stages = vectors(9, 16), [Stage(4), Stage(16)]
+    with pytest.raises(InputError, match="no matryoshka_dims are known"):
+        FunnelIndex.build(rows, stages)
+    forced = FunnelIndex.build(rows, stages, force=True)
+    assert FunnelIndex.load(forced.save(tmp_path)).search(rows, 1).rows[:, 0].tolist() == list(range(9))
+    trained = FunnelIndex.load(FunnelIndex.build(rows, [Stage(8), Stage(16)], matryoshka_dims=[8]).save(tmp_path))
+    assert trained.matryoshka_dims == (8,)
+    with pytest.raises(InputError, match="not trained"):
+        trained.restaged([Stage(4), Stage(16)])
+
+
+def test_the_default_stages():
+    assert default_stages(16, [16]) == (Stage(16, store="fp32"),)
+    assert [s.dim for s in default_stages(512, [512, 256, 64])] == [64, 512]
+
+
+# ---- texts
+
+
+def test_texts_are_indexed_searched_for_and_shown(small_encoder, tmp_path):
+    from acge_lightning import load
+
+    encoder = load(small_encoder)
+    encoder.prompts = {"ask": "怎么"}
+    texts = ["怎么退货？", "今天天气很好", "how do I return this"]
+    index = FunnelIndex.from_texts(texts, encoder, prompts={"query": "ask"}, ids=["a", "b", "c"])
+    FunnelIndex.load(index.save(tmp_path), encoder).search("退货？")
+    index = FunnelIndex.load(tmp_path, encoder)
+    hits = index.search("退货？", 2)
+    assert hits.ids[0][0] == "a"
+    assert index.rows.texts_of(hits.rows[0])[0] == texts[0]
+    expected = encoder.encode(["退货？"], prompt="ask") @ encoder.encode(texts).T
+    np.testing.assert_allclose(hits.scores[0], expected.sort(descending=True).values[0, :2], atol=1e-6)
+    encoder.matryoshka_dims = (8, 16)
+    with pytest.raises(InputError, match="this one has 16, trained for"):
+        FunnelIndex.load(tmp_path, encoder)
+
+
+# ---- files
+
+
+@pytest.fixture
+def saved(tmp_path):
+    stages = [Stage(8, 20, "int8"), Stage(16)]
+    index = FunnelIndex.build(vectors(50, 16), stages, force=True, ids=[f"r{i}" for i in range(50)], texts=["t"] * 50)
+    return index.save(tmp_path / "index")
+
+
+def in_version(folder):
+    (version,) = folder.glob("v*")
+    return sorted(version.iterdir())
+
+
+def test_an_index_is_on_disk_until_it_is_compared_and_holds_no_pickle(saved):
+    index = FunnelIndex.load(saved)
+    assert all(isinstance(part, Vectors) for part in index.parts)
+    if sys.platform == "linux":
+        assert f"{saved}/v" in Path("/proc/self/maps").read_text()
+    names = [file.name for file in in_version(saved)]
+    assert names == ["0.codes.npy", "0.scale.npy", "1.codes.npy", "rows.arrow"]
+    for file in in_version(saved):
+        if file.suffix == ".npy":
+            np.load(file, allow_pickle=False)
+    before = FunnelIndex.load(saved).parts[1].codes.clone()
+    index.parts[1].codes[:] = 0  # a copy in memory
+    assert torch.equal(FunnelIndex.load(saved).parts[1].codes, before)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_file_is_named(tmp_path, kind, damage):
+    folder = FunnelIndex.build(vectors(50, 16), [Stage(8, index=kind), Stage(16)], force=True, ids=list(range(50))).save(
+        tmp_path
+    )
+    for file in in_version(folder):
+        whole = file.read_bytes()
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(whole[:-3] if damage == "cut" else whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with pytest.raises(InputError, match=rf"{file.name} .*(again)"):
+            FunnelIndex.load(folder)
+        file.write_bytes(whole)
+    assert len(FunnelIndex.load(folder)) == 50
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_a_damaged_file_of_the_right_size_is_told_even_unverified(tmp_path, kind):
+    """Or else it gives an index of the right form: no crash."""
+    folder = FunnelIndex.build(vectors(50, 16), [Stage(8, index=kind), Stage(16)], force=True).save(tmp_path)
+    file = in_version(folder)[0]
+    file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(InputError, match=file.name):
+        FunnelIndex.load(folder, verify=False)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "version": "../../x"}'])
+def test_a_damaged_manifest_is_named(saved, content):
+    manifest = saved / "index.json"
+    whole = manifest.read_text()
+    manifest.write_text(content)
+    with pytest.raises(InputError, match=r"index\.json .*again"):
+        FunnelIndex.load(saved)
+    assert in_version(saved)
+    changed = json.loads(whole) | {"version": "../" + json.loads(whole)["version"]}
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="version"):
+        FunnelIndex.load(saved)
+    manifest.write_text(whole)
+    assert len(FunnelIndex.load(saved)) == 50
+
+
+def test_a_manifest_of_other_numbers_is_refused(saved):
+    manifest = saved / "index.json"
+    found = json.loads(manifest.read_text())
+    for change, told in (
+        ({"rows": 49}, "has 50 rows"),
+        ({"dim": 12}, "vectors have 12"),
+        ({"stages": [{"dim": 8}]}, "0.codes"),
+    ):
+        manifest.write_text(json.dumps(found | change))
+        with pytest.raises(InputError, match=told):
+            FunnelIndex.load(saved)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    index = FunnelIndex.build(vectors(3, 8))
+    with pytest.raises(InputError, match="something else"):
+        index.save(tmp_path)
+    with pytest.raises(InputError, match="something else"):
+        index.save(tmp_path / "notes.txt")
+    with pytest.raises(InputError, match="no index"):
+        FunnelIndex.load(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        FunnelIndex.load(tmp_path / "nowhere")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+EVENTS = ("mkdir", "fsync", "replace", "rmdir", "unlink", "open")
+
+
+def killed_while_saving(index, folder, at):
+    """Save in a child that kills itself at its `at`-th call to the system; whether it got that far."""
+    child = os.fork()
+    if child == 0:
+        seen = Counter()
+
+        def counted(call):
+            def now(*args, **kwargs):
+                seen["calls"] += 1
+                if seen["calls"] > at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args, **kwargs)
+
+            return now
+
+        for name in EVENTS:
+            setattr(os, name, counted(getattr(os, name)))
+        np.save = counted(np.save)
+        try:
+            index.save(folder)
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def test_a_kill_during_save_leaves_an_index_that_can_be_read(tmp_path):
+    old, new = (FunnelIndex.build(vectors(n, 16, seed=n), [Stage(8), Stage(16)], force=True) for n in (20, 30))
+    folder, seen = tmp_path / "index", set()
+    old.save(folder)
+    for at in range(200):
+        killed = killed_while_saving(new, folder, at)
+        found = FunnelIndex.load(folder)
+        assert len(found) in (20, 30)
+        assert found.search(vectors(20, 16, seed=len(found)), 1).rows[:, 0].tolist() == list(range(20))
+        seen.add(len(found))
+        old.save(folder)  # goes on from whatever is there, and clears up
+        assert len(list(folder.glob("v*"))) == 1
+        if not killed:
+            break
+    assert at > 10
+    assert seen == {20, 30}
+
+
+def test_a_save_that_fails_leaves_the_former_index(saved, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.np, "save", full)
+    with pytest.raises(InputError, match="is kept"):
+        FunnelIndex.load(saved).save(saved)
+    assert len(FunnelIndex.load(saved)) == 50
+    assert len(list(saved.glob("v*"))) == 1
+
+
+def test_an_index_may_be_saved_where_it_was_loaded_from(saved):
+    index = FunnelIndex.load(saved)
+    for _ in range(3):
+        index.save(saved)
+    assert index.search(vectors(1, 16), 1).ids == [["r0"]]
+    assert FunnelIndex.load(saved).search(vectors(1, 16), 1).ids == [["r0"]]
