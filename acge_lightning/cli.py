@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 import traceback
 import warnings
@@ -150,12 +151,20 @@ def _report(cfg: DictConfig) -> None:
     print(f"The report is in {config['out']}")
 
 
+def _search(cfg: DictConfig) -> None:
+    from acge_lightning.config import plain
+    from acge_lightning.search import search
+
+    search(plain(cfg))
+
+
 train = program("train", _train)
 evaluate = program("evaluate", _evaluate)
 longtail = program("longtail", _longtail)
 vocabulary = program("vocabulary", _vocabulary)
 report = program("report", _report)
 pca = program("pca", _pca)
+search = program("search", _search)
 
 
 def models() -> None:
@@ -173,6 +182,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "vocabulary": vocabulary,
     "report": report,
     "pca": pca,
+    "search": search,
     "models": models,
 }
 
@@ -184,8 +194,22 @@ def main() -> None:
         wrong = f"unknown command {name!r}\n" if name and name not in ("-h", "--help") else ""
         print(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
         sys.exit(2 if wrong or not name else 0)
-    sys.argv = [f"acge {name}", *sys.argv[2:]]
+    sys.argv = [f"acge {name}", *(_quoted(argument) if name == "search" else argument for argument in sys.argv[2:])]
     COMMANDS[name]()
+
+
+def _quoted(argument: str) -> str:
+    r"""A text that the shell hands over, with the quotes that Hydra wants around other words than plain ones.
+
+    >>> _quoted("query=怎么 'return'?"), _quoted("k=3"), _quoted("query=['退货','x']"), _quoted("query=null")
+    ("query='怎么 \\'return\\'?'", 'k=3', "query=['退货','x']", 'query=null')
+    """
+    key, equals, value = argument.partition("=")
+    plain = key != "query" and value.isascii()
+    if plain or not equals or value == "null" or value.startswith(("[", "{", "'", '"')):
+        return argument
+    value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{key}='{value.replace('${', chr(92) + '${')}'"
 
 
 class Summary(Callback):

@@ -221,7 +221,7 @@ def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
         axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **_dots(place))
         best = sorted(pareto(points), key=lambda p: p["speedup"])
         axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **_style(place), linewidth=1)
-        for p in points:
+        for p in best:
             axes.annotate(
                 _short(p["label"]), (p["speedup"], p["recall"]), xytext=(4, 4), textcoords="offset points", fontsize=7
             )

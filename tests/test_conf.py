@@ -30,6 +30,7 @@ CASES = {
     "vocabulary": None,
     "report": None,
     "pca": None,
+    "search": None,
     "evaluate": None,
     "longtail": None,
     "sweep/quickstart": None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 from acge_lightning.errors import InputError
 
@@ -108,3 +108,26 @@ def default_stages(dim: int, trained: Collection[int]) -> tuple[Stage, ...]:
         return (Stage(dim, store="fp32"),)
     middle = [d for d in dims if 3 * dims[0] <= d <= dim // 3][:1]
     return (Stage(dims[0], 256), *(Stage(d, 64) for d in middle), Stage(dim))
+
+
+def as_stages(settings: Sequence[Mapping[str, Any]] | None) -> tuple[Stage, ...] | None:
+    """Stages of a config; None for None.
+
+    Raises:
+        InputError: no list of mappings, a key that a stage has not, or none for its dim.
+
+    >>> as_stages([{"dim": 64, "shortlist": 200, "store": "int8"}, {"dim": 512}])[0].shortlist
+    200
+    """
+    if settings is None:
+        return None
+    known = [f.name for f in fields(Stage)]
+    if not isinstance(settings, Sequence) or not all(isinstance(stage, Mapping) for stage in settings):
+        raise InputError(f"stages={settings!r} is no list of stages: write [{{dim: 64, shortlist: 200}}, {{dim: 512}}]")
+    for place, stage in enumerate(settings):
+        unknown = sorted(set(map(str, stage)) - set(known))
+        if unknown or "dim" not in stage:
+            raise InputError(
+                f"stages[{place}] {f'has {unknown[0]!r}' if unknown else 'has no dim'}: a stage has {', '.join(known)}"
+            )
+    return tuple(Stage(**stage) for stage in settings)

@@ -61,15 +61,25 @@ class Tuned:
 
     def write(self, file: str | Path) -> Path:
         """As `funnel.json`, which `acge report` draws when it lies in the folder of a run."""
-        file = Path(file)
         points = [
             {"label": label(p.stages), "recall": p.recall, "speedup": p.speedup, "ndcg": p.ndcg, "share": p.share}
             | {"seconds": p.seconds, "chosen": p is self.chosen}
             for p in self.points
         ]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"points": points}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return file
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps({"points": points}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Path(file)
+
+    def draw(self, file: str | Path) -> Path:
+        """The points with their Pareto front, as a picture; needs matplotlib."""
+        from acge_lightning.figures import figures
+        from acge_lightning.runs import Run
+
+        shown = [{"label": label(p.stages), "recall": p.recall, "speedup": p.speedup} for p in self.points]
+        (figure,) = figures([Run("funnels", Path(file).parent, funnel=shown)]).values()
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=200)
+        return Path(file)
 
 
 def tune(
@@ -82,11 +92,13 @@ def tune(
     measure: Measure = "ndcg",
     batch: int = 64,
     candidates: Iterable[Sequence[Stage]] | None = None,
+    made: dict[Any, Any] | None = None,
     progress: bool = False,
 ) -> Tuned:
     """Gives the index the fastest stages that keep `target` of the quality of exact search at its last stage.
 
-    Candidates that differ in their shortlists alone are tried from the shortest on, until one reaches the target.
+    Candidates that differ in their shortlists alone are tried from the shortest on, until one reaches the target or takes
+    longer than another that did.
 
     Args:
         index: its last stage has all dims and stays as it is.
@@ -98,6 +110,7 @@ def tune(
         batch: queries searched for at a time when time is measured.
         candidates: funnels to try; by default the trained prefixes up to a quarter of the dims, in several stores, exact or by
             FAISS if the index is large.
+        made: keeps the stages' stores and indexes between calls, for another `batch` or `target`.
         progress: show a progress bar.
 
     Returns:
@@ -109,19 +122,21 @@ def tune(
     _check(index, target, measure, batch)
     truth = _Truth(index, queries, judgements, k)
     exact = truth.exact_point(batch)
-    made: dict[Any, Any] = {}
-    points = [exact]
+    made = {} if made is None else made
+    points, fastest = [exact], exact
     families = _families(_candidates(index, k) if candidates is None else [tuple(c) for c in candidates])
     for family in _shown(families, progress):
         for stages in family:
             tried = index.restaged(stages, made)
             points.append(truth.point(tried, measure, batch, exact.seconds))
-            if points[-1].share >= target:
+            if points[-1].seconds > fastest.seconds:
                 break
-    chosen = min((p for p in points if p.share >= target), key=lambda p: p.seconds)
-    best = index.restaged(chosen.stages, made) if chosen is not exact else index.restaged(index.stages[-1:], made)
+            if points[-1].share >= target:
+                fastest = points[-1]
+                break
+    best = index.restaged(fastest.stages, made)
     index.stages, index.parts = best.stages, best.parts
-    return Tuned(chosen, points)
+    return Tuned(fastest, points)
 
 
 def _check(index: FunnelIndex, target: float, measure: str, batch: int) -> None:

@@ -1,0 +1,210 @@
+"""`acge search`: texts of files, indexed and searched from the terminal."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from acge_lightning.adaptive import FunnelIndex, Hits
+from acge_lightning.adaptive.files import MANIFEST
+from acge_lightning.adaptive.stages import as_stages, label
+from acge_lightning.data.readers import SUFFIXES, rows
+from acge_lightning.data.records import RowError
+from acge_lightning.embeddings import encoder_hash
+from acge_lightning.encoder import Encoder
+from acge_lightning.errors import InputError
+from acge_lightning.pretrained import load
+
+_PLAIN = (".txt", ".txt.gz", ".md", ".md.gz")
+_KNOWN = (*_PLAIN, *SUFFIXES)
+_WIDEST = 200  # characters of a hit that are shown
+
+
+def search(config: Mapping[str, Any]) -> None:
+    """Build or reuse the index, tune it if asked to, and answer the queries.
+
+    Args:
+        config: plain data of `conf/search.yaml`.
+
+    Raises:
+        InputError: anything in the config or the files that cannot work.
+    """
+    console = Console()
+    encoder = load(config["model"], device=config["device"])
+    index = _index(config, encoder, console)
+    if config["tune"] is not None:
+        _tune(config, index, console)
+    queries = [config["query"]] if isinstance(config["query"], str) else config["query"]
+    for query in _typed() if queries is None else queries:
+        start = time.perf_counter()
+        vector = encoder.encode(query, encoder.dim, prompt=index.prompts.get("query"))
+        encoded = time.perf_counter() - start
+        console.print(*_answer(query, index, index.search(vector, config["k"]), encoded), sep="\n")
+
+
+def _typed() -> Iterator[str]:
+    """Lines of the standard input that are not blank."""
+    while True:
+        try:
+            line = input("query> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line:
+            yield line
+
+
+def _answer(query: str, index: FunnelIndex, hits: Hits, encoded: float) -> tuple[Table, Text]:
+    table = Table(title=Text(query), title_justify="left", title_style="bold")
+    table.add_column("cosine", justify="right")
+    table.add_column("where", overflow="fold")
+    table.add_column("text", overflow="fold")
+    there = hits.rows[0][hits.rows[0] >= 0]
+    for score, place, text in zip(hits.scores[0].tolist(), hits.ids[0], index.rows.texts_of(there), strict=False):
+        table.add_row(f"{score:.4f}", Text(str(place)), Text(text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"))
+    stages = [f"{stage.label} {seconds * 1e3:.2f} ms" for stage, seconds in zip(index.stages, hits.seconds, strict=True)]
+    return table, Text(f"of {len(index):,} texts; query encoded {encoded * 1e3:.2f} ms, {', '.join(stages)}")
+
+
+# ---- the index
+
+
+def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> FunnelIndex:
+    """The one that is kept, if it is of this source, model and settings; else a new one, kept in its place."""
+    source = Path(config["source"]).expanduser()
+    files = _files(source)
+    state = {
+        "source": _digest(source, files),
+        "model": encoder_hash(encoder),
+        "settings": {key: config[key] for key in ("field", "prompts", "stages")},
+    }
+    folder = None if config["index"] is None else Path(config["index"]).expanduser()
+    if folder is not None and (folder / MANIFEST).is_file():
+        try:
+            index = FunnelIndex.load(folder, encoder)
+            changed = [key for key, value in state.items() if index.note.get(key) != value]
+            if not changed:
+                console.print(f"The index in {folder} is up to date.", soft_wrap=True)
+                return index
+            console.print(
+                f"The {' and the '.join(changed)} changed since {folder} was made: it is built again.", soft_wrap=True
+            )
+        except InputError as error:
+            console.print(f"{error}\nIt is built again.", soft_wrap=True, markup=False)
+    places, texts = zip(*_texts(source, files, config["field"]), strict=True)
+    stages, prompts = as_stages(config["stages"]), dict(config["prompts"] or {})
+    progress = Console(stderr=True).is_terminal
+    made = {"ids": places, "prompts": prompts, "force": config["force"], "progress": progress}
+    index = FunnelIndex.from_texts(texts, encoder, stages, **made)
+    index.note = state
+    console.print(f"{len(index):,} texts of {len(files)} files are indexed: {label(index.stages)}.", soft_wrap=True)
+    if folder is not None:
+        console.print(f"The index is in {index.save(folder)}.", soft_wrap=True)
+    return index
+
+
+def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> None:
+    source = Path(config["tune"]).expanduser()
+    queries = [text for _, text in _texts(source, _files(source), config["field"])]
+    tuned = index.tune(queries, target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
+    folder = Path(config["out"]).expanduser()
+    tuned.write(folder / "funnel.json")
+    try:
+        tuned.draw(folder / "funnel.png")
+    except InputError as error:
+        console.print(f"No picture: {error}", markup=False)
+    if config["index"] is not None:
+        index.save(config["index"])
+    best = tuned.chosen
+    console.print(
+        f"Of {len(tuned.points)} funnels, {label(best.stages)} is the fastest that finds {config['target']:.0%} of the exact "
+        f"hits: {best.recall:.2%}, {best.speedup:.1f} times faster. All are in {folder}.",
+        soft_wrap=True,
+    )
+
+
+# ---- texts of files
+
+
+def _files(source: Path) -> list[Path]:
+    """The files of known kinds, hidden ones left out."""
+    if source.is_dir():
+        within = ((path, path.relative_to(source).parts) for path in sorted(source.rglob("*")))
+        found = [path for path, parts in within if path.name.endswith(_KNOWN) and not any(p.startswith(".") for p in parts)]
+        files = [path for path in found if path.is_file()]
+    else:
+        files = [source] if source.is_file() else []
+        if files and not source.name.endswith(_KNOWN):
+            raise InputError(f"{source}: unknown kind of file: give one of {', '.join(_KNOWN)}")
+    if not files:
+        what = f"holds no file of {', '.join(_KNOWN)}" if source.is_dir() else "is not there"
+        raise InputError(f"{source} {what}: name a file or a folder of texts")
+    return files
+
+
+def _digest(source: Path, files: Iterable[Path]) -> str:
+    """Of names and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(f"{_place(source, file)}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _place(source: Path, file: Path) -> str:
+    return str(file.relative_to(source)) if source.is_dir() else file.name
+
+
+def _texts(source: Path, files: Iterable[Path], field: str) -> list[tuple[str, str]]:
+    """(file:line, text) of all texts that are not blank."""
+    found = []
+    for file in files:
+        read = _plain(file) if file.name.endswith(_PLAIN) else _fields(file, field)
+        found += [(f"{_place(source, file)}:{line}", text.strip()) for line, text in read if text.strip()]
+    if not found:
+        raise InputError(f"{source} holds no text: its files are empty")
+    return found
+
+
+def _plain(file: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a txt, paragraphs of a md, each with the number of its first line."""
+    paragraphs = ".md" in file.suffixes
+    block, first = [], 0
+    opened = gzip.open if file.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(file, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not paragraphs:
+                    yield number, line
+                elif line.strip():
+                    first = first if block else number
+                    block.append(line.strip())
+                elif block:
+                    yield first, " ".join(block)
+                    block = []
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}, after line {number}: is not valid UTF-8: mend its encoding") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{file} cannot be read ({error}): it may be incomplete, copy it again") from error
+    if block:
+        yield first, " ".join(block)
+
+
+def _fields(file: Path, field: str) -> Iterator[tuple[int, str]]:
+    for line, row in rows(file):
+        if isinstance(row, RowError):
+            raise InputError(f"{file}, line {line}: {row}")
+        text = row.get(field)
+        if not isinstance(text, str):
+            there = sorted(key for key, value in row.items() if isinstance(value, str))
+            raise InputError(f"{file}, line {line}: has no text in {field!r}: choose another, field=…, of {there}")
+        yield line, text

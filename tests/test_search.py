@@ -1,0 +1,183 @@
+"""`acge search`: files of texts to hits, what is kept between calls, and what is told of files that cannot be read."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acge_lightning import load
+from acge_lightning.adaptive import FunnelIndex
+from acge_lightning.errors import InputError
+from acge_lightning.search import _files, _texts
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this", "天气", "我们怎么去公园？"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text(f"\n{TEXTS[0]}\n  \n{TEXTS[1]}\n", encoding="utf-8")
+    (folder / "b.md").write_text("# 退货\n\nhow do I\nreturn this\n\n\n天气\n", encoding="utf-8")
+    (folder / "more" / "c.jsonl").write_text(json.dumps({"text": TEXTS[4], "n": 1}) + "\n", encoding="utf-8")
+    with gzip.open(folder / "more" / "d.csv.gz", "wt", encoding="utf-8") as file:
+        file.write('text,label\n"退货，公园",1\n')
+    (folder / ".hidden.txt").write_text("not this")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def run(encoder, source, *overrides):
+    from test_conf import composed
+
+    from acge_lightning.cli import _search
+
+    _search(composed([f"model={encoder}", f"source={source}", *overrides], "search"))
+
+
+def test_texts_of_all_kinds_of_files_with_their_places(source):
+    assert _texts(source, _files(source), "text") == [
+        ("a.txt:2", TEXTS[0]),
+        ("a.txt:4", TEXTS[1]),
+        ("b.md:1", "# 退货"),
+        ("b.md:3", "how do I return this"),
+        ("b.md:7", "天气"),
+        ("more/c.jsonl:1", TEXTS[4]),
+        ("more/d.csv.gz:2", "退货，公园"),
+    ]
+
+
+def test_the_hits_are_those_of_exact_search(source, small_encoder, capsys):
+    run(small_encoder, source, "query='how to return'", "k=3")
+    out = capsys.readouterr().out
+    encoder, found = load(small_encoder), _texts(source, _files(source), "text")
+    cosines = (encoder.encode("how to return") @ encoder.encode([text for _, text in found]).T)[0].numpy()
+    lines = [line for line in out.splitlines() if "│" in line]
+    assert len(lines) == 3
+    for line, row in zip(lines, np.argsort(-cosines)[:3], strict=True):
+        assert found[row][0] in line
+        assert f"{cosines[row]:.4f}" in line
+        assert found[row][1] in line
+    assert "7 texts of 4 files are indexed" in out
+    assert "query encoded" in out
+    assert " ms" in out
+
+
+def test_the_index_is_used_again_until_something_changes(source, small_encoder, tmp_path, capsys):
+    kept = f"index={tmp_path / 'index'}"
+    query = ["query=['退货','公园']", "k=1"]
+    run(small_encoder, source, kept, *query)
+    assert "7 texts of 4 files are indexed" in capsys.readouterr().out
+    (version,) = (tmp_path / "index").glob("v*")
+    (source / "a.txt").touch()
+    run(small_encoder, source, kept, *query)
+    out = capsys.readouterr().out
+    assert "up to date" in out
+    assert out.count("│") == 6
+    assert version.is_dir()
+    (source / "a.txt").write_text("退货\n", encoding="utf-8")
+    run(small_encoder, source, kept, *query)
+    out = capsys.readouterr().out
+    assert "The source changed since" in out
+    assert "1.0000 │ a.txt:1" in out
+    assert not version.exists()
+    run(small_encoder, source, kept, "stages=[{dim: 8, shortlist: 4}, {dim: 16}]", "force=true", *query)
+    out = capsys.readouterr().out
+    assert "The settings changed since" in out
+    assert "8 fp16 →4→ 16 fp16" in out
+    (next((tmp_path / "index").glob("v*")) / "0.codes.npy").write_bytes(b"")
+    run(small_encoder, source, kept, "stages=[{dim: 8, shortlist: 4}, {dim: 16}]", "force=true", *query)
+    out = capsys.readouterr().out
+    assert "0.codes.npy is damaged" in out
+    assert "It is built again." in out
+    assert len(FunnelIndex.load(tmp_path / "index")) == 6
+
+
+def test_another_model_builds_the_index_again(source, small_encoder, tmp_path, capsys):
+    from acge_lightning.export import export
+
+    other = load(small_encoder)
+    other.backbone.embedding.weight.data *= -1
+    other.backbone.embedding.weight.data[3:7] *= 2
+    run(small_encoder, source, f"index={tmp_path / 'index'}", "query='退货'")
+    run(export(other, tmp_path / "other"), source, f"index={tmp_path / 'index'}", "query='退货'")
+    assert "The model changed since" in capsys.readouterr().out
+
+
+def test_tuning_writes_what_the_report_draws(source, small_encoder, tmp_path, capsys):
+    from acge_lightning.compare import report
+
+    encoder = load(small_encoder)
+    encoder.matryoshka_dims = (16, 8)
+    from acge_lightning.export import export
+
+    trained = export(encoder, tmp_path / "trained")
+    queries = tmp_path / "queries.txt"
+    queries.write_text("退货\n公园\n天气\n", encoding="utf-8")
+    out = tmp_path / "funnel"
+    kept = f"index={tmp_path / 'index'}"
+    run(trained, source, kept, f"tune={queries}", f"out={out}", "k=2", "query='退货'")
+    told = capsys.readouterr().out
+    assert "is the fastest that finds 99% of the exact hits" in told
+    points = json.loads((out / "funnel.json").read_text())["points"]
+    assert len(points) > 1
+    assert sum(p["chosen"] for p in points) == 1
+    assert (out / "funnel.png").read_bytes().startswith(b"\x89PNG")
+    report([str(out)], tmp_path / "page.html")
+    assert "times faster than exact search" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    run(trained, source, kept, "k=2", "query='退货'")
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"good\n\xff\xfe bad\n", r"a\.txt, after line .*UTF-8"),
+        ("a.txt.gz", gzip.compress(b"words " * 99)[:-9], r"a\.txt\.gz cannot be read"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl, line 2: .*JSON"),
+        ("a.jsonl", b'{"body": "x"}', r"a\.jsonl, line 1: .*field=….*\['body'\]"),
+        ("a.csv", b"text\n1,2\n", r"a\.csv, line 2"),
+        ("a.txt", b" \n\n", "holds no text"),
+        ("a.doc", b"x", "unknown kind of file"),
+    ],
+)
+def test_files_that_cannot_be_indexed_are_named(tmp_path, name, content, told):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        _texts(file, _files(file), "text")
+
+
+def test_a_source_without_files_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"holds no file of \.txt"):
+        _files(tmp_path)
+    with pytest.raises(InputError, match="is not there"):
+        _files(tmp_path / "nowhere")
+
+
+def test_wrong_stages_are_told(source, small_encoder):
+    for stages, told in (("[{dim: 8}, {dim: 16}]", "not trained"), ("[{dims: 8}]", "has 'dims'"), ("8", "no list of stages")):
+        with pytest.raises(InputError, match=told):
+            run(small_encoder, source, f"stages={stages}", "query=x")
+
+
+@pytest.mark.heavy
+def test_the_program_reads_queries_until_their_end(source, small_encoder, tmp_path):
+    command = [sys.executable, "-m", "acge_lightning.cli", "search", f"model={small_encoder}", f"source={source}", "k=1"]
+    how = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, input="退货\n\n公园\n", check=True, **how)
+    assert done.stdout.count("query encoded") == 2
+    assert done.stdout.index("退货") < done.stdout.index("公园")
+    asked = subprocess.run([*command, "query=it's 退货？ ${x} \\", "index=索引"], check=True, **how)
+    assert "it's 退货？ ${x} \\" in asked.stdout
+    (tmp_path / "索引" / "index.json").stat()
+    missing = subprocess.run([*command[:-2], "k=1"], input="", check=False, **how)
+    assert missing.returncode != 0
+    assert "error: conf key source must be given" in missing.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts", "索引"]
