@@ -79,7 +79,7 @@ def test_the_index_is_used_again_until_something_changes(source, small_encoder, 
     run(small_encoder, source, kept, *query)
     out = capsys.readouterr().out
     assert "up to date" in out
-    assert out.count("│") == 6
+    assert sum("│" in line for line in out.splitlines()) == 2
     assert version.is_dir()
     (source / "a.txt").write_text("退货\n", encoding="utf-8")
     run(small_encoder, source, kept, *query)

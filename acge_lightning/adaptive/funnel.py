@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from acge_lightning.encoder import Encoder
 
 Array = np.ndarray | Tensor
+_TOGETHER = 4096  # queries that are searched for together
 Judgements = Sequence[Mapping[Key, float]]
 
 
@@ -178,7 +179,9 @@ class FunnelIndex:
             raise InputError("the index is empty: add vectors or texts before searching it")
         vectors = self._vectors([queries] if isinstance(queries, str) else queries, "query", False)
         self._check(vectors, "query")
-        scores, rows, seconds = self._funnel(vectors, min(k, len(self)))
+        parts = [self._funnel(part, min(k, len(self))) for part in vectors.split(_TOGETHER)]
+        scores, rows = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        seconds = [sum(times) for times in zip(*(part[2] for part in parts), strict=True)]
         order = np.lexsort((rows, -scores))
         scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
         return Hits(scores, rows, self.rows.ids_of(rows), seconds)
