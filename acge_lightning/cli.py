@@ -117,9 +117,10 @@ def _longtail(cfg: DictConfig) -> None:
     from rich.progress import track
 
     from acge_lightning.config import plain
-    from acge_lightning.evaluation import find, open_models
+    from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
+    from acge_lightning.protocols import find
     from acge_lightning.report import show
 
     config = plain(cfg)

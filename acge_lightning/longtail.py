@@ -8,7 +8,6 @@ texts, over those of the head, and over those of the tail; the test texts also a
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +27,10 @@ from acge_lightning.data import ClassificationDataModule, ClusteringDataModule
 from acge_lightning.data.base import CACHE
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import Dataset, Model
+from acge_lightning.evaluation import Model
 from acge_lightning.perturb import KINDS, perturb
+from acge_lightning.protocols import Dataset
+from acge_lightning.results import write
 
 PARTS = ("all", "head", "tail")
 
@@ -230,7 +231,7 @@ def longtail(
         result["rows"] += rows
         result["differences"] += _differences(rows, names[0])
         if out:
-            _write(Path(out), result)
+            write(Path(out), result)
     return result
 
 
@@ -342,10 +343,3 @@ def _differences(rows: Sequence[Row], first: str) -> list[Row]:
             names = {"encoder": row["encoder"], "against": first} | {key: row[key] for key in same}
             found.append(names | {key: summary[key] for key in ("values", "spread", "each", "seeds")})
     return found
-
-
-def _write(file: Path, result: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)

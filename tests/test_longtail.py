@@ -11,11 +11,12 @@ from conftest import SAMPLE
 from sklearn.linear_model import LogisticRegression
 
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import Dataset, Model, find
+from acge_lightning.evaluation import Model
 from acge_lightning.fresh import static
 from acge_lightning.longtail import Protocol, Texts, draw, longtail
 from acge_lightning.longtail_report import save_figures, tables
 from acge_lightning.perturb import perturb
+from acge_lightning.protocols import Dataset, find
 from acge_lightning.vocabulary import train_vocabulary
 
 QUICK = {"shots": (1, 3), "seeds": 2, "head": 0.3, "head_shots": 8, "perturbations": ("clean", "typos")}

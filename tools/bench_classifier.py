@@ -30,9 +30,9 @@ from sklearn.preprocessing import normalize
 
 from acge_lightning.adaptive import AdaptiveClassifier
 from acge_lightning.embeddings import Embeddings
-from acge_lightning.evaluation import find
 from acge_lightning.longtail import Texts
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import find
 
 ROOT = Path(__file__).parents[1]
 SETS = ["tnews", "online_shopping", "weibo_emotion_usual", "cic_intent", "chnsenticorp"]
