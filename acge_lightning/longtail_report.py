@@ -118,8 +118,11 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
             axes.set_ylabel(f"accuracy, {part}")
     figure.suptitle(title, x=0.02, ha="left", fontsize=10)
     handles = [Line2D([], [], color=f"C{number}", marker="o", markersize=4) for number in range(len(encoders))]
-    handles.append(Line2D([], [], color="#555555", marker="*", markersize=9, linestyle="none"))
-    figure.legend(handles, [*encoders, "adaptive, at its mean dim"], loc="outside lower left", ncols=len(handles))
+    names = list(encoders)
+    if any(row["dim"] is None for row in rows):
+        handles.append(Line2D([], [], color="#555555", marker="*", markersize=9, linestyle="none"))
+        names.append("adaptive, at its mean dim")
+    figure.legend(handles, names, loc="outside lower left", ncols=len(handles))
     return figure
 
 
