@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +47,7 @@ DIMS = "[1792,1024,512,256,128,64]"
 ROWS, MILLION, CLUSTERS = 300_000, 1_000_000, 1024
 STEPS = 1500
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-SHORTLISTS = (100, 200, 300, 500, 800, 1200, 2000)
+SHORTLISTS = (50, 75, 100, 150, 200, 300, 500, 800, 1200, 2000)
 CONSOLE = Console(stderr=True)
 Grades = list[dict[int, float]]
 
@@ -189,16 +189,15 @@ def full_dim(vectors: np.ndarray, file: Path) -> tuple[Any, Any]:
 
 
 def candidates() -> list[list[Stage]]:
-    """First stages of several prefixes, stores and indexes; a middle stage or none."""
-    last = Stage(DIM, store="int8")
-    firsts = [Stage(dim, 1, store, "hnsw") for dim in (128, 256) for store in ("fp16",)]
-    firsts += [Stage(dim, 1, "int8", "ivf", probes) for dim in (128, 256) for probes in (16, 48)]
-    firsts += [Stage(dim, 1, "binary", "flat") for dim in (256, 512)]
+    """First stages of several prefixes and indexes, each with several shortlists, with a middle stage and without."""
+    last, middle = Stage(DIM, store="int8"), Stage(512, 50, "int8")
+    firsts = [Stage(256, 1, "fp16", "hnsw"), Stage(512, 1, "fp16", "hnsw")]
+    firsts += [Stage(dim, 1, "int8", "ivf", probes) for dim in (128, 256) for probes in (16, 32, 64)]
     found = []
     for first in firsts:
         for shortlist in SHORTLISTS:
-            start = Stage(first.dim, shortlist, first.store, first.index, first.effort)
-            found += [[start, last]] + [[start, Stage(512, 60, "int8"), last]] * (first.dim < 512)
+            start = replace(first, shortlist=shortlist)
+            found += [[start, last], *([[start, middle, last]] if first.dim < middle.dim else [])]
     return found
 
 
@@ -334,7 +333,7 @@ def longer(stages: list[Stage]) -> list[list[Stage]]:
         return candidates()
     middle = min([s.shortlist for s in stages[1:-1]] or [1])
     lists = [s for s in SHORTLISTS if s >= middle]
-    return [[Stage(**asdict(stages[0]) | {"shortlist": s}), *stages[1:]] for s in lists]
+    return [[replace(stages[0], shortlist=s), *stages[1:]] for s in lists]
 
 
 if __name__ == "__main__":
