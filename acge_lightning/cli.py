@@ -139,10 +139,12 @@ def _longtail(cfg: DictConfig) -> None:
 def _report(cfg: DictConfig) -> None:
     from acge_lightning.compare import report
     from acge_lightning.config import instantiate_all, plain
-    from acge_lightning.figures import figures, log_figures
+    from acge_lightning.figures import figures, log_figures, save_figures
 
     config = plain(cfg)
     runs = report(config["runs"], config["out"])
+    if config["pictures"]:
+        print(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
     for logger in instantiate_all(cfg.logger, trusted=[]):
         log_figures(logger, figures(runs))
         logger.finalize("success")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,19 @@ def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None
                 logger.experiment.add_figure(name, figure, step, close=False)
             else:
                 raise InputError(f"{type(logger).__name__} takes no pictures: use logger=tensorboard or logger=wandb")
+
+
+def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, figure in shown.items():
+            files.append(folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png"))
+            figure.savefig(files[-1], dpi=160, facecolor="white")
+    return files
 
 
 def _axes(title: str, x: str = "", y: str = "", height: float = _SIZE[1]) -> Axes:

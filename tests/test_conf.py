@@ -212,6 +212,22 @@ def test_the_report_program(tmp_path, capsys):
     assert f"{tmp_path / 'csv'} is missing" in said.err
 
 
+def test_the_figures_of_a_report_are_written_as_pictures(tmp_path, capsys):
+    from PIL import Image
+
+    from acge_lightning.cli import _report
+
+    (tmp_path / "result.json").write_text('{"before": {"val/mean": 0.1}, "after": {"val/mean": 0.125}}')
+    given = [f"runs=[{tmp_path}]", f"out={tmp_path / 'page.html'}", f"pictures={tmp_path / 'new' / 'pictures'}"]
+    _report(composed(given, "report"))
+    files = list((tmp_path / "new" / "pictures").glob("*.png"))
+    assert [file.name for file in files] == ["scores.png"]
+    with Image.open(files[0]) as picture:
+        assert picture.width > 600
+        assert len(set(picture.convert("L").tobytes())) > 20, "something is drawn"
+    assert "1 pictures are in" in capsys.readouterr().out
+
+
 def test_the_figures_of_a_report_go_to_a_logger_too(tmp_path, capsys):
     from acge_lightning.cli import _report
     from acge_lightning.errors import InputError
