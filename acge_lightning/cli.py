@@ -77,13 +77,12 @@ def _vocabulary(cfg: DictConfig) -> None:
 
 def _pca(cfg: DictConfig) -> None:
     from acge_lightning.export import export
-    from acge_lightning.pca import rotate_to_components
+    from acge_lightning.pca import evenly, rotate_to_components
     from acge_lightning.pretrained import load
     from acge_lightning.train import make_tasks
 
     encoder = load(cfg.model, device=cfg.device)
-    texts = list(dict.fromkeys(text for task in make_tasks(cfg).values() for text in task.data.train_texts()))
-    chosen = texts[:: max(1, -(-len(texts) // cfg.texts))]
+    chosen = evenly((text for task in make_tasks(cfg).values() for text in task.data.train_texts()), cfg.texts)
     folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
     print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
         texts: at least as many as the embedding has dims, of the kind that will be encoded; none of an evaluation.
 
     Returns:
-        An encoder of the same size, in evaluation mode; every one of its dims may be cut at.
+        An encoder of the same size, in the mode of the old one; every one of its dims may be cut at.
 
     Raises:
         InputError: too few texts, or a head that is not linear.
@@ -37,7 +37,7 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
         name = type(encoder.dense.activation).__name__
         raise InputError(f"the encoder's head ends in {name}: components can be folded into a linear head only")
     mean, components = _components(encoder, texts)
-    made = copy.deepcopy(encoder).eval()
+    made = copy.deepcopy(encoder)
     weight, bias = torch.eye(encoder.dim, dtype=torch.double), torch.zeros(encoder.dim, dtype=torch.double)
     if encoder.dense is not None:
         linear = encoder.dense.linear
@@ -50,6 +50,16 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     made.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
     made.matryoshka_dims = ()
     return made
+
+
+def evenly(texts: Iterable[str], count: int) -> list[str]:
+    """At most so many distinct texts, evenly drawn in their order.
+
+    >>> evenly("abcabdef", 3)
+    ['a', 'c', 'e']
+    """
+    distinct = list(dict.fromkeys(texts))
+    return distinct[:: max(1, -(-len(distinct) // count))]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.module import Task
+from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, score_table, searches, show, write_result
 from acge_lightning.runs import read_runs
 
@@ -50,6 +51,8 @@ def train(cfg: DictConfig) -> float:
     if not mixture.evaluated("dev"):
         raise InputError("no task has a dev split to score: name one with `splits`, or set data.holdout above 0")
     encoder = make_encoder(cfg, mixture.train_texts())
+    if config["components"]:
+        encoder = rotate_to_components(encoder, evenly(mixture.train_texts(), config["components"]))
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
     trainer = make_trainer(cfg)
 
@@ -76,6 +79,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     for key, kind in (("seed", int), ("test", bool)):
         if not isinstance(config[key], kind):
             raise InputError(f"{key}={config[key]!r} must be {'a whole number' if kind is int else 'true or false'}")
+    if config["components"] is not None and not (isinstance(config["components"], int) and config["components"] > 0):
+        raise InputError(f"components={config['components']!r} must be a number of texts, for example 20000, or null")
     if config["resume"] not in (None, "auto") and not Path(config["resume"]).is_file():
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
     return config

@@ -522,7 +522,7 @@ def test_matryoshka_wraps_every_loss(make, encoder):
     model = EmbeddingModule(encoder, tasks, matryoshka={"dims": [4, 16, 8], "weights": [1.0, 2.0, 0.5]})
     assert all(isinstance(loss, Matryoshka) for loss in model.losses.values())
     assert model.losses["b"].loss is tasks["b"].loss
-    assert model.losses["a"].weights == (1.0, 2.0, 0.5)
+    assert model.losses["a"].weights == {4: 1.0, 16: 2.0, 8: 0.5}
     assert encoder.matryoshka_dims == (16, 8, 4)
 
 

@@ -23,6 +23,12 @@ TEXTS = ["怎么退货？", "明天的天气怎么样", "An order that never cam
 ROOT = Path(__file__).parents[1]
 
 
+def lines_of(family, role):
+    (file,) = (SAMPLE / family / "sample_zh").glob(f"{role}.jsonl*")
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        return list(lines)
+
+
 @pytest.fixture
 def compose_run(tmp_path, cache):
     def composed(*overrides, out="run"):
@@ -59,6 +65,19 @@ def test_the_scores_before_are_those_of_an_untrained_run(compose_run, tmp_path):
     first, second = train(compose_run(*still)), train(compose_run(*still, out="again"))
     assert first == second == json.loads((tmp_path / "run" / "result.json").read_text())["before"]["val/mean"]
     assert first != train(compose_run(*still, "seed=1", out="other"))
+
+
+def test_the_head_may_begin_at_principal_components(compose_run, tmp_path):
+    """At learning rate 0 they are what is exported: the variances of the training texts fall from dim to dim."""
+    train(compose_run("components=500", "optim.optimizer.lr=0.0", *STS))
+    encoder, plain_rows = load(tmp_path / "run" / "export"), [json.loads(line) for line in lines_of("sts", "train")]
+    texts = list(dict.fromkeys(row[key] for row in plain_rows for key in ("text1", "text2")))
+    with torch.no_grad():
+        vectors = encoder(encoder.tokenize(texts))
+    assert encoder.dense.linear.out_features == encoder.dim == 64
+    variances = vectors.var(0)
+    assert variances[0] > 1.2 * variances[10] > 1.2 * variances[30] > 1.2 * variances[60]
+    assert torch.corrcoef(vectors[:, :10].T).fill_diagonal_(0).abs().max() < 0.25
 
 
 def test_the_same_seed_gives_the_same_weights(compose_run, tmp_path):
@@ -193,6 +212,7 @@ BAD_CONFIGS = {
     "an unknown key of a task": (["+task.sample_sts.los=1"], ["task.sample_sts.los is unknown", "loss_weight"]),
     "a mistyped target": (["optim.optimizer._target_=torch.optim.AdamWW"], ["AdamWW is not there", "torch.optim.AdamW"]),
     "a forbidden target": (["optim.optimizer._target_=os.system"], ["os.system is refused", "trusted"]),
+    "components of no texts": (["components=-5"], ["components=-5", "20000"]),
     "a dim above the model's": (["matryoshka={dims:[128,64]}"], ["128", "64 dims"]),
     "dims without the whole": (["matryoshka={dims:[32,16]}"], ["32", "full size 64", "add it"]),
     "a value of another type": (["trainer.max_epochs=many"], ["trainer.max_epochs='many'", "int"]),
