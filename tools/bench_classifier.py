@@ -1,6 +1,6 @@
 """How many dims an adaptive classifier reads, and what it loses, against one probe on all dims of the same vectors.
 
-    python tools/bench_classifier.py [--model PATH] [--data DIR] [--sets NAME …] [--seeds N] [--most N]
+    python tools/bench_classifier.py [--model PATH] [--data DIR] [--sets NAME …] [--seeds N] [--most N] [--tolerance SHARE]
 
 Both sides learn from the training texts of a data set, at most so many, and are scored on its test texts; the cascade tunes
 itself on training texts, held out in folds that the seed draws. Both use the same logistic regression, whose C is the best
@@ -59,16 +59,17 @@ def best_probe(vectors: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     return max(probes, key=lambda probe: probe.fit(fit, fit_labels).score(held, held_labels))
 
 
-def measured(texts: Texts, embeddings: Embeddings, dims: list[int], seeds: int, most: int) -> dict[str, Any]:
-    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[:most])
+def measured(texts: Texts, embeddings: Embeddings, dims: list[int], args: argparse.Namespace) -> dict[str, Any]:
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[: args.most])
     known, labels = embeddings.encode([texts.known[i] for i in rows]).numpy(), texts.known_labels[rows]
     tested = embeddings.encode(texts.tested).numpy()
     probe = best_probe(normalize(known), labels)
     probe.fit(normalize(known), labels)
     full = float((probe.predict(normalize(tested)) == texts.tested_labels).mean())
     accuracies, means = [], []
-    for seed in range(seeds):
-        cascade = AdaptiveClassifier(dims, probe, validation=FOLDS, random_state=seed).fit(known, labels)
+    for seed in range(args.seeds):
+        cascade = AdaptiveClassifier(dims, probe, args.tolerance, validation=FOLDS, random_state=seed)
+        cascade.fit(known, labels)
         told, read = cascade.predict_with_dims(tested)
         accuracies.append(float((told == texts.tested_labels).mean()))
         means.append(float(read.mean()))
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most", type=int, default=10_000, help="training texts of a data set")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="of the cascade; the test texts vary too, so 0")
     parser.add_argument("--dims", nargs="+", type=int, help="the encoder's Matryoshka dims by default")
     args = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
@@ -102,7 +104,7 @@ def main() -> None:
     embeddings, found = Embeddings(encoder, cache / "embeddings"), {}
     for dataset in find(args.data, args.sets):
         texts = Texts.of(dataset, cache)
-        found[dataset.name] = measured(texts, embeddings, dims, args.seeds, args.most)
+        found[dataset.name] = measured(texts, embeddings, dims, args)
         CONSOLE.print(f"{dataset.name}: {found[dataset.name]}", soft_wrap=True)
     table = Table(title=f"An adaptive classifier against all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")
     keys = list(next(iter(found.values())))
@@ -111,7 +113,7 @@ def main() -> None:
     for name, row in found.items():
         table.add_row(name, *(str(row[key]) for key in keys))
     CONSOLE.print(table)
-    print(json.dumps({"dim": encoder.dim, "dims": dims, "seeds": args.seeds, "sets": found}))
+    print(json.dumps({"dim": encoder.dim, "dims": dims, "seeds": args.seeds, "tolerance": args.tolerance, "sets": found}))
 
 
 if __name__ == "__main__":
