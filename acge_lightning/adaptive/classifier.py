@@ -33,10 +33,11 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         probe: a classifier with `predict_proba`, cloned for each dim; logistic regression by default.
         tolerance: how much accuracy, of 1, may be lost against the last dim.
         margin: standard errors of the difference that tuning stays clear of the tolerance, so that few texts to tune on make
-            it careful: at 2, about one in forty loses more than the tolerance. 0 takes what it sees for the truth.
+            it careful. 0 takes what it sees for the truth.
         validation: share of the training texts that is held out to tune on, of each class that has two or more; or, an
             integer, a number of folds that are held out one after the other: slower, and it tunes on all of them. The probes
-            then learn again from all. Not used if `fit` is given texts to tune on.
+            then learn again from all, which helps the long prefixes most: with few folds, or a large share, more is lost than
+            tuning sees. Not used if `fit` is given texts to tune on.
         random_state: of the held-out texts.
 
     Attributes:
