@@ -191,7 +191,7 @@ def full_dim(vectors: np.ndarray, file: Path) -> tuple[Any, Any]:
 def candidates() -> list[list[Stage]]:
     """First stages of several prefixes and indexes, each with several shortlists, with a middle stage and without."""
     last, middle = Stage(DIM, store="int8"), Stage(512, 50, "int8")
-    firsts = [Stage(256, 1, "fp16", "hnsw"), Stage(512, 1, "fp16", "hnsw")]
+    firsts = [Stage(128, 1, "int8"), Stage(256, 1, "int8"), Stage(256, 1, "fp16", "hnsw"), Stage(512, 1, "fp16", "hnsw")]
     firsts += [Stage(dim, 1, "int8", "ivf", probes) for dim in (128, 256) for probes in (16, 32, 64)]
     found = []
     for first in firsts:
