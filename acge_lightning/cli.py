@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import os
 import sys
 import traceback
 import warnings
@@ -87,6 +88,25 @@ def _pca(cfg: DictConfig) -> None:
     print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 
 
+def _fisher(cfg: DictConfig) -> None:
+    from acge_lightning.fisher import fisher, processes
+    from acge_lightning.pretrained import load
+    from acge_lightning.train import make_tasks
+
+    file = Path(cfg.output)
+    if file.suffix != ".safetensors":
+        raise InputError(f"output={file} must be a file name that ends in .safetensors: try {file}.safetensors")
+    with processes(cfg.device) as device:
+        encoder, tasks = load(cfg.model, device=device), make_tasks(cfg)
+        numbers = {name: cfg[name] for name in ("dims", "estimator", "samples", "pool", "seed", "batch_tokens")}
+        anchor = fisher(encoder, tasks, **numbers, state=file.with_suffix(".parts"), progress=True)
+        if int(os.environ.get("RANK", "0")):
+            return
+        anchor.save(file, cfg.bf16)
+    counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
+    print(f"The anchor of {cfg.model} ({cfg.estimator}, samples: {counts}) is in {file}")
+
+
 def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.benchmark import suite_scores
     from acge_lightning.config import plain
@@ -167,6 +187,7 @@ vocabulary = program("vocabulary", _vocabulary)
 report = program("report", _report)
 pca = program("pca", _pca)
 search = program("search", _search)
+fisher = program("fisher", _fisher)
 
 
 def models() -> None:
@@ -185,6 +206,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "report": report,
     "pca": pca,
     "search": search,
+    "fisher": fisher,
     "models": models,
 }
 
