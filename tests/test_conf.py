@@ -31,6 +31,7 @@ CASES = {
     "report": None,
     "pca": None,
     "search": None,
+    "fisher": None,
     "evaluate": None,
     "longtail": None,
     "sweep/quickstart": None,
@@ -173,6 +174,23 @@ def test_the_component_program(tmp_path, small_encoder, cache):
     _pca(composed(given, "pca"))
     vectors = load(tmp_path).encode(["今天天气很好", "how do I return this"])
     assert vectors.shape == (2, load(small_encoder).dim)
+
+
+def test_the_fisher_program(tmp_path, small_encoder, cache, capsys):
+    from acge_lightning.anchor import Anchor
+    from acge_lightning.cli import _fisher
+    from acge_lightning.errors import InputError
+    from acge_lightning.pretrained import load
+
+    given = [f"model={small_encoder}", f"paths.cache_dir={cache}", "samples=20", "pool=20", "bf16=true"]
+    _fisher(composed([*given, f"output={tmp_path}/deep/old.safetensors"], "fisher"))
+    anchor = Anchor.load(tmp_path / "deep" / "old.safetensors")
+    assert anchor.check(dict(load(small_encoder).named_parameters())) == []
+    assert set(anchor.meta["tasks"]) == {"sample_retrieval", "sample_sts", "sample_classification"}
+    assert "20 of sample_sts" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["old.safetensors"]
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        _fisher(composed([*given, f"output={tmp_path}/old"], "fisher"))
 
 
 def test_the_evaluation_program(tmp_path, small_encoder, cache, capsys):

@@ -1,0 +1,183 @@
+"""`fisher` and `acge fisher`: from tasks to an anchor; the same in chunks, on two processes and after an interruption."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from acge_lightning.anchor import Anchor
+from acge_lightning.data import (
+    ClassificationDataModule,
+    RerankingDataModule,
+    RetrievalDataModule,
+    STSDataModule,
+    UnlabelledDataModule,
+)
+from acge_lightning.embeddings import encoder_hash
+from acge_lightning.errors import InputError
+from acge_lightning.fisher import fisher, mean_of_rows
+from acge_lightning.fresh import transformer
+from acge_lightning.losses import InfoNCE
+from acge_lightning.module import Task
+from acge_lightning.per_sample import SampleGradients
+from acge_lightning.vocabulary import train_vocabulary
+
+FAMILIES = {
+    "sts": (STSDataModule, {}),
+    "classification": (ClassificationDataModule, {}),
+    "retrieval": (RetrievalDataModule, {}),
+    "reranking": (RerankingDataModule, {}),
+    "unlabelled": (UnlabelledDataModule, {"augment": "span_crop"}),
+}
+TINY = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 64,
+}
+FEW = {"samples": 10, "pool": 24}
+
+
+def made(cache):
+    """Tasks and a small encoder: the same in every process."""
+    tasks = {
+        name: Task(kind(f"sample:{name}/sample_zh", max_train=120, cache_dir=cache, **more))
+        for name, (kind, more) in FAMILIES.items()
+    }
+    torch.manual_seed(0)
+    tokenizer = train_vocabulary(list(tasks["sts"].data.train_texts()), "wordpiece", 400)
+    return tasks, transformer(tokenizer, TINY | {"model_type": "bert"}, max_length=24, dense=6).double()
+
+
+@pytest.fixture(scope="module")
+def parts(cache):
+    tasks, encoder = made(cache)
+    return tasks, encoder, fisher(encoder, tasks, **FEW)
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    assert found.fisher.keys() == expected.fisher.keys() == found.theta.keys()
+    top = max(float(x.max()) for x in expected.fisher.values())
+    for name, values in expected.fisher.items():
+        assert float((found.fisher[name] - values).abs().max()) <= tolerance * top, name
+        assert torch.equal(found.theta[name], expected.theta[name])
+
+
+def test_the_anchor_holds_weights_importance_and_where_they_come_from(parts):
+    tasks, encoder, anchor = parts
+    assert anchor.check(dict(encoder.named_parameters())) == []
+    assert all(torch.equal(anchor.theta[name], p) for name, p in encoder.named_parameters())
+    assert encoder.training
+    assert mean_of_rows(anchor.fisher) == pytest.approx(1)
+    assert anchor.meta["encoder"] == encoder_hash(encoder)
+    assert anchor.meta["tasks"].keys() == tasks.keys()
+    told = anchor.meta["tasks"]["reranking"]
+    assert told["data"]["path"] == "sample:reranking/sample_zh"
+    assert told["loss"] == {"class": "InfoNCE", "temperature": 0.05, "directions": ("query_to_doc",), "partition": "joint"} | {
+        "in_batch": False
+    }
+    assert (told["samples"], told["pool"]) == (10, 24)
+    unseen = (anchor.fisher["backbone.embeddings.word_embeddings.weight"] == 0).all(1).sum()
+    assert 0 < unseen < 400
+
+
+def test_every_task_has_the_same_say(parts):
+    """Each task's share is normalised before the mean, so a loss of large gradients does not drown the others."""
+    tasks, encoder, together = parts
+    alone = [fisher(encoder, {name: task}, **FEW) for name, task in tasks.items()]
+    mean = {name: sum(a.fisher[name] for a in alone) for name in together.fisher}
+    scale = mean_of_rows(mean)
+    assert_same(Anchor(together.theta, {name: values / scale for name, values in mean.items()}, {}), together)
+
+
+def test_temperature_does_not_change_the_scale(parts):
+    tasks, encoder, _ = parts
+    found = [fisher(encoder, {"retrieval": Task(tasks["retrieval"].data, InfoNCE(tau))}, **FEW) for tau in (0.05, 0.5)]
+    means = [anchor.meta["tasks"]["retrieval"]["mean"] for anchor in found]
+    assert means[0] > 20 * means[1]
+    assert [mean_of_rows(anchor.fisher) for anchor in found] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("estimator", ["true", "mas"])
+def test_estimators_and_prefixes_run_on_data(parts, estimator):
+    tasks, encoder, empirical = parts
+    chosen = {name: tasks[name] for name in ("retrieval", "reranking", "unlabelled")}
+    found = fisher(encoder, chosen, dims=[6, 2], estimator=estimator, **FEW)
+    assert found.meta["dims"] == [6, 2]
+    assert not torch.allclose(found.fisher["dense.linear.weight"], empirical.fisher["dense.linear.weight"])
+    again = fisher(encoder, chosen, dims=[6, 2], estimator=estimator, batch_tokens=30, **FEW)
+    assert_same(again, found)
+
+
+def test_what_cannot_work_is_said_before_anything_is_computed(parts):
+    tasks, encoder, _ = parts
+    with pytest.raises(InputError, match="estimator=true"):
+        fisher(encoder, tasks, estimator="true")
+    with pytest.raises(InputError, match="weight above 0"):
+        fisher(encoder, {"sts": Task(tasks["sts"].data, weight=0)})
+    with pytest.raises(InputError, match="full size"):
+        fisher(encoder, tasks, dims=[2])
+
+
+def test_an_interrupted_estimate_goes_on(parts, tmp_path, monkeypatch):
+    tasks, encoder, expected = parts
+    real, count = SampleGradients.add, []
+    monkeypatch.setattr("acge_lightning.fisher._SAVE_EVERY", 0.0)
+
+    def add(self, columns, losses):
+        if len(count) == 9:
+            raise KeyboardInterrupt
+        count.append(len(columns[0]))
+        real(self, columns, losses)
+
+    monkeypatch.setattr(SampleGradients, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        fisher(encoder, tasks, batch_tokens=60, state=tmp_path / "state", **FEW)
+    first, kept = sum(count), sorted(file.name for file in (tmp_path / "state").iterdir())
+    assert kept[-1] == "sts.0.safetensors"
+    monkeypatch.setattr(SampleGradients, "add", real)
+    seen = []
+    monkeypatch.setattr(
+        SampleGradients, "add", lambda s, columns, losses: (seen.append(len(columns[0])), real(s, columns, losses))
+    )
+    found = fisher(encoder, tasks, batch_tokens=60, state=tmp_path / "state", **FEW)
+    assert_same(found, expected)
+    assert sum(seen) + first == 10 * len(tasks)
+    assert not (tmp_path / "state").exists()
+
+
+def test_kept_sums_of_other_settings_are_not_used(parts, tmp_path, caplog):
+    tasks, encoder, _ = parts
+    chosen = {"sts": tasks["sts"]}
+    from acge_lightning import fisher as module
+
+    work = module._Work(encoder, "sts", tasks["sts"], (), "empirical", 10, 24, 0)
+    sums = module._Sums(tmp_path / "state" / "sts.0.safetensors", "another key")
+    module._add_up(encoder, work, sums, None, lambda count: None, 0, 1)
+    (tmp_path / "state" / "retrieval.0.safetensors").write_bytes(b"cut off")
+    found = fisher(encoder, chosen, state=tmp_path / "state", **FEW)
+    assert_same(found, fisher(encoder, chosen, **FEW))
+    assert "of other settings" in caplog.text
+
+
+def process(rank, world, port, cache, out):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    tasks, encoder = made(cache)
+    found = fisher(encoder, tasks, state=f"{out}.parts", **FEW)
+    if rank == 0:
+        found.save(out)
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_same(parts, tmp_path, cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(process, (2, port, str(cache), str(tmp_path / "two.safetensors")), nprocs=2)
+    assert_same(Anchor.load(tmp_path / "two.safetensors"), parts[2])
