@@ -4,15 +4,15 @@
 
 The encoder is a BERT of 4 layers x 256 with a vocabulary of 8000, the texts are random tokens. Three settings of 64 samples:
 `short`, one text of 8 to 40 tokens each (LabelContrast); `pairs`, two such texts each (InfoNCE); `long`, one text of 40 to
-200 tokens. The loop encodes one sample at a time, unpadded, without a mask, and squares the gradient that autograd gives. First
-both must give the same (fp64, to 1e-6 of the largest entry), or nothing is timed. Then they take turns with one batched forward
-and backward pass without per-sample work, which is the ceiling; a figure is the median of the rounds' ratios. `lean` is the same
-loop with sparse gradients of the token table, of which an ordinary loop squares all 8000 rows a sample.
+200 tokens. The loop encodes one sample at a time, unpadded, without a mask, and squares the gradient that autograd gives.
+First both must give the same (fp64, to 1e-6 of the largest entry), or nothing is timed. Then they take turns with one batched
+forward and backward pass without per-sample work, which is the ceiling; a figure is the median of the rounds' ratios. `lean` is
+the same loop with sparse gradients of the token table, of which an ordinary loop squares all 8000 rows a sample.
 
 A training step is 64 such pairs, InfoNCE, backward and fused AdamW, with `add_penalty_gradient_` between the last two, as a
-callback calls it; `step_overhead` is a step's time over the same step's without the call. `textbook_ratio` is the time that the
-penalty in the loss adds, forward and backward, over that of the call. Memory is the peak beyond a training step's own, in copies
-of the parameters (a BERT of 8 layers x 512), in a process of its own for each side: theta*, F and what is held in between.
+callback calls it; `step_overhead` is a step's time over the same step's without the call. `textbook_ratio` is the time that
+the penalty in the loss adds, forward and backward, over that of the call. Memory is the peak beyond a training step's own, in
+copies of the parameters (a BERT of 8 layers x 512), in a process of its own for each side: theta*, F, and what lies in between.
 
 Ends with one JSON line: `fisher_speedup` (short), `fisher_speedup_long`, `fisher_ceiling` (short), `step_overhead`,
 `textbook_ratio`, `memory_copies`, and more of the same.
