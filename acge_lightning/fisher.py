@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from acge_lightning.module import Task
 
 _LOG = logging.getLogger(__name__)
+_SAVED = 1  # version of the files of kept sums
 _SAVE_EVERY = 30.0  # seconds
 _NORMALISATION = "each task's mean over the entries of rows that are not all 0 is 1; then the tasks' weighted mean, likewise"
 Advance = Callable[[int], None]
@@ -87,12 +88,12 @@ def fisher(
         raise InputError(f"samples={samples} and pool={pool} must be at least 1 and 2")
     dims = tuple(encoder.matryoshka_dims if dims is None else dims)
     rank, world = _place()
-    digest = encoder_hash(encoder)
+    meta = {"encoder": encoder_hash(encoder), "dim": encoder.dim, "dims": list(dims), "estimator": estimator, "seed": seed}
     works = {name: _Work(encoder, name, task, dims, estimator, samples, pool, seed) for name, task in tasks.items()}
     files = {}
     with _bar(sum(-(-work.samples // world) for work in works.values()), progress and rank == 0) as advance:
         for name, work in works.items():
-            settings = [work.describe(), digest, estimator, dims, seed, batch_tokens, rank, world, _SAVED]
+            settings = [work.describe(), meta, batch_tokens, rank, world, _SAVED]
             key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             file = None if state is None else Path(state) / f"{name}.{rank}.safetensors"
             files[name] = _Sums(file, key)
@@ -100,21 +101,16 @@ def fisher(
     found, means = _combined(works, files)
     if state is not None and rank == 0:
         shutil.rmtree(state, ignore_errors=True)
-    theta = {name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in _named(encoder)}
-    meta = {
-        "encoder": digest,
-        "dim": encoder.dim,
-        "dims": list(dims),
-        "estimator": estimator,
-        "seed": seed,
+    theta = {
+        name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in encoder.named_parameters()
+    }
+    meta |= {
         "normalisation": _NORMALISATION,
         "tasks": {name: work.describe() | {"mean": means[name]} for name, work in works.items()},
         "versions": {name: version(name) for name in ("acge_lightning", "torch", "transformers")},
     }
     return Anchor(theta, found, meta)
-
-
-_SAVED = 1  # of the format of kept sums
 
 
 class _Work:
@@ -168,7 +164,8 @@ class _Work:
     def describe(self) -> dict[str, Any]:
         """Where its share of the anchor comes from, as plain data."""
         inner = self.loss.loss if isinstance(self.loss, Matryoshka) else self.loss
-        plain = {k: v for k, v in vars(inner).items() if k != "training" and not k.startswith("_")}
+        settings = {k: v for k, v in vars(inner).items() if k != "training" and not k.startswith("_")}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
         data = self.task.data
         return {
             "data": {"family": data.family, "path": data.path, "rows": len(data), "fingerprint": data.fingerprint()},
@@ -254,11 +251,13 @@ class _Sums:
         if last and self.file is not None:
             self.totals = None  # read again when all tasks are there
 
-    def take(self, device: torch.device) -> dict[str, Tensor]:
+    def take(self, encoder: Encoder) -> dict[str, Tensor]:
         """The sums over all processes."""
-        if self.totals is None and self.file is not None:
+        if self.totals is None and self.file is not None and self.done:
             self._open(self.file)
-        totals = {name: values.to(device) for name, values in (self.totals or {}).items()}
+        totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in encoder.named_parameters()}
+        for name, values in (self.totals or {}).items():
+            totals[name].copy_(values)
         self.totals = None
         if _place()[1] > 1:
             for values in totals.values():
@@ -271,7 +270,7 @@ def _combined(works: Mapping[str, _Work], files: Mapping[str, _Sums]) -> tuple[d
     found: dict[str, Tensor] = {}
     means: dict[str, float] = {}
     for name, work in works.items():
-        totals = files[name].take(work.encoder.device)
+        totals = files[name].take(work.encoder)
         mean = mean_of_rows(totals)
         if not 0 < mean < float("inf"):
             raise InputError(f"task {name}: the sum of squared gradients is {mean}: its samples and its loss say nothing")
@@ -289,16 +288,12 @@ def mean_of_rows(values: Mapping[str, Tensor]) -> float:
     >>> mean_of_rows({"table": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "bias": torch.tensor([0.0, 2.0])})
     1.0
     """
-    total = sum(float(v.double().sum()) for v in values.values())
-    count = sum(int(v.reshape(len(v), -1).any(1).sum()) * (v.numel() // len(v)) for v in values.values() if v.numel())
-    return total / max(1, count)
+    tables = [v.reshape(v.shape[0] if v.dim() else 1, -1) for v in values.values() if v.numel()]
+    count = sum(int(table.any(1).sum()) * table.shape[1] for table in tables)
+    return sum(float(table.double().sum()) for table in tables) / max(1, count)
 
 
 # ---- the encoder, the processes, the bar
-
-
-def _named(encoder: Encoder) -> Iterator[tuple[str, nn.Parameter]]:
-    yield from encoder.named_parameters()
 
 
 @torch.no_grad()

@@ -58,13 +58,13 @@ class SampleGradients:
         self._attention = None
         self.encoder.eval()
         self._hooks = []
+        for p, _ in self._needed:
+            p.requires_grad_(not self.together)
         if not self.together:
             return self
         if not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
             self._attention = backbone.config._attn_implementation
             backbone.set_attn_implementation(PACKED)
-        for p, _ in self._needed:
-            p.requires_grad_(False)
         for name, module in self.encoder.named_modules():
             if isinstance(module, _KINDS):
                 self._hooks.append(module.register_forward_hook(self._watch(name)))

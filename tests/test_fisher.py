@@ -77,7 +77,7 @@ def test_the_anchor_holds_weights_importance_and_where_they_come_from(parts):
     assert anchor.meta["tasks"].keys() == tasks.keys()
     told = anchor.meta["tasks"]["reranking"]
     assert told["data"]["path"] == "sample:reranking/sample_zh"
-    assert told["loss"] == {"class": "InfoNCE", "temperature": 0.05, "directions": ("query_to_doc",), "partition": "joint"} | {
+    assert told["loss"] == {"class": "InfoNCE", "temperature": 0.05, "directions": ["query_to_doc"], "partition": "joint"} | {
         "in_batch": False
     }
     assert (told["samples"], told["pool"]) == (10, 24)
