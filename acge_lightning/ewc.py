@@ -7,7 +7,7 @@ precision of theta or fp32, whichever is finer. A weight of F = 0, and every wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +125,6 @@ def merged(anchors: Sequence[Anchor], decay: float) -> Anchor:
     if len(anchors) > 1:
         meta |= {"merged": [dict(anchor.meta) for anchor in anchors], "decay": decay}
     return replace(anchors[-1], theta=theta, fisher=fisher, meta=meta)
-
-
-def matched(values: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
-    """The tensors of these names in their order, as the functions above take them."""
-    return [values[name] for name in names]
 
 
 @torch.no_grad()

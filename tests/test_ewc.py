@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from acge_lightning.anchor import Anchor
 from acge_lightning.errors import InputError
-from acge_lightning.ewc import add_penalty_gradient_, matched, merged, penalty, proximal_, rate_
+from acge_lightning.ewc import add_penalty_gradient_, merged, penalty, proximal_, rate_
 
 SHAPES = {"table": (300, 1000), "weight": (5, 7), "bias": (3,), "scalar": ()}
 
@@ -223,4 +223,3 @@ def test_merging_decays_the_old_and_takes_the_last_weights():
             merged(bad, 0.5)
     with pytest.raises(InputError, match="decay"):
         merged([one], 1.5)
-    assert matched(found.theta, ["bias"])[0] is found.theta["bias"]

@@ -248,10 +248,9 @@ def test_any_chunks_give_the_same_and_so_does_one_by_one(kind, absolute):
     columns = [texts(made, seed) for seed in range(count)]
     found = []
     for chunks, together in (([range(6)], True), ([[5, 0], [3], [1, 4, 2]], True), ([range(6)], False)):
-        with SampleGradients(made, absolute) as sums:
-            sums.together &= together
-            for p in made.parameters():
-                p.requires_grad_(not sums.together)
+        sums = SampleGradients(made, absolute)
+        sums.together = together
+        with sums:
             for chunk in chunks:
                 rows = torch.tensor(chunk)
                 sums.add([column.select(rows) for column in columns], lambda v, which, rows=rows: losses(v, rows[which]))
