@@ -139,7 +139,7 @@ class _Work:
         rows = len(task.data)
         if rows < 4:
             raise InputError(f"task {name} has {rows} training rows: at least 4 are needed, to be pool and samples")
-        self.frozen = task.data.order(self.rng)[: min(pool, rows // 2)]
+        self.frozen = task.data.order(self.rng)[: 2 * min(pool, rows // 2) : 2]  # of each group of a label one half
         rest = np.setdiff1d(np.arange(rows), self.frozen)
         self.chosen = self.rng.permutation(rest)[:samples]
         self.samples = len(self.chosen)

@@ -39,13 +39,13 @@ TINY = {
     "intermediate_size": 12,
     "max_position_embeddings": 64,
 }
-FEW = {"samples": 10, "pool": 24}
+FEW = {"samples": 10, "pool": 60}
 
 
 def made(cache):
     """Tasks and a small encoder: the same in every process."""
     tasks = {
-        name: Task(kind(f"sample:{name}/sample_zh", max_train=120, cache_dir=cache, **more))
+        name: Task(kind(f"sample:{name}/sample_zh", max_train=200, cache_dir=cache, **more))
         for name, (kind, more) in FAMILIES.items()
     }
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_the_anchor_holds_weights_importance_and_where_they_come_from(parts):
     assert told["loss"] == {"class": "InfoNCE", "temperature": 0.05, "directions": ["query_to_doc"], "partition": "joint"} | {
         "in_batch": False
     }
-    assert (told["samples"], told["pool"]) == (10, 24)
+    assert (told["samples"], told["pool"]) == (10, 60)
     unseen = (anchor.fisher["backbone.embeddings.word_embeddings.weight"] == 0).all(1).sum()
     assert 0 < unseen < 400
 
@@ -155,7 +155,7 @@ def test_kept_sums_of_other_settings_are_not_used(parts, tmp_path, caplog):
     chosen = {"sts": tasks["sts"]}
     from acge_lightning import fisher as module
 
-    work = module._Work(encoder, "sts", tasks["sts"], (), "empirical", 10, 24, 0)
+    work = module._Work(encoder, "sts", tasks["sts"], (), "empirical", 10, 60, 0)
     sums = module._Sums(tmp_path / "state" / "sts.0.safetensors", "another key")
     module._add_up(encoder, work, sums, None, lambda count: None, 0, 1)
     (tmp_path / "state" / "retrieval.0.safetensors").write_bytes(b"cut off")

@@ -321,7 +321,7 @@ def test_mas_is_the_size_of_how_cosines_react(name):
 
 
 def test_unknown_losses_and_estimators_are_errors():
-    with pytest.raises(InputError, match="MSELoss is not known"):
+    with pytest.raises(InputError, match="MSELoss has no form"):
         against(torch.nn.MSELoss(), pool_of("CoSENT"))
     with pytest.raises(InputError, match="'fisher' is unknown"):
         against(CoSENT(), pool_of("CoSENT"), "fisher")
