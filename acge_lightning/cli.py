@@ -59,8 +59,12 @@ def _quieten() -> None:
 
 
 def _train(cfg: DictConfig) -> float:
-    from acge_lightning.train import train as job
-
+    if cfg.get("stages"):
+        from acge_lightning.sequence import sequence as job
+    elif cfg.get("strategy"):
+        raise InputError("strategy is for several stages: set stages, or callbacks=[…,ewc] for one run with an anchor")
+    else:
+        from acge_lightning.train import train as job
     return job(cfg)
 
 

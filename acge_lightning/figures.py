@@ -52,7 +52,8 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
 
     Returns:
         Name -> figure: `curves/<logged name>`, `scores`, `matryoshka/<family>`, `differences/<encoder> − <encoder>`,
-        `forgetting/<run>`, `funnel`, `projection/<encoder>/<dataset>`. A figure's label tells in words what it shows.
+        `forgetting/<run>`, `layers/<run>`, `gain`, `funnel`, `projection/<encoder>/<dataset>`. A figure's label tells in words
+        what it shows.
     """
     with matplotlib.rc_context(STYLE):
         found = evaluations(runs)
@@ -62,6 +63,8 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
             **_matryoshka(found),
             **_differences(found["differences"]),
             **{f"forgetting/{run.name}": _forgetting(run) for run in runs if run.forgetting},
+            **{f"layers/{run.name}": _layers(run) for run in runs if _last(run.curves, "ewc/drift/")},
+            **_trade(runs),
             **_funnel(runs),
             **{
                 f"projection/{encoder}/{name}": _projection(f"{name}, {encoder}", part["points"])
@@ -220,6 +223,64 @@ def _forgetting(run: Run) -> Figure:
     axes.set_yticks(places, names)
     last = "; ".join(f"{task} {value:.4f}" for task, value in zip(tasks, matrix[-1], strict=True) if np.isfinite(value))
     return _finished(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
+
+
+def _last(curves: Mapping[str, Curve], prefix: str) -> dict[str, float]:
+    """What stands at the end of the curves of this prefix."""
+    return {key.removeprefix(prefix): points[-1][1] for key, points in curves.items() if key.startswith(prefix) and points}
+
+
+def _layers(run: Run) -> Figure:
+    """Importance and drift of each layer of an anchored run, side by side."""
+    mass, drift = (_last(run.curves, f"ewc/{kind}/") for kind in ("mass", "drift"))
+    names = sorted(drift, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    figure = Figure((_SIZE[0], 1 + 0.2 * len(names)), layout="constrained")
+    figure.suptitle(_short(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
+    for axes, values, label, colour in zip(
+        figure.subplots(1, 2, sharey=True), (mass, drift), ("share of Fisher mass", "drift"), _COLOURS, strict=False
+    ):
+        axes.barh(range(len(names)), [values.get(name, 0.0) for name in names], color=colour)
+        axes.set_xlabel(label)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="y", visible=False)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.invert_yaxis()
+    told = "; ".join(f"{n} {mass.get(n, 0.0):.4f} and {drift[n]:.2e}" for n in names)
+    return _finished(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {told}")
+
+
+def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Forgetting against gain, a line a strategy, its points in order of strength."""
+    lines: dict[str, list[tuple[float, float, float, str]]] = {}
+    for run in runs:
+        measures, strategy = run.forgetting.get("measures", {}), run.forgetting.get("strategy", {})
+        if {"gain", "forgetting"} <= measures.keys():
+            number, told = _setting(strategy)
+            point = number, measures["gain"], measures["forgetting"], told
+            lines.setdefault(str(strategy.get("name") or run.name), []).append(point)
+    if sum(map(len, lines.values())) < 2:
+        return {}
+    axes = _axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
+    for place, points in enumerate(lines.values()):
+        points.sort()
+        _, x, y, _ = zip(*points, strict=True)
+        axes.plot(x, y, **_style(place), linewidth=1)
+        axes.plot(x, y, **_dots(place))
+        for _, x, y, told in points:
+            axes.annotate(told, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.margins(0.15)
+    told = "; ".join(f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points)
+    return {"gain": _finished(axes, f"Forgetting against gain: {told}", {name: _dots(i) for i, name in enumerate(lines)})}
+
+
+def _setting(strategy: Mapping[str, Any]) -> tuple[float, str]:
+    """The number that a strategy is tuned by, and in words."""
+    for switch, key, sign in (("anchor", "strength", "λ"), ("merge", "merge", "α"), ("replay", "replay", "share")):
+        value = strategy.get(key)
+        if strategy.get(switch) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value), f"{sign} {value:g}"
+    return 0.0, ""
 
 
 def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:

@@ -94,6 +94,36 @@ def _difference_table(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table]
 
 
+def forgetting_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Scores of each stage's tasks after each stage, what was learnt and forgotten, and what old indexes are worth.
+
+    Args:
+        found: the contents of `forgetting.json`.
+    """
+    table = Table(title="Test scores of each stage's tasks", title_justify="left")
+    for column in ("after", *found["tasks"]):
+        table.add_column(column, justify="left" if column == "after" else "right")
+    for name, row in zip(("start", *found["tasks"]), (found["start"], *found["matrix"]), strict=True):
+        table.add_row(name, *(_digits(None if value != value else value) for value in row))
+    summary = Table(title=f"Learnt and forgotten, strategy {found['strategy']['name']}", title_justify="left")
+    for column in ("split", *found["measures"]):
+        summary.add_column(column.replace("_", " "), justify="left" if column == "split" else "right")
+    for split, part in (("test", found), ("dev", found["dev"])):
+        summary.add_row(split, *(_digits(None if value != value else value) for value in part["measures"].values()))
+    return [table, summary, *_index_table(found["old_index"])]
+
+
+def _index_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    if not rows:
+        return []
+    table = Table(title="Recall at 10 of documents embedded by one encoder and queries by another", title_justify="left")
+    for column in ("task", "documents", "queries", "recall"):
+        table.add_column(column, justify="right" if column == "recall" else "left")
+    for row in rows:
+        table.add_row(row["task"], row["documents"], row["queries"], _digits(row["recall"]))
+    return [table]
+
+
 def suite_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
     """Main scores of mteb's tasks, a line a task and a column an encoder."""
     table = Table(title="mteb's main scores", title_justify="left")

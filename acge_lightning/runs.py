@@ -31,7 +31,8 @@ class Run:
         after: scores after it.
         curves: logged name -> (step, value), over all times that the run went on.
         training: the provenance of the export: `versions`, `data`, `steps`.
-        forgetting: `tasks` and `matrix`: row: after training on a task, column: the score of a task.
+        forgetting: `tasks` and `matrix`: row: after training on a task, column: the score of a task; of a sequence also
+            `measures` and the `strategy` that it was trained with.
         funnel: `label`, `recall`, `speedup` of searches in several steps.
         evaluation: `encoders`, `rows`, `differences`, `leaks`, `examples`.
         remarks: which files are missing or damaged.
@@ -54,13 +55,16 @@ def read_runs(paths: str | Sequence[str] | Mapping[str, str]) -> list[Run]:
     """The runs and evaluations at some paths.
 
     Args:
-        paths: folders of runs, `results.json` files or folders with one; one, a list, or name -> path. Without a name, a run
-            is called as in its config, another by its folder, and as much of the path is added as tells them apart.
+        paths: folders of runs or multiruns, `results.json` files or folders with one; one, a list, or name -> path. Without a
+            name, a run is called as in its config, another by its folder, and as much of the path is added as tells them
+            apart.
 
     Raises:
         InputError: nothing is there, or nothing of a run or an evaluation.
     """
     paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, Mapping):
+        paths = [job for path in paths for job in _jobs(path)]
     if not paths:
         raise InputError("runs is empty: name folders of runs or results.json files, for example runs=[outputs/mine/TIME]")
     if isinstance(paths, Mapping):
@@ -70,6 +74,13 @@ def read_runs(paths: str | Sequence[str] | Mapping[str, str]) -> list[Run]:
     for run, name in zip(runs, names, strict=True):
         run.name = name if names.count(name) == 1 else _shortest(run.path, [other.path for other in runs if other is not run])
     return runs
+
+
+def _jobs(path: str | Path) -> list[str]:
+    """The runs of a multirun's folder; any other path itself."""
+    folder = Path(path).expanduser()
+    jobs = [] if (folder / ".hydra").is_dir() else [config.parent for config in folder.glob("*/.hydra")]
+    return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))] or [str(path)]
 
 
 def _parts(path: Path) -> tuple[str, ...]:
@@ -110,8 +121,19 @@ def _read(path: Path, name: str) -> Run:
         if not any(found):
             raise InputError(f"runs: {path} holds neither a run nor an evaluation: name outputs/NAME/TIME or a results.json")
         run.remarks = [remark for remark in run.remarks if not remark.endswith(" is missing")]  # it is no run
+    if "strategy" in run.forgetting:
+        run.remarks = [remark for remark in run.remarks if remark != f"{path / 'csv'} is missing"]  # its stages have logs
+        _take_stage_logs(run)
     run.config = run.config or run.training.get("config", {})
     return run
+
+
+def _take_stage_logs(run: Run) -> None:
+    """What the callback of the last stage has logged of drift."""
+    folders = sorted(run.path.glob("*_*/csv"), key=lambda folder: int(re.sub(r"\D.*", "", folder.parent.name) or 0))
+    last = Run(run.name, run.path)
+    if folders and _take(last, folders[-1], partial(_curves, remarks=last.remarks), "curves"):
+        run.curves |= {key: points for key, points in last.curves.items() if key.startswith("ewc/")}
 
 
 def _take(run: Run, path: Path, reader: Callable[[Path], Any], *keys: str, optional: bool = False) -> bool:
@@ -219,7 +241,8 @@ def _forgetting(path: Path) -> dict[str, Any]:
     matrix = [[_number(value) for value in _list(row)] for row in _list(found["matrix"])]
     if not tasks or [len(row) for row in matrix] != [len(tasks)] * len(tasks):
         raise ValueError(f"its matrix is not one of {len(tasks)} x {len(tasks)} tasks")
-    return {"tasks": tasks, "matrix": matrix}
+    more = {key: _mapping(found[key]) for key in ("measures", "strategy") if key in found}
+    return {"tasks": tasks, "matrix": matrix} | more | ({"measures": _numbers(more["measures"])} if "measures" in more else {})
 
 
 def _funnel(path: Path) -> list[Row]:

@@ -10,6 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from acge_lightning.config import config_dir, instantiate
+from acge_lightning.pretrained import load
+from acge_lightning.sequence import sequence
+from acge_lightning.strategy import ones
 from acge_lightning.train import train
 
 CONF = config_dir()
@@ -35,6 +38,9 @@ CASES = {
     "evaluate": None,
     "longtail": None,
     "sweep/quickstart": None,
+    "callbacks/ewc": [ONE_TASK, "encoder=pretrained", "encoder.path={encoder}", "callbacks.ewc.anchors={anchor}"],
+    **dict.fromkeys(("experiment/continual_zh", "experiment/adapt")),  # several runs: see below
+    **{f"strategy/{file.stem}": None for file in (CONF / "strategy").glob("*.yaml")},  # test_sequence.py has them all
     "callbacks/evaluation": [
         ONE_TASK,
         *TINY,
@@ -110,11 +116,14 @@ def selecting(file):
 
 def run(overrides, out, data, encoder, cache):
     filled = [o.replace("{encoder}", str(encoder)).replace("{data}", str(data)) for o in overrides]
+    if any("{anchor}" in o for o in filled):
+        file = ones(load(encoder)).save(out / "old.safetensors")
+        filled = [o.replace("{anchor}", str(file)) for o in filled]
     filled += QUICK if any("debug" in o for o in filled) else ["debug=fast", *QUICK]
     cfg = composed([*filled, f"paths.output_dir={out}", f"paths.data_dir={data}", f"paths.cache_dir={cache}"])
     for task in cfg.task.values():
         OmegaConf.update(task, "data.max_dev", 40, force_add=True)
-    return cfg, train(cfg)
+    return cfg, (sequence if cfg.stages else train)(cfg)
 
 
 def test_no_file_is_without_a_case():
@@ -136,6 +145,23 @@ def test_it_trains(file, tmp_path, data, small_encoder, cache):
     assert len(outputs) == 1
     assert json.loads((tmp_path / "result.json").read_text())["after"]["val/mean"] == mean
     assert [p.parent.name for p in tmp_path.rglob("modules.json")] == (["export"] if outputs == ["export"] else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("continual_zh", TINY),
+        ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"]),
+        ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh", "strategy=ewc_replay"]),
+    ],
+)
+def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small_encoder, cache):
+    extra = [*extra, "fisher={samples: 8, pool: 8}"]
+    cfg, mean = run([f"+experiment={name}", *extra], tmp_path, data, small_encoder, cache)
+    found = json.loads((tmp_path / "forgetting.json").read_text())
+    assert found["tasks"] == list(cfg.stages)
+    assert json.loads((tmp_path / "result.json").read_text())["after"]["val/mean"] == mean
+    assert (tmp_path / "export" / "modules.json").is_file()
 
 
 @pytest.mark.parametrize("file", sorted(f for f in FILES if f.startswith("task/")))

@@ -119,3 +119,43 @@ def test_what_is_not_installed_is_named(module, missing):
 def test_nothing_to_draw(tmp_path):
     write(tmp_path / "result.json", json.dumps({"before": {}, "after": {}}))
     assert figures(read_runs([tmp_path])) == {}
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    """Runs of several stages: EWC at three strengths, and one without."""
+    points = [("ewc", "fisher", 0.1, 0.05, 0.04), ("ewc", "fisher", 10, 0.03, 0.01), ("ewc", "fisher", 1, 0.04, 0.02)]
+    for job, (name, anchor, strength, gain, lost) in enumerate([*points, ("none", None, 1.0, 0.06, 0.05)]):
+        folder = a_run(tmp_path / str(job), f"{name}{job}")
+        found = {"tasks": ["a", "b"], "matrix": [[0.8, 0.2], [0.7, 0.75]], "measures": {"gain": gain, "forgetting": lost}}
+        strategy = {"name": name, "anchor": anchor, "strength": strength, "merge": None, "replay": 0.0}
+        write(folder / "forgetting.json", found | {"strategy": strategy})
+    log = tmp_path / "0" / "2_b" / "csv" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    names = [f"ewc/{kind}/{layer}" for kind in ("drift", "mass") for layer in ("layer 10", "layer 2", "embeddings")]
+    log.write_text(f"step,{','.join(names)}\n0,,,,0.5,0.125,0.375\n9,0.1,0.2,0.3,,,\n18,0.2,0.3,0.4,,,\n")
+    return figures(read_runs([str(tmp_path / str(job)) for job in range(4)]))
+
+
+def test_forgetting_against_gain_in_order_of_strength(sequences):
+    drawn = lines(sequences["gain"])
+    assert drawn[0] == ([0.05, 0.04, 0.03], [0.04, 0.02, 0.01])
+    assert drawn[2] == ([0.06], [0.05])
+    assert [text.get_text() for text in sequences["gain"].axes[0].texts] == ["λ 0.1", "λ 1", "λ 10", ""]
+    assert legend(sequences["gain"]) == ["ewc", "none"]
+
+
+def test_mass_and_drift_of_layers(sequences):
+    (figure,) = [figure for name, figure in sequences.items() if name.startswith("layers/")]
+    mass, drift = ([bar.get_width() for bar in axes.patches] for axes in figure.axes)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["embeddings", "layer 2", "layer 10"]
+    assert (mass, drift) == ([0.375, 0.125, 0.5], [0.4, 0.3, 0.2])
+    assert "layer 10 0.5000 and 2.00e-01" in figure.get_label()
+
+
+def test_one_sequence_has_no_trade_to_draw(tmp_path):
+    write(
+        a_run(tmp_path, "one") / "forgetting.json",
+        {"tasks": ["a"], "matrix": [[0.5]], "measures": {"gain": 1, "forgetting": 0}},
+    )
+    assert "gain" not in figures(read_runs([tmp_path]))

@@ -23,6 +23,10 @@ FORBIDDEN = {
     "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
     "* !adaptive/first.py": ["faiss"],
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "cli", "callbacks")],
+    "* !train.py !sequence.py !cli.py !config.py": ["hydra", "omegaconf"],
+    "* !benchmark.py": ["mteb", "datasets"],
+    f"{MATHS} {MODEL}": LIGHTNING,
+    "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "sequence", "cli", "callbacks")],
 }
 # What the maths files may import besides the standard library.
 ALLOWED = ["torch", "torchmetrics", "transformers", "sklearn", "joblib", "safetensors", "threadpoolctl", "rich", "numpy"] + [

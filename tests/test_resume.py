@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import SAMPLE
 from hydra import compose, initialize_config_dir
 
@@ -32,6 +33,7 @@ BERT = [
     "encoder.config={model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
     "encoder.max_length=24",
 ]
+WITH_EWC = "callbacks=[guard,peers,randomness,checkpoint,steps,signals,early_stopping,learning_rate,progress,ewc]"
 # name -> overrides, kinds of events to be killed at (None: all), number of kills in the long test, fewest of them that loaded
 SETTINGS = {
     "every step": ([*ONE, "trainer.max_epochs=3", EACH_STEP], ["train_batch_end"], 17, 16),
@@ -115,6 +117,37 @@ SETTINGS = {
         10,
         9,
     ),
+    **{
+        f"EWC by {mode}": (
+            [
+                *ONE,
+                WITH_EWC,
+                "callbacks.ewc.anchors={anchor}",
+                f"callbacks.ewc.mode={mode}",
+                "callbacks.ewc.strength={0: 0.5, 12: 3.0}",
+                "trainer.accumulate_grad_batches=2",
+                "trainer.max_epochs=3",
+                EACH_STEP,
+            ],
+            ["train_batch_end", "before_optimizer_step", "saved"],
+            8,
+            6,
+        )
+        for mode in ("gradient", "proximal", "rate")
+    },
+    "a schedule of Matryoshka dims": (
+        [
+            *ONE,
+            "matryoshka={dims: [16, 8, 4]}",
+            "+callbacks.matryoshka_schedule._target_=acge_lightning.callbacks.matryoshka.MatryoshkaSchedule",
+            "+callbacks.matryoshka_schedule.random=1",
+            "trainer.max_epochs=3",
+            EACH_STEP,
+        ],
+        ["train_batch_end", "before_optimizer_step"],
+        8,
+        7,
+    ),
     "masked LM": (
         [
             "task=[sample_unlabelled]",
@@ -147,6 +180,9 @@ def interrupted(overrides, points, kinds, folder, tokenizer, cache, **others):
     fixed = [f"encoder.tokenizer={tokenizer}", f"paths.cache_dir={cache}", "+trainer.enable_progress_bar=false"]
     dim = [] if "encoder=bert_mini" in overrides else ["encoder.dim=16"]
     merged = {o.partition("=")[0]: o for o in [*overrides, *dim, *fixed]}  # the last of a key
+    if any("{anchor}" in o for o in merged.values()):
+        file = an_anchor(folder / "old.safetensors", tokenizer)
+        merged = {key: o.replace("{anchor}", str(file)) for key, o in merged.items()}
     environment = others.pop("environment", {})
     asked = {"folder": str(folder), "points": points, "kinds": kinds, "overrides": list(merged.values()), **others}
     done = subprocess.run(
@@ -164,6 +200,19 @@ def interrupted(overrides, points, kinds, folder, tokenizer, cache, **others):
     return whole, runs
 
 
+def an_anchor(file, tokenizer):
+    """Of the static encoder of these runs, with numbers at random."""
+    from acge_lightning.anchor import Anchor
+    from acge_lightning.fresh import static
+
+    made = torch.Generator().manual_seed(1)
+    shapes = {name: p.shape for name, p in static(str(tokenizer), dim=16).named_parameters()}
+    theta, fisher = (
+        {name: scale * torch.rand(shape, generator=made) for name, shape in shapes.items()} for scale in (0.1, 2.0)
+    )
+    return Anchor(theta, fisher, {}).save(file)
+
+
 def check(whole, runs, killed, loaded):
     """All that loaded a checkpoint end alike, and enough of them did."""
     assert [run["killed"] for run in runs] == [killed] * len(runs)
@@ -175,7 +224,7 @@ def check(whole, runs, killed, loaded):
     assert len(went_on) >= loaded
 
 
-@pytest.mark.parametrize("name", ["accumulation", "SimCSE with dropout"])
+@pytest.mark.parametrize("name", ["accumulation", "SimCSE with dropout", "EWC by rate"])
 def test_a_killed_run_goes_on_exactly(name, tmp_path, tokenizer, cache):
     overrides, kinds, _, _ = SETTINGS[name]
     check(*interrupted(overrides, 3, kinds, tmp_path, tokenizer, cache), -9, 2)
