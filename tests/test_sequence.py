@@ -110,10 +110,10 @@ class CutError(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["anchored", *(pytest.param(p, marks=pytest.mark.heavy) for p in ("trained", "scored", "last trained", "last scored"))],
-)
+LONG = [pytest.param(place, marks=pytest.mark.heavy) for place in ("trained", "scored", "last trained", "last scored")]
+
+
+@pytest.mark.parametrize("place", ["anchored", *LONG])
 def test_a_sequence_that_was_cut_goes_on_with_the_same_end(place, composed, tmp_path, monkeypatch):
     whole = sequence.sequence(composed("strategy=ewc", out="whole"))
     trained, asked, done = [], [], sequence.train
