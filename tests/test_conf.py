@@ -39,7 +39,7 @@ CASES = {
     "longtail": None,
     "sweep/quickstart": None,
     "callbacks/ewc": [ONE_TASK, "encoder=pretrained", "encoder.path={encoder}", "callbacks.ewc.anchors={anchor}"],
-    **dict.fromkeys(("experiment/continual_zh", "experiment/adapt")),  # several runs: see below
+    **dict.fromkeys(("experiment/continual_zh", "experiment/continual_en", "experiment/adapt")),  # several runs: see below
     **{f"strategy/{file.stem}": None for file in (CONF / "strategy").glob("*.yaml")},  # test_sequence.py has them all
     "callbacks/evaluation": [
         ONE_TASK,
@@ -151,6 +151,7 @@ def test_it_trains(file, tmp_path, data, small_encoder, cache):
     ("name", "extra"),
     [
         ("continual_zh", TINY),
+        ("continual_en", ["encoder.path={encoder}"]),
         ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"]),
         ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh", "strategy=ewc_replay"]),
     ],
