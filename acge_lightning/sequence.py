@@ -104,7 +104,8 @@ class _Sequence:
         folder = self.folder / START
         if not (self.again and (folder / "modules.json").is_file()):
             torch.manual_seed(self.cfg.seed)
-            texts = (text for name in self.stages[0].task for text in self.tasks[name].data.train_texts())
+            trained = [self.tasks[name] for name in self.stages[0].task if self.tasks[name].weight > 0]
+            texts = (text for task in trained for text in task.data.train_texts())
             export(make_encoder(self.cfg, texts), folder)
         return folder
 

@@ -157,7 +157,7 @@ def test_it_trains(file, tmp_path, data, small_encoder, cache):
     ],
 )
 def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small_encoder, cache):
-    extra = [*extra, "fisher={samples: 8, pool: 8}"]
+    extra = [*extra, "fisher={samples: 40, pool: 40}"]
     cfg, mean = run([f"+experiment={name}", *extra], tmp_path, data, small_encoder, cache)
     found = json.loads((tmp_path / "forgetting.json").read_text())
     assert found["tasks"] == list(cfg.stages)
