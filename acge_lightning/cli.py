@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import os
+import re
 import sys
 import traceback
 import warnings

@@ -207,7 +207,9 @@ def _forgetting(runs: Sequence[Run], drawn: Pictures) -> list[Part]:
             rows = [[task, *map(number, row)] for task, row in zip(tasks, matrix, strict=True)]
             tables.append(grid(f"{run.name}: after training on (line), score of (column)", ["", *tasks], rows))
     text = "Line: after training on this task; column: the score of that task. Down a column is what was kept."
-    return [*gallery(drawn, "forgetting/", text), fold("As tables", tables)] if tables else []
+    trade = gallery(drawn, "gain", "Down is less forgotten, to the right is more learnt; a line a strategy.")
+    layers = gallery(drawn, "layers/", "How much each layer mattered for earlier tasks, and how far it moved.")
+    return [*trade, *gallery(drawn, "forgetting/", text), fold("As tables", tables), *layers] if tables else layers
 
 
 def _examples(examples: Mapping[str, Any], key: str, show: Callable[[Any], list[Part]]) -> list[Part]:
