@@ -19,11 +19,12 @@ from acge_lightning.config import plain
 from acge_lightning.data.base import EvaluationSet, TaskDataModule
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import FAMILIES, Dataset, Model, evaluate, open_models
+from acge_lightning.evaluation import Model, evaluate, open_models
 from acge_lightning.export import export
 from acge_lightning.fisher import fisher
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
+from acge_lightning.protocols import FAMILIES, Dataset
 from acge_lightning.report import forgetting_tables, show, write_result
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.train import checked, make_encoder, make_tasks, train
