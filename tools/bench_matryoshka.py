@@ -167,7 +167,7 @@ def training(data: str, rounds: int, steps: int) -> float:
     """Seconds of some steps at seven dims over those of the same steps at one; of each step the median over the rounds."""
     settings = ["+experiment=zh_multitask", "encoder.dense=1792", "matryoshka=acge", "callbacks=[]", "logger=none"]
     settings += [f"paths.data_dir={data}", f"trainer.max_steps={steps}", "+trainer.limit_val_batches=0"]
-    settings += ["trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false", "paths.output_dir=outputs"]
+    settings += ["+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false", "paths.output_dir=outputs"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", settings)
     tasks = make_tasks(cfg)
