@@ -20,7 +20,8 @@ from transformers.masking_utils import sdpa_mask
 
 PACKED = "packed"
 MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
-_ALIKE = 8  # texts that are attended together differ by so many tokens at most
+_ALIKE = 8  # short texts that are attended together differ by so many tokens at most
+_SHORT = 48  # tokens; of longer texts only those of one length are attended together, as padding costs more than a call
 _LEVELS = 1 << 16  # of a dropout probability on a CPU
 
 
@@ -66,7 +67,8 @@ class Segments:
         while first < len(sizes):
             low = high = sizes[first]
             last = first + 1
-            while last < len(sizes) and max(high, sizes[last]) - min(low, sizes[last]) <= _ALIKE:
+            alike = _ALIKE if low < _SHORT else 0
+            while last < len(sizes) and max(high, sizes[last]) - min(low, sizes[last]) <= alike:
                 low, high = min(low, sizes[last]), max(high, sizes[last])
                 last += 1
             end = begin + sum(sizes[first:last])
