@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from acge_lightning.adaptive import FunnelIndex, Stage
 from acge_lightning.adaptive.stages import check_stages, default_stages
-from acge_lightning.adaptive.vectors import Vectors
+from acge_lightning.adaptive.vectors import Vectors, prefix
 from acge_lightning.errors import InputError
 
 STORES = ("fp32", "fp16", "int8", "binary")
@@ -281,3 +281,25 @@ def test_texts_are_indexed_searched_for_and_shown(small_encoder, tmp_path):
     encoder.matryoshka_dims = (8, 16)
     with pytest.raises(InputError, match="this one has 16, trained for"):
         FunnelIndex.load(tmp_path, encoder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "queries", "dim", "count"), [(1, 1, 8, 1), (17, 3, 8, 17), (5000, 1, 64, 40), (9000, 70, 32, 25)]
+)
+def test_int8_rows_found_by_integer_products_are_those_of_a_float_scan(rows, queries, dim, count):
+    rng = np.random.default_rng(rows)
+    found = Vectors(dim, "int8").extended(torch.from_numpy(rng.standard_normal((rows, dim))).float())
+    asked = prefix(torch.from_numpy(rng.standard_normal((queries, dim))), dim)
+    decoded = found.codes.numpy().astype(np.float64) * found.scale.numpy()[:, None].astype(np.float64)
+    expected = asked.numpy().astype(np.float64) @ decoded.T
+    scores, places = found.nearest(asked, count)
+    best = np.sort(expected, axis=1)[:, ::-1][:, :count]
+    np.testing.assert_allclose(scores.numpy(), best, atol=3e-5)
+    np.testing.assert_allclose(np.take_along_axis(expected, places.numpy(), 1), best, atol=6e-5)
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+def test_the_largest_integer_products_do_not_overflow():
+    found = Vectors(1792, "int8").extended(torch.ones(3, 1792))
+    scores, _ = found.nearest(prefix(torch.tensor([1.0, -1.0])[:, None].expand(2, 1792), 1792), 3)
+    torch.testing.assert_close(scores, torch.tensor([[1.0] * 3, [-1.0] * 3]), atol=1e-5, rtol=0)

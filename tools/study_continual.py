@@ -73,7 +73,7 @@ class Study:
         """The encoder that has learnt the first stage."""
         folder = self.out / "base"
         if not (folder / "result.json").is_file():
-            self._train(folder, [f"task={BASE}", "~stages", "trainer.max_epochs=2"])
+            self._train(folder, [f"task={BASE}", "~stages", "~strategy", "trainer.max_epochs=2"])
         return folder / "export"
 
     def run(self, setting: Setting, seed: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from acge_lightning.adaptive.stages import Store
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8, "binary": torch.uint8}
 BLOCK = 16_384  # rows that are packed or compared together
 _GATHERED = 1 << 21  # floats of a shortlist that are compared together: what the caches hold
+_SCORES = 1 << 22  # scores that are kept together
+_GROUP = 16  # rows of which the best one is looked at first
 _BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
 
 
@@ -118,6 +120,9 @@ class Vectors:
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The `count` rows of the largest cosines, of all rows: Float32[q, count], Int64[q, count], the best first."""
+        if self.store == "int8" and len(self) and len(queries) and torch.backends.mkldnn.is_available():
+            parts = [self._nearest_int8(part, count) for part in queries.split(max(1, _SCORES // len(self)))]
+            return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
         scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         for start, block in self.blocks():
             best = (queries @ block.T).topk(min(count, len(block)))
@@ -126,3 +131,25 @@ class Vectors:
                 scores, order = scores.topk(count)
                 rows = rows.gather(1, order)
         return scores, rows
+
+    def _nearest_int8(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """In products of integers, a query as two digits of 8 and 7 bits: its elements are off by 2^-15 of the largest."""
+        q, n = len(queries), len(self)
+        unit = queries.abs().amax(1).clamp(min=1e-30) / (127 * 128)
+        fine = (queries / unit[:, None]).round()
+        high = (fine / 128).round()
+        digits = torch.cat([high, fine - 128 * high]).to(torch.int8).T.contiguous()
+        groups = -(-n // _GROUP)
+        scores = torch.empty(groups * _GROUP, q)
+        scores[n:] = -torch.inf
+        step = max(4096, (1 << 18) // q)
+        for start in range(0, n, step):
+            found = torch._int_mm(self.codes[start : start + step], digits)
+            part = scores[start : start + len(found)]
+            part.copy_(found[:, :q]).mul_(128)
+            part.add_(found[:, q:]).mul_(self.scale[start : start + step, None])
+        best = scores.view(groups, _GROUP, q).amax(1).T.topk(min(count, groups)).indices  # the best rows are in these
+        rows = (best[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
+        values = scores.T.gather(1, rows)
+        values, order = values.topk(min(count, n))
+        return values * unit[:, None], rows.gather(1, order)
