@@ -1,10 +1,10 @@
 """Does an anchor help? Every strategy gets the same search on dev splits, and its winner five seeds on test splits.
 
-    python tools/study_continual.py [--data DIR] [--out DIR] [--processes N] [--seeds N]
+    python tools/study_continual.py [--data DIR] [--out DIR] [--processes N] [--pairs N] [--seeds N]
 
 A static encoder is trained on the first stage of `+experiment=continual_zh`, once. Then medical retrieval and weibo emotions
 follow, under each strategy. Plain fine-tuning is searched over learning rate and epochs, by gain on dev. The others are
-searched over the best two of its pairs of learning rate and epochs, and over their own number; theirs is the setting that
+searched over the best `--pairs` of its learning rates and epochs, and over their own number; theirs is the setting that
 forgets least, on dev, among those that keep 95 % of plain fine-tuning's gain there, or else the one with the largest gain. Each
 run goes through `train.py` and keeps its folder; what is there is not run again.
 
@@ -35,12 +35,12 @@ BASE = "[cmrc2018,dureader_robust,qbqtc_ltr,stsb_zh,atec,lcqmc,tnews,cic_intent,
 RATES, EPOCHS = (5e-4, 2e-3, 5e-3), (1, 3)
 OWN: dict[str, dict[str, Sequence[float]]] = {  # what each strategy is tuned by
     "none": {},
-    "l2sp": {"strength": (1e-3, 1e-2, 1e-1, 1.0)},
-    "ewc": {"strength": (0.1, 1.0, 10.0, 100.0)},
-    "ewc_online": {"strength": (0.1, 1.0, 10.0, 100.0)},
+    "l2sp": {"strength": (0.01, 0.1, 1.0)},
+    "ewc": {"strength": (0.01, 0.1, 1.0)},
+    "ewc_online": {"strength": (0.01, 0.1, 1.0)},
     "replay": {"replay": (0.1, 0.25, 0.5)},
-    "ewc_replay": {"strength": (0.1, 1.0, 10.0)},
-    "merge": {"merge": (0.3, 0.5, 0.7, 0.85)},
+    "ewc_replay": {"strength": (0.01, 0.1, 1.0)},
+    "merge": {"merge": (0.5, 0.7, 0.85)},
 }
 KEPT = 0.95  # of plain fine-tuning's gain
 CONSOLE = Console(stderr=True)
@@ -80,8 +80,8 @@ class Study:
         """`forgetting.json` of a run."""
         folder = self.out / "runs" / f"{setting.label()}_seed{seed}"
         if not (folder / "forgetting.json").is_file() or not (folder / "result.json").is_file():
-            options = [f"seed={seed}", f"strategy={setting.strategy}", "stages.base.train=false", "~stages.base.set"]
-            options += ["encoder=pretrained", f"encoder.path={self.out / 'base' / 'export'}"]
+            options = [f"seed={seed}", f"strategy={setting.strategy}", "+stages.base.train=false", "~stages.base.set"]
+            options += ["encoder=pretrained", "~encoder.tokenizer", f"encoder.path={self.out / 'base' / 'export'}"]
             options += [f"optim.optimizer.lr={setting.rate}", f"trainer.max_epochs={setting.epochs}"]
             options += [f"strategy.{key}={value}" for key, value in setting.own]
             self._link_anchor(setting, folder)
@@ -171,6 +171,9 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", default="outputs/study_continual", type=Path, help="where all runs are kept")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--pairs", type=int, default=2, help="of learning rate and epochs, for strategies with a number of their own"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--strategies", nargs="+", default=list(OWN), choices=list(OWN))
     args = parser.parse_args(argv)
@@ -179,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     plain = {s: run for (s, _), run in study.all(settings("none", list(product(RATES, EPOCHS))), [0]).items()}
     ranked = sorted(plain, key=lambda s: plain[s]["dev"]["measures"]["gain"], reverse=True)
     gain = plain[ranked[0]]["dev"]["measures"]["gain"]
-    pairs = [(s.rate, s.epochs) for s in ranked[:2]]
+    pairs = [(s.rate, s.epochs) for s in ranked[: args.pairs]]
     study.anchors()
     chosen, fronts = {"none": ranked[0]}, dict(plain)
     for strategy in args.strategies:
