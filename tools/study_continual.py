@@ -35,13 +35,14 @@ BASE = "[cmrc2018,dureader_robust,qbqtc_ltr,stsb_zh,atec,lcqmc,tnews,cic_intent,
 RATES, EPOCHS = (5e-4, 2e-3, 5e-3), (1, 3)
 OWN: dict[str, dict[str, Sequence[float]]] = {  # what each strategy is tuned by
     "none": {},
-    "l2sp": {"strength": (0.01, 0.1, 1.0)},
-    "ewc": {"strength": (0.01, 0.1, 1.0)},
-    "ewc_online": {"strength": (0.01, 0.1, 1.0)},
+    "l2sp": {"strength": (0.001, 0.003, 0.01, 0.1)},
+    "ewc": {"strength": (0.001, 0.003, 0.01, 0.1)},
+    "ewc_online": {"strength": (0.001, 0.003, 0.01, 0.1)},
     "replay": {"replay": (0.1, 0.25, 0.5)},
-    "ewc_replay": {"strength": (0.01, 0.1, 1.0)},
+    "ewc_replay": {"strength": (0.001, 0.003, 0.01, 0.1)},
     "merge": {"merge": (0.5, 0.7, 0.85)},
 }
+KINDS = {"l2sp": "ones", "ewc": "fisher", "ewc_online": "fisher", "ewc_replay": "fisher"}  # of anchors
 KEPT = 0.95  # of plain fine-tuning's gain
 CONSOLE = Console(stderr=True)
 
@@ -90,24 +91,22 @@ class Study:
 
     def _link_anchor(self, setting: Setting, folder: Path) -> None:
         """The first stage's anchor is the same for all strengths and rates of a kind."""
-        kind = {"l2sp": "ones", "ewc": "fisher", "ewc_online": "fisher", "ewc_replay": "fisher"}.get(setting.strategy)
-        if kind is None:
-            return
-        anchor = self.out / f"{kind}.safetensors"
-        mine = folder / "1_base" / "anchor.safetensors"
-        if anchor.is_file() and not mine.is_file():
+        anchor, mine = self._anchor(setting), folder / "1_base" / "anchor.safetensors"
+        if anchor is not None and anchor.is_file() and not mine.is_file():
             mine.parent.mkdir(parents=True, exist_ok=True)
             os.link(anchor, mine)
 
-    def anchors(self) -> None:
-        """Make them, by a run of each kind."""
-        for strategy, kind in (("l2sp", "ones"), ("ewc", "fisher")):
-            target = self.out / f"{kind}.safetensors"
-            if not target.is_file():
-                setting = Setting(strategy, RATES[0], EPOCHS[0], tuple((k, v[0]) for k, v in OWN[strategy].items()))
-                self.run(setting, 0)
-                made = self.out / "runs" / f"{setting.label()}_seed0" / "1_base" / "anchor.safetensors"
-                os.link(made, target)
+    def _anchor(self, setting: Setting) -> Path | None:
+        kind = KINDS.get(setting.strategy)
+        return None if kind is None else self.out / f"{kind}.safetensors"
+
+    def anchors(self, first: Sequence[Setting]) -> None:
+        """Make those of these settings, by a run of each kind."""
+        kinds = {self._anchor(setting): setting for setting in reversed(first) if self._anchor(setting) is not None}
+        missing = {file: setting for file, setting in kinds.items() if not file.is_file()}
+        self.all(missing.values(), [0])
+        for file, setting in missing.items():
+            os.link(self.out / "runs" / f"{setting.label()}_seed0" / "1_base" / "anchor.safetensors", file)
 
     def all(self, settings: Iterable[Setting], seeds: Iterable[int]) -> dict[tuple[Setting, int], dict[str, Any]]:
         """Several runs, some at a time."""
@@ -183,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     ranked = sorted(plain, key=lambda s: plain[s]["dev"]["measures"]["gain"], reverse=True)
     gain = plain[ranked[0]]["dev"]["measures"]["gain"]
     pairs = [(s.rate, s.epochs) for s in ranked[: args.pairs]]
-    study.anchors()
+    study.anchors([settings(strategy, pairs)[0] for strategy in args.strategies if strategy != "none"])
     chosen, fronts = {"none": ranked[0]}, dict(plain)
     for strategy in args.strategies:
         if strategy != "none":
