@@ -113,7 +113,7 @@ def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
 def _axes(title: str, x: str = "", y: str = "", height: float = _SIZE[1]) -> Axes:
     figure = Figure((_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_short(title, 50), loc="left", fontsize=10)
+    axes.set_title(_short(title, 44), loc="left", fontsize=10)
     axes.set(xlabel=x, ylabel=y)
     return axes
 
@@ -268,7 +268,8 @@ def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
         axes.plot(x, y, **_style(place), linewidth=1)
         axes.plot(x, y, **_dots(place))
         for _, x, y, told in points:
-            axes.annotate(told, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            apart = (4, 4) if place % 2 else (4, -10)  # lines of like strength lie close together
+            axes.annotate(told, (x, y), xytext=apart, textcoords="offset points", fontsize=7, color=_dots(place)["color"])
     axes.margins(0.15)
     told = "; ".join(f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points)
     return {"gain": _finished(axes, f"Forgetting against gain: {told}", {name: _dots(i) for i, name in enumerate(lines)})}
