@@ -306,6 +306,14 @@ class CoSENT(CosineLoss):
         wrong_way = difference[known[:, None] > known[None, :]]
         return torch.logsumexp(torch.cat([wrong_way.new_zeros(1), wrong_way]), dim=0)
 
+    def value_and_gradient(self, logits: Sequence[Tensor], known: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """In closed form: each pair of pairs pulls by its share of the sum."""
+        (found,) = logits
+        difference = (found[None, :] - found[:, None]).masked_fill_(known[:, None] <= known[None, :], -torch.inf)
+        value = torch.logsumexp(nn.functional.pad(difference.flatten(), (1, 0)), dim=0)
+        share = difference.sub_(value).exp_()
+        return value, [share.sum(0) - share.sum(1)]
+
 
 class LabelContrast(CosineLoss):
     """Contrast by class: texts of the same label are positives, texts of other labels are negatives.
@@ -343,6 +351,22 @@ class LabelContrast(CosineLoss):
         (found,), (same, positive) = logits, known
         negatives = torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True)
         each = nn.functional.softplus(negatives - found).masked_fill(~positive, 0.0)
-        count = positive.sum(1)
-        has_any = count > 0
-        return (each.sum(1)[has_any] / count[has_any]).sum() / has_any.sum().clamp(min=1)
+        return (each.sum(1) * self._weights(positive, each.dtype)).sum()
+
+    def value_and_gradient(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """In closed form: positives are pulled by the odds of their negatives, which share the push."""
+        (found,), (same, positive) = logits, known
+        weights = self._weights(positive, found.dtype)
+        negatives = torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True)
+        above = negatives - found
+        value = (nn.functional.softplus(above).masked_fill_(~positive, 0.0).sum(1) * weights).sum()
+        pull = above.sigmoid().masked_fill_(~positive, 0.0).mul_(weights[:, None])
+        push = above.neg_().exp_().masked_fill_(same, 0.0)  # the softmax over negatives
+        return value, [push.mul_(pull.sum(1, keepdim=True)).sub_(pull)]
+
+    @staticmethod
+    def _weights(positive: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each text's sum over its positives in the mean: Float[n]."""
+        count = positive.sum(1, dtype=dtype)
+        texts = (count > 0).sum().clamp(min=1)
+        return torch.where(count > 0, 1 / (count * texts), 0.0)

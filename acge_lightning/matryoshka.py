@@ -126,14 +126,14 @@ class _Nested(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: CosineLoss, known: Any, prefixes: Sequence[_Prefix], *vectors: Tensor) -> tuple[Tensor, Tensor]:
         kind = _RowSide if loss.rowwise else _Side
-        sides = [kind(rows, columns) for rows, columns in zip(vectors[::2], vectors[1::2], strict=True)]
+        sides = [kind(rows, columns, prefixes) for rows, columns in zip(vectors[::2], vectors[1::2], strict=True)]
         wanted, total, parts = any(ctx.needs_input_grad), vectors[0].new_zeros(()), []
-        for prefix in prefixes:
-            logits = [side.extend(prefix) for side in sides]
+        for place, prefix in enumerate(prefixes):
+            logits = [side.logits(place) for side in sides]
             if wanted:
                 value, gradients = loss.value_and_gradient(logits, known)
                 for side, gradient in zip(sides, gradients, strict=True):
-                    side.keep(gradient, prefix)
+                    side.keep(gradient, place)
             else:
                 value = loss.value(logits, known)
             del logits
@@ -154,43 +154,41 @@ class _Nested(torch.autograd.Function):
 class _Side:
     """Cosines of all rows with all columns, prefix after prefix, from the shortest on; then the gradients of both."""
 
-    def __init__(self, rows: Tensor, columns: Tensor):
-        self.vectors = rows.detach(), columns.detach()
-        self.squares = [v.new_zeros(len(v)) for v in self.vectors]
+    def __init__(self, rows: Tensor, columns: Tensor, prefixes: Sequence[_Prefix]):
+        self.vectors, self.prefixes = (rows.detach(), columns.detach()), prefixes
+        ends = [prefix.dim for prefix in prefixes]
+        self.blocks = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        norms = [torch.stack([torch.linalg.vector_norm(v[:, b], dim=1) for b in self.blocks]) for v in self.vectors]
+        self.squares = [norm.square_().cumsum(0) for norm in norms]  # of each prefix, Float[p, n]
+        self.inverse = [square.sqrt().clamp_(min=_EPS).reciprocal_() for square in self.squares]
         self.products: Tensor | None = None
-        self.begin = 0
-        self.kept: list[tuple[int, int, Tensor, list[Tensor]]] = []  # of each prefix: its last block, H, and the parts along
+        self.kept: list[tuple[Tensor, Sequence[Tensor]]] = []  # of each prefix: H, and the sums of H S by row and by column
 
-    def extend(self, prefix: _Prefix) -> Tensor:
-        """The logits of the next prefix."""
-        self.begin, self.end = getattr(self, "end", 0), prefix.dim
-        blocks = [v[:, self.begin : self.end] for v in self.vectors]
-        for square, block in zip(self.squares, blocks, strict=True):
-            square += torch.linalg.vector_norm(block, dim=1).square_()
-        self.add(*blocks)
-        self.lengths = [square.sqrt().clamp_(min=_EPS) for square in self.squares]
-        return self.scaled(self.products, 1 / prefix.temperature)
+    def logits(self, place: int) -> Tensor:
+        """Those of the next prefix."""
+        self.add(*(v[:, self.blocks[place]] for v in self.vectors))
+        return self.scaled(self.products, place, 1 / self.prefixes[place].temperature)
 
-    def keep(self, gradient: Tensor, prefix: _Prefix) -> None:
+    def keep(self, gradient: Tensor, place: int) -> None:
         """Take in the derivative by the logits of the prefix."""
-        by_products = self.scaled(gradient, prefix.weight / prefix.temperature)
-        along = self.sums(by_products)
-        along = [torch.where(square > _EPS**2, part / square, 0) for part, square in zip(along, self.squares, strict=True)]
-        self.kept.append((self.begin, self.end, by_products, along))
+        prefix = self.prefixes[place]
+        by_products = self.scaled(gradient, place, prefix.weight / prefix.temperature)
+        self.kept.append((by_products, self.sums(by_products)))
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
+    def gradients(self) -> list[Tensor]:
         """The gradients of rows and columns, from the last block back to the first; what was kept is used up."""
-        found = tuple(torch.zeros_like(v) for v in self.vectors)
-        by_products, along = None, [torch.zeros_like(square) for square in self.squares]
-        self.products = None
-        while self.kept:
-            begin, end, more, parts = self.kept.pop()
+        sums = [torch.stack(parts) for parts in zip(*(parts for _, parts in self.kept), strict=True)]
+        along = [torch.where(q > _EPS**2, part / q, 0).flip(0).cumsum(0) for part, q in zip(sums, self.squares, strict=True)]
+        found = [torch.empty_like(v) for v in self.vectors]
+        by_products, self.products = None, None
+        for turn, block in enumerate(reversed(self.blocks)):
+            more, _ = self.kept.pop()
             by_products = more if by_products is None else by_products.add_(more)
-            for total, part in zip(along, parts, strict=True):
-                total += part
-            rows, columns = (v[:, begin:end] for v in self.vectors)
-            for place, part in enumerate(self.back(by_products, rows, columns)):
-                found[place][:, begin:end] = part.sub_(along[place][:, None] * (rows, columns)[place])
+            pieces = [v[:, block] for v in self.vectors]
+            targets = [gradient[:, block] for gradient in found]
+            self.back(by_products, pieces, targets)
+            for target, part, piece in zip(targets, along, pieces, strict=True):
+                target.addcmul_(part[turn][:, None], piece, value=-1)
         return found
 
     # ---- what differs where row i meets column i only
@@ -198,16 +196,17 @@ class _Side:
     def add(self, rows: Tensor, columns: Tensor) -> None:
         self.products = rows @ columns.T if self.products is None else self.products.addmm_(rows, columns.T)
 
-    def scaled(self, values: Tensor, factor: float) -> Tensor:
-        rows, columns = self.lengths
-        return (values * (factor / rows)[:, None]).mul_(1 / columns)
+    def scaled(self, values: Tensor, place: int, factor: float) -> Tensor:
+        rows, columns = (inverse[place] for inverse in self.inverse)
+        return (values * (rows * factor)[:, None]).mul_(columns)
 
-    def sums(self, by_products: Tensor) -> list[Tensor]:
+    def sums(self, by_products: Tensor) -> Sequence[Tensor]:
         both = by_products * self.products
-        return [both.sum(1), both.sum(0)]
+        return both.sum(1), both.sum(0)
 
-    def back(self, by_products: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        return by_products @ columns, by_products.T @ rows
+    def back(self, by_products: Tensor, pieces: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        torch.mm(by_products, pieces[1], out=targets[0])
+        torch.mm(by_products.T, pieces[0], out=targets[1])
 
 
 class _RowSide(_Side):
@@ -217,13 +216,14 @@ class _RowSide(_Side):
         block = (rows * columns).sum(1)
         self.products = block if self.products is None else self.products.add_(block)
 
-    def scaled(self, values: Tensor, factor: float) -> Tensor:
-        rows, columns = self.lengths
-        return values * factor / (rows * columns)
+    def scaled(self, values: Tensor, place: int, factor: float) -> Tensor:
+        rows, columns = (inverse[place] for inverse in self.inverse)
+        return (values * rows).mul_(columns).mul_(factor)
 
-    def sums(self, by_products: Tensor) -> list[Tensor]:
+    def sums(self, by_products: Tensor) -> Sequence[Tensor]:
         both = by_products * self.products
-        return [both, both]
+        return both, both
 
-    def back(self, by_products: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        return by_products[:, None] * columns, by_products[:, None] * rows
+    def back(self, by_products: Tensor, pieces: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        torch.mul(by_products[:, None], pieces[1], out=targets[0])
+        torch.mul(by_products[:, None], pieces[0], out=targets[1])

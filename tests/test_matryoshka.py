@@ -47,6 +47,32 @@ def test_matryoshka_is_the_weighted_sum_over_truncated_losses(name, weights):
     assert_same(Matryoshka(loss, DIMS, weights)(columns, labels, ids), expected, columns, 1e-12)
 
 
+NOTHING_TO_LEARN = {
+    "CoSENT, equal scores": (CoSENT(0.2), torch.ones(6)),
+    "CoSENT, two scores": (CoSENT(0.2), torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])),
+    "LabelContrast, one label": (LabelContrast(0.2), torch.zeros(6, dtype=torch.long)),
+    "LabelContrast, all different": (LabelContrast(0.2), torch.arange(6)),
+    "LabelContrast, one without others": (LabelContrast(0.2), torch.tensor([0, 0, 0, 0, 0, 1])),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_LEARN)
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_closed_gradients_at_the_edges_are_those_of_autograd(name, scale):
+    """Labels that leave nothing to compare, and logits at which exp underflows."""
+    loss, labels = NOTHING_TO_LEARN[name]
+    logits = scale * torch.randn(
+        (6,) if loss.rowwise else (6, 6), dtype=torch.double, generator=torch.Generator().manual_seed(1)
+    )
+    known = loss.known((logits,), labels, None)
+    value, (gradient,) = loss.value_and_gradient([logits], known)
+    with_graph = logits.clone().requires_grad_()
+    expected = loss.value([with_graph], known)
+    (by_logits,) = torch.autograd.grad(expected, with_graph, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, by_logits, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_prefix_is_normalised_after_it_was_cut(name):
     """What was cut off has no influence; normalising before the cut would let it shrink the prefix."""

@@ -97,6 +97,15 @@ def test_each_dim_is_logged_with_its_loss(fit, tmp_path):
         assert float(row["train/sts/loss"]) == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_dims_are_logged_whenever_the_loss_is(fit, tmp_path, accumulate):
+    fit(MatryoshkaSchedule(at={0: [16, 2]}), log_every_n_steps=3, accumulate_grad_batches=accumulate)
+    with open(tmp_path / "log" / "version_0" / "metrics.csv", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["train/sts/loss"]]
+    assert [int(row["step"]) for row in rows] == [2, 5]
+    assert all(row["train/sts/loss@16"] and row["train/sts/loss@2"] for row in rows)
+
+
 def test_dims_left_out_of_a_step_get_no_gradient_of_their_own(fit):
     """Under {full, 2}, the block from 4 to 8 has the gradient of the full size alone: as with these two dims throughout."""
     one, _ = fit(MatryoshkaSchedule(at={0: [16, 2]}))
