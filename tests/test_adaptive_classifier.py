@@ -154,6 +154,8 @@ def test_tuning_on_folds_sees_answers_of_probes_that_learnt_from_the_others(prob
         ({"dims": []}, "1 to 8 dims"),
         ({"dims": [2.5]}, "1 to 8 dims"),
         ({"tolerance": -0.1}, "negative"),
+        ({"budget": 0.0}, "share of the last dim"),
+        ({"budget": 16}, "share of the last dim"),
         ({"validation": 1.0}, "share of the texts"),
         ({"validation": 1}, "2 or more folds"),
         ({"probe": RidgeClassifier()}, "predict_proba"),
@@ -206,6 +208,35 @@ def test_tuning_is_close_to_an_exhaustive_search(seed):
     accuracy, size = judged(tune(confidence, right, dims, tolerance, margin=0))
     assert accuracy >= enough - 1e-9
     assert best <= size <= best + 0.15 * 32
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [2.0, 6.0, 32.0])
+def test_a_budget_is_kept_and_spent_nearly_as_well_as_by_an_exhaustive_search(seed, budget):
+    confidence, right = drawn(40, 3, seed)
+    dims = np.array([2, 8, 32])
+
+    def judged(thresholds):
+        stopped = stages(confidence, np.array(thresholds))
+        return right[np.arange(40), stopped].mean(), dims[stopped].mean()
+
+    best = max(accuracy for accuracy, size in map(judged, every_threshold(confidence)) if size <= budget)
+    accuracy, size = judged(tune(confidence, right, dims, tolerance=0.0, margin=9.0, budget=budget))
+    assert size <= budget
+    assert accuracy >= best - 0.05
+
+
+def test_a_budget_below_the_first_dim_stops_nothing():
+    confidence, right = drawn(40, 3, 0)
+    assert np.isinf(tune(confidence, right, [4, 8, 32], 0.0, 0.0, budget=3.9)).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_the_classifier_reads_within_its_budget(problem, share):
+    (vectors, labels), *_ = problem
+    found = AdaptiveClassifier(budget=share, random_state=0).fit(vectors, labels)
+    assert found.mean_dim_ <= share * vectors.shape[1]
+    assert np.isfinite(found.thresholds_).any()
 
 
 def test_few_texts_make_it_careful():

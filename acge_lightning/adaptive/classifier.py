@@ -23,7 +23,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
 
     At dims d_1 < … < d_m a probe sees x[:d_i] / |x[:d_i]|. A text takes the answer of the first dim whose highest class
     probability is at least the threshold t_i; d_m answers the rest. The thresholds are tuned on texts that the probes did
-    not learn from, for the smallest mean dimension that keeps the accuracy of d_m.
+    not learn from, for the smallest mean dimension that keeps the accuracy of d_m, or for the best accuracy within a budget.
 
     The *mean dimension* counts what is read of a vector: the prefix at which a text stopped, d_i, averaged over texts.
     Shorter prefixes are part of it and are not counted again.
@@ -34,6 +34,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         tolerance: how much accuracy, of 1, may be lost against the last dim.
         margin: standard errors of the difference that tuning stays clear of the tolerance, so that few texts to tune on make
             it careful. 0 takes what it sees for the truth.
+        budget: mean dimension that may be read, as a share of the last dim, for example 1 / 8: the thresholds then lose the
+            least accuracy within it, and tolerance and margin do not count. Less than the first dim: nothing stops early.
         validation: share of the training texts that is held out to tune on, of each class that has two or more; or, an
             integer, a number of folds that are held out one after the other: slower, and it tunes on all of them. The probes
             then learn again from all, which helps the long prefixes most: with few folds, or a large share, more is lost than
@@ -69,6 +71,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         probe: Any = None,
         tolerance: float = 0.005,
         margin: float = 2.0,
+        budget: float | None = None,
         validation: float | int = 0.2,
         random_state: Any = None,
     ):
@@ -76,6 +79,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         self.probe = probe
         self.tolerance = tolerance
         self.margin = margin
+        self.budget = budget
         self.validation = validation
         self.random_state = random_state
 
@@ -153,7 +157,8 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
 
     def _tune(self, judged: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         confidence, right = (np.concatenate(parts) for parts in zip(*judged, strict=True))
-        self.thresholds_ = tune(confidence[:, :-1], right, self.dims_, self.tolerance, self.margin)
+        budget = None if self.budget is None else self.budget * self.dims_[-1]
+        self.thresholds_ = tune(confidence[:, :-1], right, self.dims_, self.tolerance, self.margin, budget)
         self.mean_dim_ = float(np.asarray(self.dims_)[stages(confidence[:, :-1], self.thresholds_)].mean())
 
     def _folds(self, labels: np.ndarray) -> list[np.ndarray]:
@@ -181,5 +186,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"validation={self.validation}: give a share of the texts, 0 to 0.9, or 2 or more folds")
         if self.tolerance < 0 or self.margin < 0:
             raise InputError(f"tolerance={self.tolerance} and margin={self.margin} must not be negative")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise InputError(f"budget={self.budget} is a share of the last dim: give 0.125 for an eighth, or None")
         if self.probe is not None and not hasattr(self.probe, "predict_proba"):
             raise InputError(f"probe={self.probe!r} has no predict_proba: take LogisticRegression, or CalibratedClassifierCV")

@@ -28,8 +28,15 @@ def stages(confidence: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.concatenate([confidence >= thresholds, ends], axis=1).argmax(axis=1)
 
 
-def tune(confidence: np.ndarray, right: np.ndarray, dims: Sequence[int], tolerance: float, margin: float) -> np.ndarray:
-    """Thresholds with the smallest mean dim among those tried that keep the accuracy.
+def tune(
+    confidence: np.ndarray,
+    right: np.ndarray,
+    dims: Sequence[int],
+    tolerance: float,
+    margin: float,
+    budget: float | None = None,
+) -> np.ndarray:
+    """Thresholds with the smallest mean dim among those tried that keep the accuracy; or, within a budget, the most accurate.
 
     For a price p of a dim, mean(wrong + p dim) is lowered one stage after the other, each exactly (a sort and a running
     sum), until none improves; p runs through a range. Kept is what has
@@ -42,22 +49,26 @@ def tune(confidence: np.ndarray, right: np.ndarray, dims: Sequence[int], toleran
         dims: of the stages, ascending.
         tolerance: how much accuracy may be lost.
         margin: standard errors (of a paired difference) that are added to what is seen to be lost.
+        budget: mean dim that may be read; tolerance and margin do not count then.
 
     Returns:
         Float[stages - 1]; infinity where no text stops.
     """
     sizes, wrong = np.asarray(dims, dtype=float), (~right).astype(float)
     never = np.full(len(dims) - 1, np.inf)
-    best, fewest = never, sizes[-1]
-    rows = np.arange(len(right))
+    rows, tried = np.arange(len(right)), []
     for price in np.geomspace(1e-3, 10, _PRICES) / sizes[-1]:
         found = _cheapest(confidence, wrong + price * sizes, never)
         stopped = stages(confidence, found)
         change = right[rows, stopped].astype(float) - right[:, -1]
-        loss = margin * change.std() / np.sqrt(len(change)) - change.mean()
-        if loss <= tolerance and sizes[stopped].mean() < fewest:
-            best, fewest = found, sizes[stopped].mean()
-    return best
+        lost, read = -change.mean(), sizes[stopped].mean()
+        if budget is None:
+            good, rank = lost + margin * change.std() / np.sqrt(len(change)) <= tolerance, (read, lost)
+        else:
+            good, rank = read <= budget, (lost, read)
+        if good:
+            tried.append((rank, found))
+    return min(tried, key=lambda pair: pair[0])[1] if tried else never
 
 
 def _cheapest(confidence: np.ndarray, cost: np.ndarray, start: np.ndarray) -> np.ndarray:
