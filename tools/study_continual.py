@@ -233,15 +233,15 @@ def main(argv: Sequence[str]) -> None:
     gentle = best(plain, gain)
     pairs = list(dict.fromkeys((s.rate, s.epochs) for s in (ranked[0], gentle)))[: args.pairs]
     study.anchors([settings(scenario, strategy, pairs)[0] for strategy in args.strategies if strategy != "none"])
-    chosen, fronts = {"none": ranked[0], "none_gentle": gentle}, dict(plain)
-    for strategy in args.strategies:
-        if strategy != "none":
-            found = {s: run for (s, _), run in study.all(settings(scenario, strategy, pairs), [0]).items()}
-            chosen[strategy], fronts = best(found, gain), fronts | found
-    show_search(fronts, chosen)
-    answer = {}
+    held = [s for strategy in args.strategies if strategy != "none" for s in settings(scenario, strategy, pairs)]
+    tried = {s: run for (s, _), run in study.all(held, [0]).items()}
+    chosen = {"none": ranked[0], "none_gentle": gentle}
+    for strategy in dict.fromkeys(s.strategy for s in held):
+        chosen[strategy] = best({s: run for s, run in tried.items() if s.strategy == strategy}, gain)
+    show_search(plain | tried, chosen)
+    repeated, answer = study.all(dict.fromkeys(chosen.values()), range(args.seeds)), {}
     for strategy, setting in chosen.items():
-        runs = study.all([setting], range(args.seeds)).values()
+        runs = [repeated[setting, seed] for seed in range(args.seeds)]
         kept = {"gain": [r["measures"]["gain"] for r in runs], "forgetting": [r["measures"]["forgetting"] for r in runs]}
         kept["old_index"] = [old_index(r) for r in runs]
         kept["mean"] = [r["measures"]["mean"] for r in runs]
