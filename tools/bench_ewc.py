@@ -21,6 +21,7 @@ Ends with one JSON line: `fisher_speedup` (short), `fisher_speedup_long`, `fishe
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -235,16 +236,21 @@ def steps(rounds: int) -> dict[str, Any]:
 def peak(side: str) -> float:
     """Copies of the parameters at the peak of an anchored step above that of a plain one, in this process."""
     step = Step(encoder(8, 512), bf16=side == "bf16", count=2)  # so few that activations do not hide what is measured
-    for _ in range(3):
-        step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    step()
-    plain = held("VmHWM")
+    plain = peak_of(step)
     step.anchor()
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        step(step.textbook if side == "textbook" else step.ours)
-    return (held("VmHWM") - plain) / (sum(p.numel() for p in step.theta) * 4 / 2**20)
+    anchored = peak_of(step, step.textbook if side == "textbook" else step.ours)
+    return (anchored - plain) / (sum(p.numel() for p in step.theta) * 4 / 2**20)
+
+
+def peak_of(step: Step, added: Callable[[], float] | None = None) -> float:
+    """MiB at the peak of some steps, when all that is freed has been given back and the first ones are done."""
+    for measured in (False, True):
+        ctypes.CDLL(None).malloc_trim(0)
+        if measured:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        for _ in range(3):
+            step(added)
+    return held("VmHWM")
 
 
 def held(field: str) -> float:
@@ -253,9 +259,10 @@ def held(field: str) -> float:
 
 
 def memory(side: str, threads: int) -> float:
-    """The same in a process of its own."""
+    """The same in processes of their own: the median of five."""
     words = [sys.executable, __file__, "--threads", str(threads), "--peak", side]
-    return round(float(subprocess.run(words, check=True, capture_output=True, text=True).stdout), 3)
+    found = [float(subprocess.run(words, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
+    return round(statistics.median(found), 3)
 
 
 def show(found: list[dict[str, Any]]) -> None:
