@@ -63,8 +63,16 @@ def measures(matrix: ArrayLike, start: ArrayLike) -> dict[str, float]:
 
 
 def stage_means(scores: Mapping[str, Mapping[str, float]], stages: Mapping[str, list[str]]) -> np.ndarray:
-    """Float[encoders, stages]: the mean score of each stage's data sets, from encoder -> data set -> score."""
-    rows = [[_mean([found.get(name, np.nan) for name in names]) for names in stages.values()] for found in scores.values()]
+    """Float[encoders, stages]: the mean score of each stage's data sets, from encoder -> data set -> score.
+
+    Data sets that no encoder has a score for, as those without a dev split, are left out; what only some have makes NaN.
+
+    >>> stage_means({"a": {"x": 0.5, "y": 0.7}, "b": {"x": 0.6}}, {"first": ["x", "no dev split"], "second": ["y"]}).tolist()
+    [[0.5, 0.7], [0.6, nan]]
+    """
+    known = {name for found in scores.values() for name in found}
+    scored = [[name for name in names if name in known] for names in stages.values()]
+    rows = [[_mean([found.get(name, np.nan) for name in names]) for names in scored] for found in scores.values()]
     return np.array(rows, dtype=float).reshape(len(scores), len(stages))
 
 

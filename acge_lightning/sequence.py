@@ -30,6 +30,7 @@ from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.train import checked, make_encoder, make_tasks, train
 
 START = "start"  # the encoder before the first stage, in tables
+_CHANGES = ("pooling", "dense", "max_length", "prompts")  # of a pretrained folder, in its config
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ class _Sequence:
     def _start(self) -> Path:
         """The folder of the encoder that the first stage begins with."""
         node = self.cfg.encoder
-        if node.get("path") and not node.get("dense"):
+        if node.get("path") and Path(node.path).is_dir() and all(node.get(key) is None for key in _CHANGES):
             return Path(node.path)
-        if not self.stages[0].train:
+        if not self.stages[0].train and (not node.get("path") or node.get("dense")):
             raise InputError(
                 f"stages.{self.stages[0].name}.train=false needs an encoder that has learnt it: encoder=pretrained"
             )
@@ -107,7 +108,8 @@ class _Sequence:
             torch.manual_seed(self.cfg.seed)
             trained = [self.tasks[name] for name in self.stages[0].task if self.tasks[name].weight > 0]
             texts = (text for task in trained for text in task.data.train_texts())
-            export(make_encoder(self.cfg, texts), folder)
+            learnt = _training_rows([Path(node.path)]) if node.get("path") else None
+            export(make_encoder(self.cfg, texts), folder, training_rows=learnt)
         return folder
 
     # ---- a stage

@@ -175,6 +175,21 @@ def test_the_encoder_has_learnt_the_first_stage_already(composed, small_encoder,
     assert all(torch.equal(anchor.theta[n], p) for n, p in weights(small_encoder).items())
 
 
+def test_what_the_config_changes_of_a_folder_is_there_from_the_first_score_on(composed, small_encoder, tmp_path):
+    stages = "stages={before: {task: [sample_sts], train: false}, new: {task: [sample_retrieval, sample_pair]}}"
+    pretrained = ["encoder=pretrained", f"encoder.path={small_encoder}", "encoder.max_length=3"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        rest = [o for o in SMALL if not o.startswith("encoder")]
+        cfg = compose("train", [f"paths.output_dir={tmp_path / 'run'}", *rest, *pretrained, stages, "strategy=none"])
+    sequence.sequence(cfg)
+    short = load(small_encoder, max_length=3)
+    start, last = load(tmp_path / "run" / "start"), load(tmp_path / "run" / "export")
+    texts = ["a text of more than three tokens", "and another one"]
+    assert torch.equal(start.encode(texts), short.encode(texts))
+    assert not torch.allclose(start.encode(texts), load(small_encoder).encode(texts), atol=1e-4)
+    assert start.tokenize.max_length == last.tokenize.max_length == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
