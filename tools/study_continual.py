@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -132,6 +133,8 @@ class Study:
             options += [f"strategy.{key}={value}" for key, value in setting.own]
             self._link_anchor(setting, folder)
             self._train(folder, [*options, "resume=auto"])
+            for checkpoints in folder.glob("*/checkpoints"):  # of no use any more, and three times the model each
+                shutil.rmtree(checkpoints)
         return json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
 
     def _link_anchor(self, setting: Setting, folder: Path) -> None:
