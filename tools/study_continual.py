@@ -79,7 +79,7 @@ SCENARIOS = {
         base=(),
         first="before",
         rates=(1e-5, 2e-5, 5e-5),
-        epochs=(1, 3),
+        epochs=(1,),
         strengths=(0.03, 0.3, 3.0),
     ),
 }
