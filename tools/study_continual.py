@@ -78,8 +78,8 @@ SCENARIOS = {
         ),
         base=(),
         first="before",
-        rates=(1e-5, 2e-5, 5e-5),
-        epochs=(1,),
+        rates=(5e-6, 1e-5, 2e-5),
+        epochs=(1, 3),
         strengths=(0.03, 0.3, 3.0),
     ),
 }
