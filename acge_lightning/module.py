@@ -132,8 +132,10 @@ class EmbeddingModule(LightningModule):
         criterion = self.losses[batch.task]
         loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        logged = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # calls that go nowhere cost time too
-        for dim, part in getattr(criterion, "parts", {}).items() if logged else ():
+        parts = getattr(criterion, "parts", {})
+        if parts and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
+            parts = {}  # no logger takes them, and calls that go nowhere cost time too
+        for dim, part in parts.items():
             self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
