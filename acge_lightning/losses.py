@@ -301,18 +301,24 @@ class CoSENT(CosineLoss):
 
     def value(self, logits: Sequence[Tensor], known: Tensor) -> Tensor:
         """Of n pairs whose similarity labels are Float[n]."""
-        (found,) = logits
-        difference = found[None, :] - found[:, None]
-        wrong_way = difference[known[:, None] > known[None, :]]
-        return torch.logsumexp(torch.cat([wrong_way.new_zeros(1), wrong_way]), dim=0)
+        return self._sum(self._wrong_ways(logits[0], known))
 
     def value_and_gradient(self, logits: Sequence[Tensor], known: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """In closed form: each pair of pairs pulls by its share of the sum."""
-        (found,) = logits
-        difference = (found[None, :] - found[:, None]).masked_fill_(known[:, None] <= known[None, :], -torch.inf)
-        value = torch.logsumexp(nn.functional.pad(difference.flatten(), (1, 0)), dim=0)
-        share = difference.sub_(value).exp_()
+        differences = self._wrong_ways(logits[0], known)
+        value = self._sum(differences)
+        share = differences.sub_(value).exp_()
         return value, [share.sum(0) - share.sum(1)]
+
+    @staticmethod
+    def _wrong_ways(found: Tensor, labels: Tensor) -> Tensor:
+        """How much higher j is than i, where i should be higher, else minus infinity: Float[n, n]."""
+        return (found[None, :] - found[:, None]).masked_fill(labels[:, None] <= labels[None, :], -torch.inf)
+
+    @staticmethod
+    def _sum(differences: Tensor) -> Tensor:
+        """log(1 + sum of exp)."""
+        return torch.logsumexp(nn.functional.pad(differences.flatten(), (1, 0)), dim=0)
 
 
 class LabelContrast(CosineLoss):
@@ -348,21 +354,25 @@ class LabelContrast(CosineLoss):
 
     def value(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> Tensor:
         """The mean over texts that have another of their label."""
-        (found,), (same, positive) = logits, known
-        negatives = torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True)
-        each = nn.functional.softplus(negatives - found).masked_fill(~positive, 0.0)
-        return (each.sum(1) * self._weights(positive, each.dtype)).sum()
+        return self._mean(self._above(logits[0], known[0]), known[1])
 
     def value_and_gradient(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """In closed form: positives are pulled by the odds of their negatives, which share the push."""
-        (found,), (same, positive) = logits, known
-        weights = self._weights(positive, found.dtype)
-        negatives = torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True)
-        above = negatives - found
-        value = (nn.functional.softplus(above).masked_fill_(~positive, 0.0).sum(1) * weights).sum()
-        pull = above.sigmoid().masked_fill_(~positive, 0.0).mul_(weights[:, None])
+        same, positive = known
+        above = self._above(logits[0], same)
+        value = self._mean(above, positive)
+        pull = above.sigmoid().masked_fill_(~positive, 0.0).mul_(self._weights(positive, above.dtype)[:, None])
         push = above.neg_().exp_().masked_fill_(same, 0.0)  # the softmax over negatives
         return value, [push.mul_(pull.sum(1, keepdim=True)).sub_(pull)]
+
+    @staticmethod
+    def _above(found: Tensor, same: Tensor) -> Tensor:
+        """log-sum-exp of each text's negatives less its logit with each other: Float[n, n]."""
+        return torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True) - found
+
+    def _mean(self, above: Tensor, positive: Tensor) -> Tensor:
+        each = nn.functional.softplus(above).masked_fill(~positive, 0.0)
+        return (each.sum(1) * self._weights(positive, above.dtype)).sum()
 
     @staticmethod
     def _weights(positive: Tensor, dtype: torch.dtype) -> Tensor:

@@ -47,7 +47,7 @@ def test_matryoshka_is_the_weighted_sum_over_truncated_losses(name, weights):
     assert_same(Matryoshka(loss, DIMS, weights)(columns, labels, ids), expected, columns, 1e-12)
 
 
-NOTHING_TO_LEARN = {
+EDGES = {
     "CoSENT, equal scores": (CoSENT(0.2), torch.ones(6)),
     "CoSENT, two scores": (CoSENT(0.2), torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])),
     "LabelContrast, one label": (LabelContrast(0.2), torch.zeros(6, dtype=torch.long)),
@@ -56,11 +56,11 @@ NOTHING_TO_LEARN = {
 }
 
 
-@pytest.mark.parametrize("name", NOTHING_TO_LEARN)
+@pytest.mark.parametrize("name", EDGES)
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_closed_gradients_at_the_edges_are_those_of_autograd(name, scale):
-    """Labels that leave nothing to compare, and logits at which exp underflows."""
-    loss, labels = NOTHING_TO_LEARN[name]
+    """Labels that leave little or nothing to compare, and logits at which exp underflows."""
+    loss, labels = EDGES[name]
     logits = scale * torch.randn(
         (6,) if loss.rowwise else (6, 6), dtype=torch.double, generator=torch.Generator().manual_seed(1)
     )
