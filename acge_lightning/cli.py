@@ -162,7 +162,8 @@ def _longtail(cfg: DictConfig) -> None:
 def _report(cfg: DictConfig) -> None:
     from acge_lightning.compare import report
     from acge_lightning.config import instantiate_all, plain
-    from acge_lightning.figures import figures, log_figures, save_figures
+    from acge_lightning.drawing import log_figures, save_figures
+    from acge_lightning.figures import figures
 
     config = plain(cfg)
     runs = report(config["runs"], config["out"])

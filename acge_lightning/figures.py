@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from acge_lightning.errors import InputError
+from acge_lightning.drawing import (
+    COLOURS,
+    INK,
+    SIZE,
+    STYLE,
+    Figure,
+    dot_style,
+    finished,
+    line_style,
+    matplotlib,
+    new_axes,
+    short,
+)
 from acge_lightning.results import Row, means
 from acge_lightning.runs import Curve, Run, evaluations
 
-try:
-    import matplotlib
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-except ModuleNotFoundError as error:
-    raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
-
-INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
-_LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v")
-_SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
 _MOST_POINTS = 200  # of a curve, and ten times as many of a scatter plot
-STYLE = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "svg.fonttype": "none",
-    "svg.hashsalt": "acge_lightning",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#88888855",
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
-}
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
@@ -75,72 +59,6 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
         }
 
 
-def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None:
-    """Hand figures to a Lightning logger.
-
-    Args:
-        logger: one with `log_image`, as `WandbLogger`, or whose `experiment` has `add_figure`, as `TensorBoardLogger`.
-        shown: name -> figure.
-        step: under which they stand.
-
-    Raises:
-        InputError: the logger takes no pictures.
-    """
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for name, figure in shown.items():
-            if hasattr(logger, "log_image"):
-                logger.log_image(key=name, images=[figure], step=step)
-            elif hasattr(logger.experiment, "add_figure"):
-                logger.experiment.add_figure(name, figure, step, close=False)
-            else:
-                raise InputError(f"{type(logger).__name__} takes no pictures: use logger=tensorboard or logger=wandb")
-
-
-def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
-    """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for name, figure in shown.items():
-            files.append(folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png"))
-            figure.savefig(files[-1], dpi=160, facecolor="white")
-    return files
-
-
-def _axes(title: str, x: str = "", y: str = "", height: float = _SIZE[1]) -> Axes:
-    figure = Figure((_SIZE[0], height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(_short(title, 44), loc="left", fontsize=10)
-    axes.set(xlabel=x, ylabel=y)
-    return axes
-
-
-def _short(text: str, most: int = 20) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"  # the whole name is in the legend, label or table
-
-
-def _finished(axes: Axes, told: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
-    """The figure, with a legend (name -> style) and a label in words."""
-    figure = axes.figure
-    figure.set_label(told)
-    if legend:
-        handles = [Line2D([], [], **style) for style in legend.values()]
-        figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
-    return figure
-
-
-def _style(place: int) -> dict[str, Any]:
-    return {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _LINES[place % len(_LINES)]}
-
-
-def _dots(place: int) -> dict[str, Any]:
-    marker = _MARKERS[(place // len(_COLOURS)) % len(_MARKERS)]
-    return {"color": _COLOURS[place % len(_COLOURS)], "linestyle": "none", "marker": marker}
-
-
 # ---- training
 
 
@@ -154,15 +72,15 @@ def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def _curve(key: str, lines: Mapping[str, Curve]) -> Figure:
-    axes = _axes(key, "step")
+    axes = new_axes(key, "step")
     ends, legend = [], {}
     for place, (name, points) in enumerate(lines.items()):
         if points:
             steps, values = (_thinned(np.array(part, dtype=float)) for part in zip(*points, strict=True))
-            axes.plot(steps, values, **_style(place), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
-            legend[name] = _style(place)
+            axes.plot(steps, values, **line_style(place), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
+            legend[name] = line_style(place)
             ends.append(f"{name} from {points[0][1]:.4f} to {points[-1][1]:.4f} at step {points[-1][0]}")
-    return _finished(axes, f"{key} against step: {'; '.join(ends)}", legend)
+    return finished(axes, f"{key} against step: {'; '.join(ends)}", legend)
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
@@ -179,29 +97,31 @@ def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
     if not keys:
         return {}
     scored = [run for run in runs if run.after]
-    axes = _axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(scored)))
+    axes = new_axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(scored)))
     told = []
     for line, run in enumerate(scored):
         place = runs.index(run)
         for row, key in enumerate(keys):
             y = row + (len(scored) / 2 - line - 0.5) * 0.7 / len(scored)
             old, new = run.before.get(key), run.after.get(key)
-            colour = _style(place)["color"]
+            colour = line_style(place)["color"]
             if new is not None:
                 axes.plot([new], [y], "o", color=colour)
                 told.append(f"{run.name} {key} {'' if old is None else f'{old:.4f} to '}{new:.4f}")
                 if old is not None:
                     axes.plot([old, new], [y, y], color=colour, linewidth=1)
                     axes.plot([old], [y], "o", color=colour, markerfacecolor="none")
-    axes.set_yticks(range(len(keys)), [_short(key) for key in keys])
+    axes.set_yticks(range(len(keys)), [short(key) for key in keys])
     return {
-        "scores": _finished(axes, f"Scores: {'; '.join(told)}", {run.name: _dots(i) for i, run in enumerate(runs) if run.after})
+        "scores": finished(
+            axes, f"Scores: {'; '.join(told)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run.after}
+        )
     }
 
 
 def _forgetting(run: Run) -> Figure:
     tasks, matrix = run.forgetting["tasks"], np.array(run.forgetting["matrix"], dtype=float)
-    axes = _axes(f"forgetting, {run.name}", "score of", "after training on", height=1.2 + 0.4 * len(tasks))
+    axes = new_axes(f"forgetting, {run.name}", "score of", "after training on", height=1.2 + 0.4 * len(tasks))
     axes.grid(False)
     axes.pcolormesh(matrix, cmap="cividis", vmin=0, vmax=1)  # squares, as `imshow` would put a bitmap into the page
     axes.invert_yaxis()
@@ -218,11 +138,11 @@ def _forgetting(run: Run) -> Figure:
                 color=colour,
                 fontsize=8 if len(tasks) < 7 else 5,
             )
-    places, names = np.arange(len(tasks)) + 0.5, [_short(task) for task in tasks]
+    places, names = np.arange(len(tasks)) + 0.5, [short(task) for task in tasks]
     axes.set_xticks(places, names, rotation=30, ha="right")
     axes.set_yticks(places, names)
     last = "; ".join(f"{task} {value:.4f}" for task, value in zip(tasks, matrix[-1], strict=True) if np.isfinite(value))
-    return _finished(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
+    return finished(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
 
 
 def _last(curves: Mapping[str, Curve], prefix: str) -> dict[str, float]:
@@ -234,20 +154,20 @@ def _layers(run: Run) -> Figure:
     """Importance and drift of each layer of an anchored run, side by side."""
     mass, drift = (_last(run.curves, f"ewc/{kind}/") for kind in ("mass", "drift"))
     names = sorted(drift, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
-    figure = Figure((_SIZE[0], 1 + 0.2 * len(names)), layout="constrained")
-    figure.suptitle(_short(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
+    figure = Figure((SIZE[0], 1 + 0.2 * len(names)), layout="constrained")
+    figure.suptitle(short(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
     for axes, values, label, colour in zip(
-        figure.subplots(1, 2, sharey=True), (mass, drift), ("share of Fisher mass", "drift"), _COLOURS, strict=False
+        figure.subplots(1, 2, sharey=True), (mass, drift), ("share of Fisher mass", "drift"), COLOURS, strict=False
     ):
         axes.barh(range(len(names)), [values.get(name, 0.0) for name in names], color=colour)
         axes.set_xlabel(label)
         axes.ticklabel_format(axis="x", scilimits=(-2, 3))
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", visible=False)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.invert_yaxis()
     told = "; ".join(f"{n} {mass.get(n, 0.0):.4f} and {drift[n]:.2e}" for n in names)
-    return _finished(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {told}")
+    return finished(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {told}")
 
 
 def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
@@ -261,18 +181,18 @@ def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
             lines.setdefault(str(strategy.get("name") or run.name), []).append(point)
     if sum(map(len, lines.values())) < 2:
         return {}
-    axes = _axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
+    axes = new_axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
     for place, points in enumerate(lines.values()):
         points.sort()
         _, x, y, _ = zip(*points, strict=True)
-        axes.plot(x, y, **_style(place), linewidth=1)
-        axes.plot(x, y, **_dots(place))
+        axes.plot(x, y, **line_style(place), linewidth=1)
+        axes.plot(x, y, **dot_style(place))
         for _, x, y, told in points:
             apart = (4, 4) if place % 2 else (4, -10)  # lines of like strength lie close together
-            axes.annotate(told, (x, y), xytext=apart, textcoords="offset points", fontsize=7, color=_dots(place)["color"])
+            axes.annotate(told, (x, y), xytext=apart, textcoords="offset points", fontsize=7, color=dot_style(place)["color"])
     axes.margins(0.15)
     told = "; ".join(f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points)
-    return {"gain": _finished(axes, f"Forgetting against gain: {told}", {name: _dots(i) for i, name in enumerate(lines)})}
+    return {"gain": finished(axes, f"Forgetting against gain: {told}", {name: dot_style(i) for i, name in enumerate(lines)})}
 
 
 def _setting(strategy: Mapping[str, Any]) -> tuple[float, str]:
@@ -288,24 +208,22 @@ def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
     """Recall against speed-up; the line joins the points that no other beats in both."""
     if not any(run.funnel for run in runs):
         return {}
-    axes = _axes("search in steps", "times faster than exact search", "recall")
+    axes = new_axes("search in steps", "times faster than exact search", "recall")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     told = []
     for place, run in enumerate(runs):
         points = [p for p in run.funnel if p["speedup"] > 0]
-        axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **_dots(place))
+        axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **dot_style(place))
         best = sorted(pareto(points), key=lambda p: p["speedup"])
-        axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **_style(place), linewidth=1)
+        axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **line_style(place), linewidth=1)
         for p in best:
-            axes.annotate(
-                _short(p["label"]), (p["speedup"], p["recall"]), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
+            axes.annotate(short(p["label"]), (p["speedup"], p["recall"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
         told += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
     axes.margins(0.15)
-    legend = {run.name: _dots(i) for i, run in enumerate(runs) if run.funnel}
-    return {"funnel": _finished(axes, f"Recall against speed-up, the best: {'; '.join(told)}", legend)}
+    legend = {run.name: dot_style(i) for i, run in enumerate(runs) if run.funnel}
+    return {"funnel": finished(axes, f"Recall against speed-up, the best: {'; '.join(told)}", legend)}
 
 
 def pareto(points: Sequence[Row]) -> list[Row]:
@@ -319,11 +237,6 @@ def pareto(points: Sequence[Row]) -> list[Row]:
 
 
 # ---- evaluations
-
-
-def family_means(found: Mapping[str, Any], encoder: str, dim: float | None) -> dict[str, float]:
-    """Means of an encoder's families at a dim, and `mean`, that of the families."""
-    return means(found["rows"], encoder, dim)
 
 
 def full_dim(found: Mapping[str, Any], encoder: str) -> float | None:
@@ -343,26 +256,26 @@ def _matryoshka(found: Mapping[str, Any]) -> dict[str, Figure]:
     if max(map(len, dims.values()), default=0) < 2:
         return {}
     rows = [row for row in found["rows"] if scored.get((row["family"], row["dataset"])) == there]
-    means = {name: {dim: family_means({"rows": rows}, name, dim) for dim in sizes or [None]} for name, sizes in dims.items()}
-    families = sorted({f for by_dim in means.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
-    return {f"matryoshka/{family}": _at_dims(family, means) for family in families}
+    scores = {name: {dim: means(rows, name, dim) for dim in sizes or [None]} for name, sizes in dims.items()}
+    families = sorted({f for by_dim in scores.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
+    return {f"matryoshka/{family}": _at_dims(family, scores) for family in families}
 
 
-def _at_dims(family: str, means: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
-    axes = _axes("mean of families" if family == "mean" else family, "dims")
+def _at_dims(family: str, scores: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
+    axes = new_axes("mean of families" if family == "mean" else family, "dims")
     axes.set_xscale("log", base=2)
     told, ticks = [], set()
-    for place, (name, by_dim) in enumerate(means.items()):
+    for place, (name, by_dim) in enumerate(scores.items()):
         points = [(dim, found[family]) for dim, found in by_dim.items() if family in found]
         if points and points[0][0] is None:
-            axes.axhline(points[0][1], **_style(place), linewidth=1)
+            axes.axhline(points[0][1], **line_style(place), linewidth=1)
         elif points:
-            axes.plot(*zip(*points, strict=True), **_style(place), marker="o", markersize=4)
+            axes.plot(*zip(*points, strict=True), **line_style(place), marker="o", markersize=4)
             ticks |= {dim for dim, _ in points}
         told += [f"{name} {'' if dim is None else f'at {dim:g} dims '}{value:.4f}" for dim, value in points]
     axes.set_xticks(sorted(ticks), [f"{dim:g}" for dim in sorted(ticks)])
     axes.minorticks_off()
-    return _finished(axes, f"{family} against dims: {'; '.join(told)}", {name: _style(i) for i, name in enumerate(means)})
+    return finished(axes, f"{family} against dims: {'; '.join(told)}", {name: line_style(i) for i, name in enumerate(scores)})
 
 
 def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -376,16 +289,16 @@ def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def _intervals(encoder: str, against: str, rows: Sequence[Row]) -> Figure:
-    axes = _axes(f"{encoder} − {against}", "difference", height=0.9 + 0.2 * len(rows))
+    axes = new_axes(f"{encoder} − {against}", "difference", height=0.9 + 0.2 * len(rows))
     for place, row in enumerate(rows):
-        colour = _COLOURS[0] if row["low"] > 0 else _COLOURS[1] if row["high"] < 0 else "#888888"
+        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else "#888888"
         axes.plot([row["low"], row["high"]], [place, place], color=colour)
         axes.plot([row["difference"]], [place], "o" if colour == "#888888" else "D", color=colour, markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_short(told_dataset(row), 30) for row in rows])
+    axes.set_yticks(range(len(rows)), [short(told_dataset(row), 30) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     told = "; ".join(f"{told_dataset(r)} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows)
-    return _finished(axes, f"{encoder} less {against}, with intervals: {told}")
+    return finished(axes, f"{encoder} less {against}, with intervals: {told}")
 
 
 def told_dataset(row: Row) -> str:
@@ -398,15 +311,15 @@ def told_dataset(row: Row) -> str:
 def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figure:
     points = points[:: -(-len(points) // (10 * _MOST_POINTS))]
     labels = sorted({label for _, _, label in points})
-    axes = _axes(title)
+    axes = new_axes(title)
     for place, label in enumerate(labels):
         mine = [(x, y) for x, y, other in points if other == label]
-        axes.plot(*zip(*mine, strict=True), **_dots(place), markersize=3.5, alpha=0.8)
+        axes.plot(*zip(*mine, strict=True), **dot_style(place), markersize=3.5, alpha=0.8)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     told = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in labels)
-    return _finished(
+    return finished(
         axes,
         f"Embeddings of {title} in two dimensions, {len(points)} texts: {told}",
-        {label: _dots(i) for i, label in enumerate(labels)},
+        {label: dot_style(i) for i, label in enumerate(labels)},
     )

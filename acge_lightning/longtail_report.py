@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-_COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `figures`
+_COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `drawing`
 _SHOWN = ("tail", "head")  # parts that have a line of panels
 
 
@@ -77,7 +77,7 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    from acge_lightning.figures import STYLE, matplotlib  # there: what to do where it is missing
+    from acge_lightning.drawing import STYLE, matplotlib  # there: what to do where it is missing
 
     files = []
     with matplotlib.rc_context(STYLE | {"axes.prop_cycle": _COLOURS}):

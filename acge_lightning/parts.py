@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from acge_lightning.drawing import INK, STYLE
 from acge_lightning.errors import InputError
-from acge_lightning.figures import INK, STYLE
 
 try:
     import matplotlib

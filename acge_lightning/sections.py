@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from acge_lightning.figures import family_means, figures, full_dim, told_dataset
+from acge_lightning.figures import figures, full_dim, told_dataset
 from acge_lightning.parts import NONE, Part, Pictures, fold, gallery, grid, number, paragraph
-from acge_lightning.results import Row
+from acge_lightning.results import Row, means
 from acge_lightning.runs import Run, evaluations
 
 _DIMS = "Means over the data sets that all encoders were scored on at all their dims. A line without dots has no dims."
@@ -108,10 +108,10 @@ def _training_scores(runs: Sequence[Run], drawn: Pictures) -> list[Part]:
     runs = [run for run in runs if run.after or run.before]
     keys = sorted({key for run in runs for key in (*run.after, *run.before)}, key=lambda k: (not k.endswith("/mean"), k))
     head = ["score", *(run.name for run in runs)]
-    means = grid("Before → after", head, [_before_after(key, runs) for key in keys if key.count("/") == 1])
+    table = grid("Before → after", head, [_before_after(key, runs) for key in keys if key.count("/") == 1])
     tasks = grid("Before → after", head, [_before_after(key, runs) for key in keys if key.count("/") > 1])
     folded = [fold("Scores of single tasks", [tasks])] if tasks["rows"] else []
-    return [means, *gallery(drawn, "scores", ""), *folded] if keys else []
+    return [table, *gallery(drawn, "scores", ""), *folded] if keys else []
 
 
 def _before_after(key: str, runs: Sequence[Run]) -> list[Any]:
@@ -135,7 +135,7 @@ def _evaluation_scores(found: Mapping[str, Any]) -> list[Part]:
     """A line a data set and a column an encoder, at full size; means of families; what failed, in words."""
     names = [card["name"] for card in found["encoders"]]
     full = {name: full_dim(found, name) for name in names}
-    means = {name: family_means(found, name, full[name]) for name in names}
+    at_full = {name: means(found["rows"], name, full[name]) for name in names}
     cells = {(r["encoder"], r["family"], r["dataset"]): r for r in found["rows"] if r["error"]}
     cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in found["rows"] if r["dim"] == full[r["encoder"]]}
     datasets = sorted({(row["family"], row["dataset"], row["metric"]) for row in found["rows"]})
@@ -143,8 +143,8 @@ def _evaluation_scores(found: Mapping[str, Any]) -> list[Part]:
     for family, group in groupby(datasets, key=lambda dataset: dataset[0]):
         sets = list(group)
         rows += [[f"{family}/{name}, {metric}", *_scores_of(names, cells, (family, name))] for _, name, metric in sets]
-        rows.append(_mean_line(family, means, {n: _count(cells, n, sets) for n in names}, len(sets)))
-    rows.append(_mean_line("families", means, {n: _count(cells, n, datasets) for n in names}, len(datasets)))
+        rows.append(_mean_line(family, at_full, {n: _count(cells, n, sets) for n in names}, len(sets)))
+    rows.append(_mean_line("families", at_full, {n: _count(cells, n, datasets) for n in names}, len(datasets)))
     told = [paragraph(f"{r['encoder']} on {told_dataset(r)}: {r['error']}", "warning") for r in cells.values() if r["error"]]
     told += [paragraph(f"* {r['encoder']} on {told_dataset(r)}: {r['note']}") for r in cells.values() if r["note"]]
     intro = paragraph("Each encoder at its full size; the best of a line is bold.")
@@ -170,9 +170,9 @@ def _count(cells: Mapping[tuple[str, ...], Row], encoder: str, datasets: Sequenc
     return sum(cells.get((encoder, family, name), {}).get("value") is not None for family, name, _ in datasets)
 
 
-def _mean_line(of: str, means: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int) -> list[Any]:
+def _mean_line(of: str, scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int) -> list[Any]:
     """Means; one that lacks some of the data sets says so, and is not the best."""
-    values = {name: found.get("mean" if of == "families" else of) for name, found in means.items()}
+    values = {name: found.get("mean" if of == "families" else of) for name, found in scores.items()}
     best = _best([value for name, value in values.items() if counts[name] == total])
     cells: list[Any] = [(f"mean of {of}", "mean")]
     for name, value in values.items():

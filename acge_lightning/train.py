@@ -163,7 +163,8 @@ def draw(trainer: Trainer, folder: Path) -> None:
     if not loggers:
         return
     try:
-        from acge_lightning.figures import figures, log_figures
+        from acge_lightning.drawing import log_figures
+        from acge_lightning.figures import figures
     except InputError as error:
         show(f"The loggers get no figures: {error}")
         return

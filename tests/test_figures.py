@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from test_runs import a_row, a_run, an_evaluation, write
 
+from acge_lightning.drawing import log_figures
 from acge_lightning.errors import InputError
-from acge_lightning.figures import figures, log_figures, pareto
+from acge_lightning.figures import figures, pareto
 from acge_lightning.runs import read_runs
 
 

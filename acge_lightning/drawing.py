@@ -1,0 +1,108 @@
+"""How figures look, and where they go. Needs matplotlib."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acge_lightning.errors import InputError
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ModuleNotFoundError as error:
+    raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
+
+INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v")
+SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
+STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",
+    "svg.hashsalt": "acge_lightning",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#88888855",
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None:
+    """Hand figures to a Lightning logger.
+
+    Args:
+        logger: one with `log_image`, as `WandbLogger`, or whose `experiment` has `add_figure`, as `TensorBoardLogger`.
+        shown: name -> figure.
+        step: under which they stand.
+
+    Raises:
+        InputError: the logger takes no pictures.
+    """
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, figure in shown.items():
+            if hasattr(logger, "log_image"):
+                logger.log_image(key=name, images=[figure], step=step)
+            elif hasattr(logger.experiment, "add_figure"):
+                logger.experiment.add_figure(name, figure, step, close=False)
+            else:
+                raise InputError(f"{type(logger).__name__} takes no pictures: use logger=tensorboard or logger=wandb")
+
+
+def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for name, figure in shown.items():
+            files.append(folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png"))
+            figure.savefig(files[-1], dpi=160, facecolor="white")
+    return files
+
+
+def new_axes(title: str, x: str = "", y: str = "", height: float = SIZE[1]) -> Axes:
+    """Axes on a figure of their own; `height` in inches."""
+    figure = Figure((SIZE[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(short(title, 44), loc="left", fontsize=10)
+    axes.set(xlabel=x, ylabel=y)
+    return axes
+
+
+def short(text: str, most: int = 20) -> str:
+    """A text of at most so many letters."""
+    return text if len(text) <= most else text[: most - 1] + "…"  # the whole name is in the legend, label or table
+
+
+def finished(axes: Axes, told: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
+    """The figure, with a legend (name -> style) and a label in words."""
+    figure = axes.figure
+    figure.set_label(told)
+    if legend:
+        handles = [Line2D([], [], **style) for style in legend.values()]
+        figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
+    return figure
+
+
+def line_style(place: int) -> dict[str, Any]:
+    """Of the line of that number."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[place % len(_LINES)]}
+
+
+def dot_style(place: int) -> dict[str, Any]:
+    """Of the points of that number, in the colour of the line."""
+    marker = _MARKERS[(place // len(COLOURS)) % len(_MARKERS)]
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": "none", "marker": marker}
