@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,27 @@ try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
     from matplotlib.lines import Line2D
 except ModuleNotFoundError as error:
     raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
 
+_LOG = logging.getLogger(__name__)
 INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
+_CHINESE = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+)  # fonts
 STYLE = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in fontManager.get_font_names())],
     "font.size": 9,
     "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.fonttype": "none",
@@ -49,8 +61,7 @@ def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None
     Raises:
         InputError: the logger takes no pictures.
     """
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _drawing():
         for name, figure in shown.items():
             if hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[figure], step=step)
@@ -65,12 +76,25 @@ def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _drawing():
         for name, figure in shown.items():
             files.append(folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png"))
             figure.savefig(files[-1], dpi=160, facecolor="white")
     return files
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """In our style; says once what to do if letters are missing from all fonts."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = [found for found in caught if re.match("Glyph .* missing from", str(found.message))]
+    for found in caught:
+        if found not in missing:
+            warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
+    if missing:
+        _LOG.warning("Pictures show boxes for letters that no font here has: install one with them, such as %s", _CHINESE[0])
 
 
 def new_axes(title: str, x: str = "", y: str = "", height: float = SIZE[1]) -> Axes:

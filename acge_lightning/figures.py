@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -26,6 +27,7 @@ from acge_lightning.results import Row, means
 from acge_lightning.runs import Curve, Run, evaluations
 
 _MOST_POINTS = 200  # of a curve, and ten times as many of a scatter plot
+_MOST_LABELS = 14  # that have a colour of their own
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
@@ -91,9 +93,10 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Before and after, of families and the mean."""
+    """Before and after, of families and the mean; what has no before, as forgetting, is shown elsewhere."""
     keys = dict.fromkeys(key for run in runs for key in sorted(run.after) if key.count("/") == 1)
     keys = sorted(keys, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
+    keys = [key for key in keys if any(key in run.before for run in runs)] or keys
     if not keys:
         return {}
     scored = [run for run in runs if run.after]
@@ -112,6 +115,7 @@ def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
                     axes.plot([old, new], [y, y], color=colour, linewidth=1)
                     axes.plot([old], [y], "o", color=colour, markerfacecolor="none")
     axes.set_yticks(range(len(keys)), [short(key) for key in keys])
+    axes.set_ylim(-0.6, len(keys) - 0.4)
     return {
         "scores": finished(
             axes, f"Scores: {'; '.join(told)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run.after}
@@ -309,17 +313,20 @@ def told_dataset(row: Row) -> str:
 
 
 def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figure:
+    """A dot a text, coloured by label; the rarer ones of many labels share a colour."""
     points = points[:: -(-len(points) // (10 * _MOST_POINTS))]
-    labels = sorted({label for _, _, label in points})
-    axes = new_axes(title)
-    for place, label in enumerate(labels):
-        mine = [(x, y) for x, y, other in points if other == label]
-        axes.plot(*zip(*mine, strict=True), **dot_style(place), markersize=3.5, alpha=0.8)
+    counts = Counter(label for _, _, label in points)
+    named = sorted(label for label, _ in counts.most_common(_MOST_LABELS))
+    styles = {label: dot_style(place) for place, label in enumerate(named)}
+    others = {label for label in counts if label not in styles}
+    if others:
+        name = f"{len(others)} others"
+        styles = {name: {"color": "#888888", "linestyle": "none", "marker": "."}} | styles  # below the rest
+        points = [(x, y, name if label in others else label) for x, y, label in points]
+    axes = new_axes(title, height=SIZE[1] + 0.1 * len(styles))
+    for label, style in styles.items():
+        axes.plot(*zip(*((x, y) for x, y, other in points if other == label), strict=True), **style, markersize=3.5, alpha=0.8)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    told = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in labels)
-    return finished(
-        axes,
-        f"Embeddings of {title} in two dimensions, {len(points)} texts: {told}",
-        {label: dot_style(i) for i, label in enumerate(labels)},
-    )
+    told = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in styles)
+    return finished(axes, f"Embeddings of {title} in two dimensions, {len(points)} texts: {told}", styles)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_runs import a_row, a_run, an_evaluation, write
 
-from acge_lightning.drawing import log_figures
+from acge_lightning.drawing import log_figures, save_figures
 from acge_lightning.errors import InputError
-from acge_lightning.figures import figures, pareto
+from acge_lightning.figures import _projection, figures, pareto
 from acge_lightning.runs import read_runs
 
 
@@ -160,3 +160,24 @@ def test_one_sequence_has_no_trade_to_draw(tmp_path):
         {"tasks": ["a"], "matrix": [[0.5]], "measures": {"gain": 1, "forgetting": 0}},
     )
     assert "gain" not in figures(read_runs([tmp_path]))
+
+
+def test_the_rarer_of_many_labels_share_a_colour():
+    counts = {f"label {i}": 30 - i for i in range(20)}
+    points = [(float(i), float(j), label) for i, (label, count) in enumerate(counts.items()) for j in range(count)]
+    figure = _projection("many", points)
+    shown = {line.get_color() for line in figure.axes[0].lines if line.get_marker() == "."}
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["6 others", *sorted(f"label {i}" for i in range(14))]
+    assert shown == {"#888888"}
+    (others,) = (line for line in figure.axes[0].lines if line.get_marker() == ".")
+    assert len(others.get_xdata()) == sum(counts[f"label {i}"] for i in range(14, 20))
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == len(points)
+
+
+@pytest.mark.parametrize(("label", "said"), [("\U0010fffd", 1), ("plain", 0)])  # no font has the first
+def test_letters_that_no_font_has_are_told_once(label, said, tmp_path, caplog):
+    shown = {str(i): _projection("title", [(0.0, 0.0, label), (1.0, 1.0, "b")]) for i in range(2)}
+    assert len(save_figures(shown, tmp_path)) == 2
+    assert len([record for record in caplog.records if "install one with them" in record.message]) == said
