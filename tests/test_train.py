@@ -144,7 +144,8 @@ def test_its_figures_go_to_loggers_that_take_pictures(compose_run, tmp_path):
 
 def test_without_matplotlib_it_says_so_once(compose_run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "acge_lightning.figures", raising=False)
+    for name in ("drawing", "figures"):
+        monkeypatch.delitem(sys.modules, f"acge_lightning.{name}", raising=False)
     train(compose_run(*STS, "trainer.max_steps=2", "logger=tensorboard"))
     assert capsys.readouterr().out.count("The loggers get no figures: figures need matplotlib: pip install") == 1
 
