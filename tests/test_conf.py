@@ -57,6 +57,9 @@ CASES = {
     "experiment/quickstart": ["encoder.tokenizer.vocab_size=900"],
     "experiment/simcse_zh": ["encoder.tokenizer.vocab_size=900"],
     "experiment/zh_multitask": ["encoder.tokenizer.vocab_size=900"],
+    "experiment/zh_matryoshka": [
+        *("encoder.tokenizer.vocab_size=900", "encoder.dense=64", "matryoshka.dims=[64,56,48,32,16,8,4]", "components=400")
+    ],
     "experiment/finetune": ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"],
     "experiment/pretrain_zh": BERT,
     "module/embedding": [ONE_TASK, *TINY],

@@ -47,7 +47,7 @@ def trained() -> Path:
     folder = ROOT / "outputs" / "bench_classifier"
     if not (folder / "export").is_dir():
         CONSOLE.print("training an encoder of 1792 dims")
-        what = ["+experiment=zh_multitask", "encoder.dense=1792", "matryoshka=acge", "trainer.max_steps=1500"]
+        what = ["+experiment=zh_matryoshka", "trainer.max_steps=1500"]
         command = [sys.executable, "train.py", *what, f"paths.output_dir={folder}", "callbacks.progress=null"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return folder / "export"
