@@ -24,6 +24,7 @@ Funnel = tuple[Stage, ...]
 _SHORTLISTS = (2, 5, 10, 20, 40, 80, 160)  # times k
 _LARGE = 20_000  # rows from which an approximate first stage is worth its making
 _REPEATS = 3
+_TIMED = 64  # queries, a whole batch at least
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class _Truth:
         value = ndcg(found.ids, self.grades, self.k)
         both = (self.top[:, :, None] == found.rows[:, None]) & (self.top[:, :, None] >= 0)
         recall = float(both.any(2).sum() / (self.top >= 0).sum())
-        batches = self.queries.split(batch)[: max(1, -(-256 // batch))]
+        batches = self.queries.split(batch)[: -(-_TIMED // batch)]
         batches = [part for part in batches if len(part) == len(batches[0])]
         seconds = _seconds(lambda: [index.search(part, self.k) for part in batches]) / (len(batches) * len(batches[0]))
         share = recall if measure == "recall" else value / self.full
