@@ -17,6 +17,7 @@ the price of one: whose cosines it takes, what it needs to know beside them, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ def full_precision(forward: Any) -> Any:
     return wrapper
 
 
-class CosineLoss(nn.Module):
+class CosineLoss(nn.Module, ABC):
     """What all losses share: cosines of some rows with some others, over a temperature, and a value from these.
 
     Args:
@@ -61,17 +62,17 @@ class CosineLoss(nn.Module):
             raise InputError(f"temperature={temperature} must be above 0: try 0.05")
         self.temperature = temperature
 
+    @abstractmethod
     def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Whose cosines the loss takes: pairs of Float[n, d], Float[m, d]."""
-        raise NotImplementedError
 
     def known(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> Any:
         """What the value depends on beside the cosines, the same for all prefixes: labels or masks."""
         return labels
 
+    @abstractmethod
     def value(self, logits: Sequence[Tensor], known: Any) -> Tensor:
         """The loss Float[] from the logits of each side, Float[n, m], or Float[n] if `rowwise`."""
-        raise NotImplementedError
 
     def value_and_gradient(self, logits: Sequence[Tensor], known: Any) -> tuple[Tensor, Sequence[Tensor]]:
         """The value and its derivative by the logits, both detached."""
