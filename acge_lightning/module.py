@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from acge_lightning.batch import TextBatch, Tokens
@@ -20,7 +21,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.export import export
 from acge_lightning.gather import gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
-from acge_lightning.optim import Optim
+from acge_lightning.optim import Optim, clip_gradients
 from acge_lightning.packed import compile_backbone
 
 Score = dict[str, float]
@@ -143,6 +144,12 @@ class EmbeddingModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule over the whole run."""
         return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip them, those of a fused optimizer too."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # ---- evaluation
 

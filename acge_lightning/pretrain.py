@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.errors import InputError
 from acge_lightning.export import save_backbone
 from acge_lightning.module import Task
-from acge_lightning.optim import Optim
+from acge_lightning.optim import Optim, clip_gradients
 from acge_lightning.packed import is_packed, packed_states
 
 _NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
@@ -174,6 +175,12 @@ class MaskedLanguageModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule over the whole run."""
         return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip them, those of a fused optimizer too."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
         """The backbone and its tokenizer as a transformers folder, in `folder`/backbone: a start for training, no encoder."""

@@ -112,6 +112,11 @@ class _Sequence:
             export(make_encoder(self.cfg, texts), folder, training_rows=learnt)
         return folder
 
+    @property
+    def device(self) -> str:
+        """Where encoders are scored and their Fisher information is estimated: where the trainer works."""
+        return "cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu"
+
     # ---- a stage
 
     def stage(self, place: int) -> None:
@@ -187,8 +192,7 @@ class _Sequence:
         file = self.folder_of(place) / "anchor.safetensors"
         if self.again and file.is_file():
             return file
-        cuda = torch.cuda.is_available() and self.cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-        encoder = load(model, device="cuda" if cuda else None)
+        encoder = load(model, device=self.device)
         if self.strategy.anchor == "ones":
             return ones(encoder).save(file)
         tasks = {name: self.tasks[name] for name in self.stages[place].task if "train" in self.tasks[name].data.parts}
@@ -200,7 +204,7 @@ class _Sequence:
 
     def measure(self) -> dict[str, Any]:
         """Score all encoders so far on all tasks; `forgetting.json` as plain data."""
-        models = open_models({name: str(path) for name, path in self.models.items()})
+        models = open_models({name: str(path) for name, path in self.models.items()}, self.device)
         strategy = {key: getattr(self.strategy, key) for key in ("name", "strength", "replay", "merge", "anchor")}
         done = len(models) == len(self.stages) + (START in self.models)
         found: dict[str, Any] = {"tasks": [stage.name for stage in self.stages], "strategy": strategy}
