@@ -84,6 +84,22 @@ def test_the_fastest_that_reaches_the_target_is_taken(monkeypatch):
     np.testing.assert_array_equal(made.search(QUERIES, 5).rows, index().restaged(tuned.chosen.stages).search(QUERIES, 5).rows)
 
 
+def test_what_was_found_is_kept_for_the_same_queries_only(monkeypatch):
+    asked, search = [], FunnelIndex.search
+    monkeypatch.setattr(tune, "_seconds", lambda job: 1.0)
+    monkeypatch.setattr(FunnelIndex, "search", lambda self, q, k: asked.append(len(q)) or search(self, q, k))
+    made, alone, candidates = {}, index(), [funnel(40), funnel(600)]
+    how = {"k": 5, "candidates": candidates, "target": 1.0}
+    first = alone.tune(QUERIES, batch=7, made=made, **how)
+    assert asked.count(len(QUERIES)) == len(first.points) == 3
+    second = alone.tune(QUERIES, batch=1, made=made, **how)
+    assert asked.count(len(QUERIES)) == 3
+    assert [p.share for p in second.points] == [p.share for p in first.points]
+    others = alone.tune(QUERIES.flip(0) + 1, batch=1, made=made, **how)
+    fresh = index().tune(QUERIES.flip(0) + 1, batch=1, **how)
+    assert [p.share for p in others.points] == [p.share for p in fresh.points]
+
+
 def test_without_a_funnel_that_is_good_enough_all_rows_are_compared():
     made = FunnelIndex.build(ROWS, funnel(5), matryoshka_dims=[4])
     tuned = made.tune(QUERIES, k=5, candidates=[funnel(5)], target=1.0)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from acge_lightning.adaptive.funnel import Array, FunnelIndex, Judgements
+from acge_lightning.adaptive.funnel import Array, FunnelIndex, Hits, Judgements
 from acge_lightning.adaptive.rows import Key
 from acge_lightning.adaptive.stages import Stage, label
 from acge_lightning.adaptive.vectors import BLOCK, prefix
@@ -111,7 +112,8 @@ def tune(
         batch: queries searched for at a time when time is measured.
         candidates: funnels to try; by default the trained prefixes up to a quarter of the dims, in several stores, exact or by
             FAISS if the index is large.
-        made: keeps the stages' stores and indexes between calls, for another `batch` or `target`.
+        made: keeps the stages' stores and indexes between calls, and what they found for the same queries, for another `batch`
+            or `target`.
         progress: show a progress bar.
 
     Returns:
@@ -121,9 +123,9 @@ def tune(
         InputError: no queries, other numbers of judgements, an unknown measure, an index that keeps no full-dim vectors.
     """
     _check(index, target, measure, batch)
-    truth = _Truth(index, queries, judgements, k)
-    exact = truth.exact_point(batch)
     made = {} if made is None else made
+    truth = _Truth(index, queries, judgements, k, made)
+    exact = truth.exact_point(batch)
     points, fastest = [exact], exact
     families = _families(_candidates(index, k) if candidates is None else [tuple(c) for c in candidates])
     for family in _shown(families, progress):
@@ -191,20 +193,28 @@ def _shown(families: list[list[Funnel]], progress: bool) -> Iterable[list[Funnel
 class _Truth:
     """Held-aside queries, what exact search finds for them, and what is judged right."""
 
-    def __init__(self, index: FunnelIndex, queries: Any, judgements: Judgements | None, k: int):
-        self.index, self.k = index, k
+    def __init__(self, index: FunnelIndex, queries: Any, judgements: Judgements | None, k: int, made: dict[Any, Any]):
+        self.index, self.k, self.made = index, k, made
         self.queries = index._vectors([queries] if isinstance(queries, str) else queries, "query", False)
         index._check(self.queries, "query")
         if len(self.queries) == 0:
             raise InputError("there are no queries to tune with: give some like those that will be asked")
         if judgements is not None and len(judgements) != len(self.queries):
             raise InputError(f"{len(judgements)} judgements for {len(self.queries)} queries: give one mapping a query")
-        found = index.restaged(index.stages[-1:]).search(self.queries, k)
+        self.mark = blake2b(self.queries.numpy().tobytes()).hexdigest()
+        found = self.hits(index.restaged(index.stages[-1:]))
         self.top, self.exact_ids = found.rows, found.ids
         self.grades = [dict.fromkeys(ids, 1.0) for ids in found.ids] if judgements is None else judgements
         self.full = ndcg(found.ids, self.grades, k)
         if not self.full > 0:
             raise InputError("no judged row is among the hits of exact search: check that judgements name the index's ids")
+
+    def hits(self, index: FunnelIndex) -> Hits:
+        """What the index finds for the queries."""
+        key = (self.mark, self.k, index.stages)
+        if key not in self.made:
+            self.made[key] = index.search(self.queries, self.k)
+        return self.made[key]
 
     def exact_point(self, batch: int) -> Point:
         """Comparing all rows at full dim: timed over one block in fp32, as time grows with the rows."""
@@ -218,7 +228,7 @@ class _Truth:
 
     def point(self, index: FunnelIndex, measure: Measure, batch: int, exact: float) -> Point:
         """Quality over all queries, time over batches of them."""
-        found = index.search(self.queries, self.k)
+        found = self.hits(index)
         value = ndcg(found.ids, self.grades, self.k)
         both = (self.top[:, :, None] == found.rows[:, None]) & (self.top[:, :, None] >= 0)
         recall = float(both.any(2).sum() / (self.top >= 0).sum())
