@@ -1,6 +1,6 @@
 """Does an anchor help? Every strategy gets the same search on dev splits, and its winner five seeds on test splits.
 
-    python tools/study_continual.py [--scenario zh|en] [--data DIR] [--out DIR] [--processes N] [--pairs N] [--seeds N]
+    python tools/study_continual.py [--scenario zh|en] [--data DIR] [--out DIR] [--pairs N] [--seeds N] [--processes N] …
 
 Two scenarios. `zh`: a static encoder is trained on the first stage of `+experiment=continual_zh`, once; medical retrieval and
 weibo emotions follow. `en`: all-MiniLM-L6-v2, from its package, learns the similarities of SICK by `+experiment=adapt`; two
@@ -110,6 +110,7 @@ class Study:
     data: Path
     out: Path
     processes: int
+    options: Sequence[str] = ()  # of every run but the base's
     env: dict[str, str] = field(default_factory=lambda: os.environ | ENV)
 
     def model(self) -> Path:
@@ -132,7 +133,7 @@ class Study:
             options += [f"optim.optimizer.lr={setting.rate}", f"trainer.max_epochs={setting.epochs}"]
             options += [f"strategy.{key}={value}" for key, value in setting.own]
             self._link_anchor(setting, folder)
-            self._train(folder, [*options, "resume=auto"])
+            self._train(folder, [*options, *self.options, "resume=auto"])
             for checkpoints in folder.glob("*/checkpoints"):  # of no use any more, and three times the model each
                 shutil.rmtree(checkpoints)
         return json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
@@ -223,12 +224,13 @@ def main(argv: Sequence[str]) -> None:
         "--pairs", type=int, default=2, help="of rate and epochs, at most, for strategies with a number of their own"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--options", nargs="+", default=[], help="of training, of every run; they need an --out of their own")
     names = list(SCENARIOS["zh"].own())
     parser.add_argument("--strategies", nargs="+", default=names, choices=names)
     args = parser.parse_args(argv)
     scenario = SCENARIOS[args.scenario]
     out = args.out or Path("outputs/study_continual") / args.scenario
-    study = Study(scenario, args.data.resolve(), out.resolve(), args.processes)
+    study = Study(scenario, args.data.resolve(), out.resolve(), args.processes, args.options)
     study.model()
     everywhere = list(product(scenario.rates, scenario.epochs))
     plain = {s: run for (s, _), run in study.all(settings(scenario, "none", everywhere), [0]).items()}
