@@ -42,13 +42,13 @@ PENALTIES = (1.0, 10.0)
 CONSOLE = Console(stderr=True)
 
 
-def trained() -> Path:
+def trained(data: Path) -> Path:
     """Folder of an encoder of 1792 dims, trained if it is not there."""
     folder = ROOT / "outputs" / "bench_classifier"
     if not (folder / "export").is_dir():
         CONSOLE.print("training an encoder of 1792 dims")
-        what = ["+experiment=zh_matryoshka", "trainer.max_steps=1500"]
-        command = [sys.executable, "train.py", *what, f"paths.output_dir={folder}", "callbacks.progress=null"]
+        command = [sys.executable, "train.py", "+experiment=zh_matryoshka", "trainer.max_steps=1500", "callbacks.progress=null"]
+        command += [f"paths.data_dir={data.resolve()}", f"paths.output_dir={folder}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return folder / "export"
 
@@ -92,7 +92,7 @@ def measured(texts: Texts, embeddings: Embeddings, dims: list[int], args: argpar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of an encoder")
-    parser.add_argument("--data", default=os.environ.get("ACGE_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", default=os.environ.get("ACGE_DATA", ROOT.parent / "shared" / "data"), type=Path)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most", type=int, default=10_000, help="training texts of a data set")
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int, help="the encoder's Matryoshka dims by default")
     args = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    encoder = load(str(args.model or trained()))
+    encoder = load(str(args.model or trained(args.data)))
     dims = sorted({*(args.dims or encoder.matryoshka_dims), encoder.dim})
     cache = ROOT / "outputs" / "cache"
     embeddings, found = Embeddings(encoder, cache / "embeddings"), {}
