@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     """Time the three sides, compare, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of an encoder of 384 dims; all-MiniLM-L6-v2 from its package by default")
-    parser.add_argument("--data", default=os.environ.get("ACGE_DATA", "data"), help="folder of the data sets")
+    parser.add_argument("--data", default=os.environ.get("ACGE_DATA", "../shared/data"), help="folder of the data sets")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--dims", nargs="+", type=int, default=DIMS)
     args = parser.parse_args(argv)
