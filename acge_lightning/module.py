@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from acge_lightning.batch import TextBatch, Tokens
+from acge_lightning.clipping import clip_gradients
 from acge_lightning.data.base import TaskDataModule
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
 from acge_lightning.gather import gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
-from acge_lightning.optim import Optim, clip_gradients
+from acge_lightning.optim import Optim
 from acge_lightning.packed import compile_backbone
 
 Score = dict[str, float]

@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from acge_lightning.batch import TextBatch, Tokens
+from acge_lightning.clipping import clip_gradients
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.errors import InputError
 from acge_lightning.export import save_backbone
 from acge_lightning.module import Task
-from acge_lightning.optim import Optim, clip_gradients
+from acge_lightning.optim import Optim
 from acge_lightning.packed import is_packed, packed_states
 
 _NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
