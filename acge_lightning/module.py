@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from acge_lightning.batch import TextBatch, Tokens
-from acge_lightning.clipping import clip_gradients
 from acge_lightning.data.base import TaskDataModule
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
@@ -23,6 +20,7 @@ from acge_lightning.export import export
 from acge_lightning.gather import gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.optim import Optim
+from acge_lightning.optimized import OptimizedModule
 from acge_lightning.packed import compile_backbone
 
 Score = dict[str, float]
@@ -62,7 +60,7 @@ class Task:
                 raise InputError(f"task.….{name}={getattr(self, name)} must be 0 or more")
 
 
-class EmbeddingModule(LightningModule):
+class EmbeddingModule(OptimizedModule):
     """Encodes a batch, applies its task's loss, and scores every task's evaluation split.
 
     Logs `train/loss`, `train/<task>/loss` (with Matryoshka also that of each prefix, `train/<task>/loss@<dim>`),
@@ -141,16 +139,6 @@ class EmbeddingModule(LightningModule):
             self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer, and its schedule over the whole run."""
-        return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip them, those of a fused optimizer too."""
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # ---- evaluation
 

@@ -7,24 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from acge_lightning.batch import TextBatch, Tokens
-from acge_lightning.clipping import clip_gradients
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.errors import InputError
 from acge_lightning.export import save_backbone
 from acge_lightning.module import Task
 from acge_lightning.optim import Optim
+from acge_lightning.optimized import OptimizedModule
 from acge_lightning.packed import is_packed, packed_states
 
 _NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
 
 
-class MaskedLanguageModule(LightningModule):
+class MaskedLanguageModule(OptimizedModule):
     """Hides a share of the tokens and lets the backbone guess them.
 
     Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay. Special tokens are never chosen. Logs
@@ -172,16 +170,6 @@ class MaskedLanguageModule(LightningModule):
             raise InputError(_NO_DEV)
         self.log(f"{prefix}/loss", loss / count, sync_dist=True)
         self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer, and its schedule over the whole run."""
-        return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip them, those of a fused optimizer too."""
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
         """The backbone and its tokenizer as a transformers folder, in `folder`/backbone: a start for training, no encoder."""

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from acge_lightning.errors import InputError
 from acge_lightning.module import EmbeddingModule
 from acge_lightning.optim import Optim, parameter_groups
+from acge_lightning.optimized import OptimizedModule
 from acge_lightning.pretrain import MaskedLanguageModule
 
 
@@ -78,15 +79,14 @@ def test_an_unknown_schedule_is_refused():
 # ---- clipping
 
 
-class Line(LightningModule):
+class Line(OptimizedModule):
     """Steep, so that its gradient is clipped, which is then how far one step goes."""
 
-    def __init__(self, like, fused):
+    def __init__(self, fused):
         super().__init__()
         self.line, self.fused = nn.Linear(4, 1), fused
         nn.init.ones_(self.line.weight)
         nn.init.zeros_(self.line.bias)
-        self.configure_gradient_clipping = partial(like.configure_gradient_clipping, self)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0, fused=self.fused)
@@ -95,8 +95,8 @@ class Line(LightningModule):
         return 100 * self.line(batch).square().mean()
 
 
-def one_step(like, fused, **settings):
-    module = Line(like, fused)
+def one_step(fused, **settings):
+    module = Line(fused)
     begin = [p.detach().clone() for p in module.parameters()]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     batch = torch.tensor([[1.0, 2.0, 3.0, -1.0]])
@@ -104,15 +104,21 @@ def one_step(like, fused, **settings):
     return torch.cat([(b - p.detach()).flatten() for b, p in zip(begin, module.parameters(), strict=True)])
 
 
-@pytest.mark.parametrize("like", [EmbeddingModule, MaskedLanguageModule])
+@pytest.mark.parametrize("module", [EmbeddingModule, MaskedLanguageModule])
+def test_modules_are_optimized_alike(module):
+    assert issubclass(module, OptimizedModule)
+    for name in ("configure_optimizers", "configure_gradient_clipping"):
+        assert getattr(module, name) is getattr(OptimizedModule, name)
+
+
 @pytest.mark.parametrize("algorithm", [None, "norm", "value"])
-def test_bf16_clips_a_fused_optimizer_as_any_other(like, algorithm):
+def test_bf16_clips_a_fused_optimizer_as_any_other(algorithm):
     settings = {"precision": "bf16-mixed", "gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
-    fused, plain = one_step(like, True, **settings), one_step(like, False, **settings)
+    fused, plain = one_step(True, **settings), one_step(False, **settings)
     torch.testing.assert_close(fused, plain)
     size = fused.abs().max() if algorithm == "value" else fused.norm()
     torch.testing.assert_close(size, torch.tensor(0.5))
-    free = one_step(like, True, precision="bf16-mixed", gradient_clip_val=None)
+    free = one_step(True, precision="bf16-mixed", gradient_clip_val=None)
     torch.testing.assert_close(free[:4], 1000 * torch.tensor([1.0, 2.0, 3.0, -1.0]), rtol=0.01, atol=0)
 
 
@@ -121,5 +127,5 @@ def test_a_fused_optimizer_whose_gradients_are_scaled_cannot_be_clipped():
         return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0))]
 
     with pytest.raises(InputError, match=r"gradient_clip_val.*fused=false"):
-        one_step(EmbeddingModule, True, plugins=scaled(), gradient_clip_val=0.5)
-    assert one_step(EmbeddingModule, False, plugins=scaled(), gradient_clip_val=0.5).norm() == pytest.approx(0.5, rel=1e-3)
+        one_step(True, plugins=scaled(), gradient_clip_val=0.5)
+    assert one_step(False, plugins=scaled(), gradient_clip_val=0.5).norm() == pytest.approx(0.5, rel=1e-3)

@@ -212,6 +212,26 @@ def test_what_cannot_work_is_said_before_anything_is_trained(overrides, message,
     assert not list((tmp_path / "run").glob("[12]_*/csv"))
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "there", "device"),
+    [("auto", True, "cuda"), ("gpu", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
+)
+def test_encoders_are_scored_and_anchored_where_the_trainer_works(accelerator, there, device, composed, monkeypatch):
+    run = sequence._Sequence(composed("strategy=l2sp"))
+    run.cfg.trainer.accelerator = accelerator
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    opened = []
+
+    def on_a_cpu(real):
+        return lambda what, device: opened.append(device) or real(what, device="cpu")
+
+    monkeypatch.setattr(sequence, "load", on_a_cpu(sequence.load))
+    monkeypatch.setattr(sequence, "open_models", on_a_cpu(sequence.open_models))
+    run._anchor(0, run.start)
+    run.measure()
+    assert opened == [device, device]
+
+
 # ---- the parts
 
 
