@@ -65,10 +65,10 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Losses and validation means against the step."""
+    """Losses, gradient norms and validation means against the step."""
     logged = dict.fromkeys(key for run in runs for key in run.curves)
-    losses = [key for key in logged if key.startswith("train/") and key.endswith("loss")]
-    keys = [*losses, *(key for key in logged if key.startswith("val/") and key.count("/") == 1)]
+    trained = [key for key in logged if key.startswith("train/") and key.endswith(("loss", "grad_norm"))]
+    keys = [*trained, *(key for key in logged if key.startswith("val/") and key.count("/") == 1)]
     keys.sort(key=lambda key: (key not in ("train/loss", "val/mean"), key))
     return {f"curves/{key}": _curve(key, {run.name: run.curves.get(key, []) for run in runs}) for key in keys}
 

@@ -144,6 +144,25 @@ def test_it_writes_no_bad_checkpoint(make, tmp_path):
     assert not (tmp_path / "bad.ckpt").exists()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_norm_of_the_gradients_before_clipping_is_logged(accumulate, make):
+    class Look(Callback):
+        found, logged = [], []
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.found.append(np.linalg.norm([np.linalg.norm(p.grad.numpy()) for p in module.parameters()]))
+
+        def on_train_batch_end(self, trainer, module, *args):
+            if trainer.global_step % 3 == 0 and "train/grad_norm" in trainer.callback_metrics:
+                self.logged.append(float(trainer.callback_metrics["train/grad_norm"]))
+
+    settings = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1e-3, "log_every_n_steps": 3}
+    trainer, module, mixture = make(Guard(), look := Look(), **settings)
+    trainer.fit(module, mixture)
+    assert min(look.found) > 1e-3, "clipped at every step"
+    np.testing.assert_allclose(sorted(set(look.logged)), sorted(np.float32(look.found[2::3])), rtol=1e-5)
+
+
 def test_large_finite_values_are_left_alone(make):
     """Their squares are not finite in 32 bits."""
 
@@ -163,7 +182,8 @@ def test_a_loss_scaler_may_meet_infinite_gradients():
     module.weight.grad = torch.full((2, 2), torch.inf)
     guard = Guard()
     guard._losses, guard._batches = [torch.tensor(1.0)], [None]
-    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()), datamodule=None)
+    plugin = SimpleNamespace(scaler=object())
+    trainer = SimpleNamespace(precision_plugin=plugin, datamodule=None, global_step=0, log_every_n_steps=10)
     guard.on_before_optimizer_step(trainer, module, None)
     trainer.precision_plugin.scaler = None
     with pytest.raises(InputError, match="the gradient of weight is not finite"):
