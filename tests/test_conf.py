@@ -49,7 +49,7 @@ CASES = {
         "callbacks.evaluation.tasks=[stsb_zh]",
     ],
     "debug/fast": [ONE_TASK, *TINY],
-    "encoder/static": [ONE_TASK, *TINY],
+    **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large")},
     "encoder/bert_mini": [ONE_TASK, *BERT],
     "encoder/bert_base": [ONE_TASK, *BERT],
     "encoder/acge_large": [ONE_TASK, *BERT, "encoder.dense=24"],
@@ -60,6 +60,7 @@ CASES = {
     "experiment/zh_matryoshka": [
         *("encoder.tokenizer.vocab_size=900", "encoder.dense=64", "matryoshka.dims=[64,56,48,32,16,8,4]", "components=400")
     ],
+    "experiment/to_matryoshka": ["encoder.path={encoder}", "matryoshka.dims=[16,14,12,10,8,6,4]"],
     "experiment/finetune": ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"],
     "experiment/pretrain_zh": BERT,
     "module/embedding": [ONE_TASK, *TINY],
@@ -166,6 +167,15 @@ def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small
     assert found["tasks"] == list(cfg.stages)
     assert json.loads((tmp_path / "result.json").read_text())["after"]["val/mean"] == mean
     assert (tmp_path / "export" / "modules.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "zh_multitask"])
+def test_any_experiment_takes_a_pretrained_encoder(name, tmp_path, data, small_encoder, cache):
+    dim = load(small_encoder).dim
+    extra = ["encoder=pretrained", "encoder.path={encoder}", f"matryoshka={{dims: [{dim}], weights: null, temperatures: null}}"]
+    cfg, _ = run([f"+experiment={name}", *extra], tmp_path, data, small_encoder, cache)
+    assert "tokenizer" not in cfg.encoder
+    assert load(tmp_path / "export").dim == dim
 
 
 @pytest.mark.parametrize("file", sorted(f for f in FILES if f.startswith("task/")))

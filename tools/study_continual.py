@@ -60,7 +60,7 @@ class Scenario:
 
 OLD_ZH = "cmrc2018,dureader_robust,qbqtc_ltr,stsb_zh,atec,lcqmc,tnews,cic_intent,csl_category"
 OLD_EN = "stsb_en,semeval_sts_en,cranfield_en,nfcorpus_en"
-LEARNT = ("encoder=pretrained", "~encoder.tokenizer", "+stages.base.train=false", "~stages.base.set")
+LEARNT = ("encoder=pretrained", "+stages.base.train=false", "~stages.base.set")
 SCENARIOS = {
     "zh": Scenario(
         options=("+experiment=continual_zh", *LEARNT, "encoder.path={model}"),
