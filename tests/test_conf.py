@@ -68,7 +68,7 @@ CASES = {
     "matryoshka/halves": [ONE_TASK, "encoder.tokenizer.vocab_size=900"],
     **{
         f"matryoshka/{name}": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"]
-        for name in ("acge", "coarse_to_fine", "none", "random", "stages")
+        for name in ("acge", "acge_weighted", "acge_tempered", "coarse_to_fine", "none", "random", "stages")
     },
     "logger/wandb": [ONE_TASK, *TINY, "logger.wandb.offline=true"],
     "loss/info_nce": ["task=[sample_retrieval]", *TINY],
@@ -172,7 +172,7 @@ def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small
 @pytest.mark.parametrize("name", ["quickstart", "zh_multitask"])
 def test_any_experiment_takes_a_pretrained_encoder(name, tmp_path, data, small_encoder, cache):
     dim = load(small_encoder).dim
-    extra = ["encoder=pretrained", "encoder.path={encoder}", f"matryoshka={{dims: [{dim}], weights: null, temperatures: null}}"]
+    extra = ["encoder=pretrained", "encoder.path={encoder}", f"matryoshka.dims=[{dim}]"]
     cfg, _ = run([f"+experiment={name}", *extra], tmp_path, data, small_encoder, cache)
     assert "tokenizer" not in cfg.encoder
     assert load(tmp_path / "export").dim == dim
