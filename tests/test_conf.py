@@ -49,7 +49,7 @@ CASES = {
         "callbacks.evaluation.tasks=[stsb_zh]",
     ],
     "debug/fast": [ONE_TASK, *TINY],
-    **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large")},
+    **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large", "static_dropout")},
     "encoder/bert_mini": [ONE_TASK, *BERT],
     "encoder/bert_base": [ONE_TASK, *BERT],
     "encoder/acge_large": [ONE_TASK, *BERT, "encoder.dense=24"],
@@ -169,7 +169,7 @@ def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small
     assert (tmp_path / "export" / "modules.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["quickstart", "zh_multitask"])
+@pytest.mark.parametrize("name", ["quickstart", "simcse_zh", "zh_multitask"])
 def test_any_experiment_takes_a_pretrained_encoder(name, tmp_path, data, small_encoder, cache):
     dim = load(small_encoder).dim
     extra = ["encoder=pretrained", "encoder.path={encoder}", f"matryoshka.dims=[{dim}]"]
