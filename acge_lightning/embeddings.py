@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,12 @@ class Embeddings:
             block, place = self._place[key]
             result[row] = block[place]
         return torch.from_numpy(result)
+
+    def forget(self) -> None:
+        """Delete what is kept, here and on the disk."""
+        self._place = {}
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
         self._place |= {key: (vectors, i) for i, key in enumerate(keys)}
