@@ -108,7 +108,7 @@ def _fisher(cfg: DictConfig) -> None:
             return
         anchor.save(file, cfg.bf16)
     counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
-    print(f"The anchor of {cfg.model} ({cfg.estimator}, samples: {counts}) is in {file}")
+    print(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
 
 
 def _evaluate(cfg: DictConfig) -> None:

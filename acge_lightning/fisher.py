@@ -86,6 +86,7 @@ def fisher(
         raise InputError("there is no task of a weight above 0: choose some, for example task=[sample_sts]")
     if samples < 1 or pool < 2:
         raise InputError(f"samples={samples} and pool={pool} must be at least 1 and 2")
+    estimator = "true" if estimator is True else estimator  # what YAML and the command line make of the word
     dims = tuple(encoder.matryoshka_dims if dims is None else dims)
     rank, world = _place()
     meta = {"encoder": encoder_hash(encoder), "dim": encoder.dim, "dims": list(dims), "estimator": estimator, "seed": seed}

@@ -229,6 +229,9 @@ def test_the_fisher_program(tmp_path, small_encoder, cache, capsys):
     assert set(anchor.meta["tasks"]) == {"sample_retrieval", "sample_sts", "sample_classification"}
     assert "20 of sample_sts" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["old.safetensors"]
+    _fisher(composed([*given, f"output={tmp_path}/true.safetensors", "estimator=true", "task=[sample_retrieval]"], "fisher"))
+    assert Anchor.load(tmp_path / "true.safetensors").meta["estimator"] == "true", "which YAML reads as a boolean"
+    assert "(true, samples" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
         _fisher(composed([*given, f"output={tmp_path}/old"], "fisher"))
 
