@@ -17,7 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
@@ -36,6 +36,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
     def run(cfg: DictConfig) -> Any:
         _quieten()
         several = HydraConfig.get().mode == RunMode.MULTIRUN
+        drop_unchosen(cfg, list(HydraConfig.get().overrides.task))
         try:
             return job(cfg)
         except InputError as error:
@@ -49,6 +50,19 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
         return math.nan  # the other jobs go on, and the summary names this one
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
+
+
+def drop_unchosen(cfg: DictConfig, overrides: list[str]) -> None:
+    """Forget what an experiment sets for its own tasks where the command line has put others in their place.
+
+    Hydra replaces a choice of tasks by `task=[…]`, but keeps the weights and limits that the experiment's body gives the
+    former ones. What the command line itself sets for a task that is not chosen stays, and is an error later.
+    """
+    if not any(text.startswith("task=") for text in overrides) or not cfg.get("task"):
+        return
+    named = {text.lstrip("+~").partition("=")[0].split(".")[1] for text in overrides if text.lstrip("+~").startswith("task.")}
+    chosen = [n for n in cfg.task if n in named or OmegaConf.select(cfg.task, f"{n}.data._target_") is not None]
+    cfg.task = OmegaConf.masked_copy(cfg.task, chosen)
 
 
 def _quieten() -> None:

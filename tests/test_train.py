@@ -265,6 +265,22 @@ def test_the_program_says_what_is_wrong_in_one_line(tmp_path, cache):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", ["zh_multitask", "zh_matryoshka", "simcse_zh"])
+def test_other_tasks_take_the_place_of_an_experiment_s_own(name, tmp_path, cache):
+    """What its body sets for those is forgotten; what the command line sets for one that is not there is not."""
+    tiny = ["encoder.dim=16", "encoder.tokenizer.vocab_size=1200", "matryoshka=none", "debug=fast", f"paths.cache_dir={cache}"]
+    given = [f"+experiment={name}", "task=[sample_sts,sample_pair]", *tiny]
+    if name == "zh_matryoshka":
+        given += ["encoder.dense=24"]
+    done = program(*given, "paths.output_dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((tmp_path / "out" / "result.json").read_text())["after"]
+    assert {key.split("/")[1] for key in scored if key.count("/") == 2} == {"sample_sts", "sample_pair"}
+    wrong = program(*given, "+task.medical_q.weight=2", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip() == "error: task.medical_q.data is missing: say which data module and path"
+
+
 def test_a_multirun_has_a_folder_a_job_and_one_summary(tmp_path, cache):
     """One of its jobs fails, and the others go on."""
     tiny = ["task=[sample_sts]", "encoder.dim=8", "encoder.tokenizer.vocab_size=1200", "debug=fast", f"paths.cache_dir={cache}"]
