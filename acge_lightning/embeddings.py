@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from acge_lightning.data.base import EvaluationSet
 from acge_lightning.encoder import Encoder
 
 _KEY = 16  # bytes of a text's hash
+_ROOM = 20 * 2**30  # bytes on the disk, for the vectors of all encoders
+_FOLDER = re.compile("[0-9a-f]{24}")  # of an encoder
 _OF_THE_FOLDER = ("transformers_version", "_name_or_path")  # in a config, and nothing of the encoder
 
 
@@ -26,7 +29,8 @@ class Embeddings:
     Args:
         encoder: whose vectors.
         folder: a folder is made in it for the encoder; each call that computes something adds two files: hashes and vectors.
-            None keeps them in memory only.
+            None keeps them in memory only. Once all encoders' vectors take more than 20 GiB in it, those of the encoders
+            that were used longest ago are deleted.
     """
 
     def __init__(self, encoder: Encoder, folder: str | Path | None = None):
@@ -38,6 +42,8 @@ class Embeddings:
             self._read()
 
     def _read(self) -> None:
+        if self.folder.is_dir():
+            os.utime(self.folder)
         for file in sorted(self.folder.glob("*.keys.npy")):
             keys = np.load(file, allow_pickle=False).tobytes()
             vectors = np.load(file.with_name(file.name.replace(".keys.", ".vectors.")), mmap_mode="r", allow_pickle=False)
@@ -66,12 +72,6 @@ class Embeddings:
             result[row] = block[place]
         return torch.from_numpy(result)
 
-    def forget(self) -> None:
-        """Delete what is kept, here and on the disk."""
-        self._place = {}
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
         self._place |= {key: (vectors, i) for i, key in enumerate(keys)}
         if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
@@ -82,6 +82,31 @@ class Embeddings:
             draft = self.folder / f".{name}.{os.getpid()}.npy"
             np.save(draft, values, allow_pickle=False)
             os.replace(draft, self.folder / f"{name}.{kind}.npy")
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Delete the vectors of encoders that were used long ago, but never this one's."""
+        others = [f for f in self.folder.parent.iterdir() if _FOLDER.fullmatch(f.name) and f != self.folder]
+        taken = _bytes(self.folder)
+        for folder in sorted(others, key=_used, reverse=True):
+            taken += _bytes(folder)
+            if taken > _ROOM:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used(folder: Path) -> float:
+    """When it was last; another process may have deleted it meanwhile."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _bytes(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*.npy"))
+    except FileNotFoundError:
+        return 0
 
 
 def encoder_hash(encoder: Encoder) -> str:

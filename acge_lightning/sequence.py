@@ -266,9 +266,6 @@ class _Sequence:
             after |= _named(prefix, found["tasks"], part["matrix"][-1])
             after |= {f"{prefix}/{key}": value for key, value in part["measures"].items() if key != "mean"}
         write_result(self.folder, _known(before), _known(after), output)
-        for path in self.models.values():
-            if path.is_relative_to(self.folder):  # a sweep makes many of these, and their vectors would fill the disk
-                Embeddings(load(path), self.cache / "embeddings").forget()
         return output
 
 

@@ -135,6 +135,33 @@ def test_prompts_have_vectors_of_their_own(small_encoder, tmp_path):
     assert not torch.allclose(with_prompt, without)
 
 
+def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_path, monkeypatch):
+    """Not those of the encoder at work, however large, and nothing that is not of an encoder."""
+    others = {name * 24: age for name, age in {"a": 300, "b": 100, "c": 200}.items()}
+    for name, age in {**others, "mine": 900}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.vectors.npy", np.zeros(100, dtype=np.float32))  # 528 bytes
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    kept = Embeddings(load(small_encoder), tmp_path)
+
+    def left_of(room):
+        monkeypatch.setattr("acge_lightning.embeddings._ROOM", room)
+        kept.encode([f"a text for {room} bytes"])
+        assert (tmp_path / "mine" / "x.vectors.npy").is_file()
+        assert kept.folder.is_dir()
+        return {name for name in others if (tmp_path / name).is_dir()}
+
+    assert not kept.folder.is_dir()
+    assert left_of(10_000) == set(others)
+    size = sum(file.stat().st_size for file in kept.folder.glob("*"))
+    os.utime(tmp_path / ("a" * 24))  # it was used again
+    assert left_of(2 * size + 2 * 528) == {"a" * 24, "b" * 24}
+    assert left_of(3 * size + 527) == set()
+    again = Embeddings(load(small_encoder), tmp_path)
+    assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
+    assert len(again._place) == 3
+
+
 def test_a_run_goes_on_where_it_was(small_encoder, tmp_path, monkeypatch):
     out = tmp_path / "results.json"
     models = open_models({"a": str(small_encoder), "words": "tfidf"})

@@ -13,7 +13,6 @@ from acge_lightning import load, sequence
 from acge_lightning.anchor import Anchor
 from acge_lightning.config import config_dir
 from acge_lightning.data import STSDataModule
-from acge_lightning.embeddings import encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.module import Task
 from acge_lightning.runs import read_runs
@@ -166,10 +165,8 @@ def test_the_encoder_has_learnt_the_first_stage_already(composed, small_encoder,
     pretrained = ["encoder=pretrained", f"encoder.path={small_encoder}"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         rest = [o for o in SMALL if not o.startswith("encoder")]
-        fixed = [f"paths.output_dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
-        cfg = compose("train", [*fixed, *rest, *pretrained, stages, "strategy=ewc"])
+        cfg = compose("train", [f"paths.output_dir={tmp_path / 'run'}", *rest, *pretrained, stages, "strategy=ewc"])
     sequence.sequence(cfg)
-    assert [folder.name for folder in (tmp_path / "cache" / "embeddings").glob("*")] == [encoder_hash(load(small_encoder))]
     found = forgetting_of(tmp_path / "run")
     assert list(found["scores"]) == ["before", "new"]
     assert found["matrix"][0] == found["start"]
@@ -233,11 +230,6 @@ def test_encoders_are_scored_and_anchored_where_the_trainer_works(accelerator, t
     run._anchor(0, run.start)
     run.measure()
     assert opened == [device, device]
-
-
-def test_no_vectors_are_left_of_the_encoders_that_it_made(composed, tmp_path):
-    sequence.sequence(composed(f"paths.cache_dir={tmp_path / 'cache'}"))
-    assert not list((tmp_path / "cache" / "embeddings").glob("*"))
 
 
 # ---- the parts
