@@ -68,7 +68,7 @@ CASES = {
     "matryoshka/halves": [ONE_TASK, "encoder.tokenizer.vocab_size=900"],
     **{
         f"matryoshka/{name}": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"]
-        for name in ("acge", "acge_weighted", "acge_tempered", "coarse_to_fine", "none", "random", "stages")
+        for name in ("acge", "acge_tempered", "coarse_to_fine", "none", "random", "stages")
     },
     "logger/wandb": [ONE_TASK, *TINY, "logger.wandb.offline=true"],
     "loss/info_nce": ["task=[sample_retrieval]", *TINY],

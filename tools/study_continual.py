@@ -80,7 +80,7 @@ SCENARIOS = {
         first="before",
         rates=(5e-6, 1e-5, 2e-5),
         epochs=(1, 3),
-        strengths=(0.3, 3.0, 30.0, 300.0),
+        strengths=(0.03, 0.3, 3.0, 30.0, 300.0),
     ),
 }
 ENV = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "THP_MEM_ALLOC_ENABLE": "1"}  # large pages: new gradients every step
