@@ -18,6 +18,8 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import fontManager
     from matplotlib.lines import Line2D
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 except ModuleNotFoundError as error:
     raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
 
@@ -27,6 +29,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
+_PLACES = [
+    (x, y * away, side) for away in (1, 2, 3) for y in (8, -8, 0) for x, side in ((5, "left"), (-5, "right"), (0, "center"))
+]
 _CHINESE = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -111,14 +116,40 @@ def short(text: str, most: int = 20) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"  # the whole name is in the legend, label or table
 
 
+def label_point(axes: Axes, x: float, y: float, text: str, color: str = INK) -> None:
+    """Write a few letters at a point; `finished` finds a free place for them."""
+    axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", va="center", fontsize=7, color=color)
+
+
 def finished(axes: Axes, told: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
-    """The figure, with a legend (name -> style) and a label in words."""
+    """The figure, with a legend (name -> style) and a label in words; labels of points stand where they hide least."""
     figure = axes.figure
     figure.set_label(told)
     if legend:
         handles = [Line2D([], [], **style) for style in legend.values()]
         figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
+    _spread(axes)
     return figure
+
+
+def _spread(axes: Axes) -> None:
+    labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
+    if not labels:
+        return
+    axes.figure.draw_without_rendering()  # so that the layout has given all their places
+    paths = [axes.transData.transform_path(line.get_path()) for line in axes.lines]
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in path.vertices]
+
+    def put(label: Annotation, place: tuple[int, int, str]) -> Bbox:
+        label.set(position=place[:2], horizontalalignment=place[2])
+        return label.get_window_extent()
+
+    def hidden(box: Bbox) -> int:
+        return 10 * box.count_overlaps(taken) + sum(path.intersects_bbox(box, filled=False) for path in paths)
+
+    for label in labels:
+        best = min(_PLACES, key=lambda place: hidden(put(label, place)))
+        taken.append(put(label, best))
 
 
 def line_style(place: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from acge_lightning.drawing import (
     Figure,
     dot_style,
     finished,
+    label_point,
     line_style,
     matplotlib,
     new_axes,
@@ -192,8 +193,7 @@ def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
         axes.plot(x, y, **line_style(place), linewidth=1)
         axes.plot(x, y, **dot_style(place))
         for _, x, y, told in points:
-            apart = (4, 4) if place % 2 else (4, -10)  # lines of like strength lie close together
-            axes.annotate(told, (x, y), xytext=apart, textcoords="offset points", fontsize=7, color=dot_style(place)["color"])
+            label_point(axes, x, y, told, dot_style(place)["color"])
     axes.margins(0.15)
     told = "; ".join(f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points)
     return {"gain": finished(axes, f"Forgetting against gain: {told}", {name: dot_style(i) for i, name in enumerate(lines)})}
@@ -223,7 +223,7 @@ def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
         best = sorted(pareto(points), key=lambda p: p["speedup"])
         axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **line_style(place), linewidth=1)
         for p in best:
-            axes.annotate(short(p["label"]), (p["speedup"], p["recall"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            label_point(axes, p["speedup"], p["recall"], short(p["label"]))
         told += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
     axes.margins(0.15)
     legend = {run.name: dot_style(i) for i, run in enumerate(runs) if run.funnel}

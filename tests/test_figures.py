@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -144,6 +145,23 @@ def test_forgetting_against_gain_in_order_of_strength(sequences):
     assert drawn[2] == ([0.06], [0.05])
     assert [text.get_text() for text in sequences["gain"].axes[0].texts] == ["λ 0.1", "λ 1", "λ 10", ""]
     assert legend(sequences["gain"]) == ["ewc", "none"]
+
+
+def test_labels_of_close_points_lie_on_nothing(tmp_path):
+    for job, (name, strength) in enumerate(product(("ewc", "l2sp"), (0.03, 0.3, 3.0, 30.0))):
+        strategy = {"name": name, "anchor": "fisher", "strength": strength}
+        measures = {"gain": 0.044 - 0.0002 * job, "forgetting": 0.0751 + 0.0003 * (job % 3)}
+        found = {"tasks": ["a", "b"], "matrix": [[0.8, 0.2], [0.7, 0.75]], "measures": measures, "strategy": strategy}
+        write(a_run(tmp_path / str(job), f"{name}{job}") / "forgetting.json", found)
+    far = {"gain": 0.01, "forgetting": 0.0} | {"mean": 0.5}
+    write(a_run(tmp_path / "far", "far") / "forgetting.json", found | {"measures": far, "strategy": {"name": "none"}})
+    (axes,) = figures(read_runs(sorted(tmp_path.iterdir())))["gain"].axes
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 8
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    dots = np.concatenate([axes.transData.transform(line.get_xydata()) for line in axes.lines])
+    assert not any(box.contains(x, y) for box in boxes for x, y in dots)
 
 
 def test_mass_and_drift_of_layers(sequences):
