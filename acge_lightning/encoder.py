@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from acge_lightning.batch import Tokens
 from acge_lightning.errors import InputError
+from acge_lightning.layers import packed_weights, use_packed_weights
 from acge_lightning.packed import is_packed, packed_states, pool_packed
 
 if TYPE_CHECKING:
@@ -57,13 +58,26 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return normalize(a, dim=-1) @ normalize(b, dim=-1).T
 
 
-def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> list[Tensor]:
-    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more."""
+def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: nn.Module, rows: int) -> list[Tensor]:
+    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more.
+
+    Args:
+        job: encodes an item by `model`.
+        items: rows of texts.
+        model: whose weights are put in order once, for all items.
+        rows: tokens an item.
+    """
     cores = torch.get_num_threads()
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
         return [job(item) for item in items]
+    weights = packed_weights(model, rows)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        use_packed_weights(weights)
+
     try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(cores, initializer=begin) as pool:
             return list(pool.map(torch.no_grad()(job), items))
     finally:
         torch.set_num_threads(cores)
@@ -218,7 +232,8 @@ class Encoder(nn.Module):
         if len(tokens) == 0:
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
-        order = list(tokens.chunks(self.batch_tokens if batch_tokens is None else batch_tokens, packed))
+        batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
+        order = list(tokens.chunks(batch_tokens, packed))
 
         def encoded(rows: Tensor) -> Tensor:
             if packed:
@@ -231,7 +246,7 @@ class Encoder(nn.Module):
             return part(chunk)
 
         alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
-        parts = _on_cores(encoded, order) if alone else map(encoded, order)
+        parts = _on_cores(encoded, order, self.backbone, batch_tokens) if alone else map(encoded, order)
         return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
 
     def _encode_packed(self, tokens: Tokens) -> Tensor:

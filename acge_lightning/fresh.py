@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
-from acge_lightning.packed import MODEL_TYPES, PACKED, use_fast_dropout
+from acge_lightning.layers import use_fast_layers
+from acge_lightning.packed import MODEL_TYPES, PACKED
 from acge_lightning.vocabulary import SPECIAL
 
 _ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
@@ -163,7 +164,7 @@ def check_max_length(backbone: nn.Module, max_length: int) -> int:
 
 
 def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
-    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast dropout where they fit."""
+    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     known = backbone.config.model_type in MODEL_TYPES
@@ -171,7 +172,7 @@ def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: st
         raise InputError(f"attention=packed is for {', '.join(MODEL_TYPES)}, not {backbone.config.model_type}: leave it null")
     if attention == PACKED or (attention is None and known):
         backbone.set_attn_implementation(PACKED)
-    use_fast_dropout(backbone)
+    use_fast_layers(backbone)
     if gradient_checkpointing:
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""Attention over texts that lie one after the other, without padding, and a dropout that is fast on a CPU.
+"""Attention over texts that lie one after the other, without padding.
 
 `attention: packed` is one more attention of transformers beside `sdpa` and `eager`. A model that has it takes a chunk of texts
 as one row of tokens; everything but attention then works on real tokens only, and attention sees texts of like length together.
@@ -18,11 +18,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from acge_lightning.layers import dropout
+
 PACKED = "packed"
 MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
 _ALIKE = 8  # short texts that are attended together differ by so many tokens at most
 _SHORT = 48  # tokens; of longer texts only those of one length are attended together, as padding costs more than a call
-_LEVELS = 1 << 16  # of a dropout probability on a CPU
 
 
 def is_packed(backbone: nn.Module) -> bool:
@@ -177,50 +178,6 @@ def pool_packed(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
         every = torch.arange(len(hidden), device=hidden.device)
         return embedding_bag(every, wide, (ends - lengths).to(hidden.device), mode="mean").to(hidden.dtype)
     return hidden[(ends - lengths if mode == "cls" else ends - 1).to(hidden.device)]
-
-
-# ---- dropout
-
-
-class Dropout(nn.Dropout):
-    """`nn.Dropout` with `dropout` on a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` with elements dropped in training, as it is in evaluation."""
-        return dropout(x, self.p) if self.training and self.p and x.device.type == "cpu" else super().forward(x)
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Each element zero with probability `p`, else divided by 1 - p: 16 random bits an element, where torch takes 64.
-
-    `p` is rounded to a multiple of 2^-16. Draws from torch's generator of the CPU; keeps a byte an element for the backward.
-    """
-    drop = min(round(p * _LEVELS), _LEVELS)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
-    keep = bits.view(x.shape) >= drop - _LEVELS // 2 if drop < _LEVELS else torch.zeros(x.shape, dtype=torch.bool)
-    return _Keep.apply(x, keep, _LEVELS / max(1, _LEVELS - drop))
-
-
-class _Keep(torch.autograd.Function):
-    """x times mask times scale; autograd's own would hold the mask as floats."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        return (x * keep).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return (gradient * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
-
-
-def use_fast_dropout(model: nn.Module) -> None:
-    """Replace every `nn.Dropout` within a model by `Dropout`."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
 
 
 AttentionInterface.register(PACKED, packed_attention)

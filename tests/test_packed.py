@@ -1,4 +1,4 @@
-"""Packed texts against the same texts padded, and the fast dropout against its statistics."""
+"""Packed texts against the same texts padded."""
 
 import copy
 import threading
@@ -13,7 +13,8 @@ from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Encoder, Tokenize, pool
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import adapt, transformer
-from acge_lightning.packed import MODEL_TYPES, PACKED, Dropout, Segments, compile_backbone, dropout, packed_states, pool_packed
+from acge_lightning.layers import Dropout
+from acge_lightning.packed import MODEL_TYPES, PACKED, Segments, compile_backbone, packed_states, pool_packed
 from acge_lightning.vocabulary import train_vocabulary
 
 LENGTHS = [[1], [7, 7, 7], [40, 33, 32, 31, 9, 5, 5, 1, 1], [3, 50, 2, 47, 1]]
@@ -186,51 +187,8 @@ def test_attention_of_choice_is_kept():
         torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
 
 
-# ---- dropout
-
-
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0])
-def test_dropout_keeps_its_share_and_its_mean(p):
-    torch.manual_seed(0)
-    x = torch.full((2000, 503), 2.0, dtype=torch.double, requires_grad=True)
-    y = dropout(x, p)
-    kept = (y != 0).double()
-    n, sigma = x.numel(), (p * (1 - p)) ** 0.5
-    assert abs(kept.mean().item() - (1 - p)) <= 5 * sigma / n**0.5 + 2**-16
-    assert p == 1 or torch.allclose(y[y != 0], torch.tensor(2 / (1 - p), dtype=torch.double), rtol=2**-16 / (1 - p))
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(gradient, y.detach() / 2)
-    for axis in (0, 1):  # no row and no column is favoured: chi-square of the counts within 5 sigma of its mean
-        if 0 < p < 1:
-            counts, size = kept.sum(axis), kept.shape[axis]
-            chi = ((counts - size * (1 - p)) ** 2 / (size * p * (1 - p))).sum().item()
-            assert abs(chi - len(counts)) < 5 * (2 * len(counts)) ** 0.5
-
-
-def test_neighbours_are_dropped_independently():
-    torch.manual_seed(0)
-    kept = (dropout(torch.ones(1 << 20), 0.3) != 0).double() - 0.7
-    for lag in (1, 2, 3, 4, 8, 64):
-        correlation = (kept[:-lag] * kept[lag:]).mean() / 0.21
-        assert abs(correlation.item()) < 5 / 1024
-
-
-def test_dropout_follows_the_seed_and_the_mode():
-    layer, x = Dropout(0.5), torch.ones(100, 3)
-    torch.manual_seed(4)
-    first = layer(x)
-    again = layer(x)
-    torch.manual_seed(4)
-    assert torch.equal(layer(x), first)
-    assert not torch.equal(first, again)
-    assert torch.equal(layer.eval()(x), x)
-    assert torch.equal(Dropout(0.0)(x), x)
-    assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
-
-
-def test_every_dropout_of_a_model_is_the_fast_one():
-    model = backbone("bert")
-    kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+def test_a_backbones_dropout_is_the_fast_one():
+    kinds = {type(module) for module in backbone("bert").modules() if isinstance(module, torch.nn.Dropout)}
     assert kinds == {Dropout}
 
 
