@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -114,12 +115,22 @@ def encoder_hash(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    tokenize = encoder.tokenize
-    vocabulary = json.loads(tokenize.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    settings = [encoder.pooling, tokenize.max_length, tokenize.special_tokens, vocabulary]
-    config = getattr(encoder.backbone, "config", None)
-    settings.append({} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OF_THE_FOLDER})
-    settings.append(None if encoder.dense is None else type(encoder.dense.activation).__name__)
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    tokenize, config = encoder.tokenize, getattr(encoder.backbone, "config", None)
+    settings = [
+        *map(_plain, (encoder.pooling, tokenize.max_length, tokenize.special_tokens)),
+        _plain_tokenizer(tokenize.tokenizer.backend_tokenizer.to_str()),
+        _plain({} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OF_THE_FOLDER}),
+        _plain(None if encoder.dense is None else type(encoder.dense.activation).__name__),
+    ]
+    digest.update(f"[{', '.join(settings)}]".encode())
     return digest.hexdigest()[:24]
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+@lru_cache(maxsize=2)  # a vocabulary takes longer than the weights
+def _plain_tokenizer(text: str) -> str:
+    return _plain(json.loads(text) | {"truncation": None, "padding": None})
