@@ -1,6 +1,9 @@
 """The pull to an anchor against autograd and closed forms; anchors as files."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +167,36 @@ def test_rows_of_zeros_are_not_stored(tmp_path):
     size = anchor().save(tmp_path / "old.safetensors").stat().st_size
     table = 300 * 1000 * 4
     assert table * (1 + 10 / 300) < size < table * 1.1
+
+
+HELD = """
+import sys
+from pathlib import Path
+import torch
+from acge_lightning.anchor import Anchor
+
+def held():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1]) * 1024
+
+warm = Anchor.load(sys.argv[1])
+sum(float(t.sum()) for t in (*warm.theta.values(), *warm.fisher.values()))
+del warm
+before = held()
+found = Anchor.load(sys.argv[1])
+sum(float(t.sum()) for t in (*found.theta.values(), *found.fisher.values()))
+print((held() - before) / sum(t.nbytes for t in found.theta.values()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize(("bf16", "copies"), [(False, 2.0), (True, 1.5)])
+def test_what_is_made_anew_of_a_file_does_not_stay_in_memory_twice(bf16, copies, tmp_path):
+    weights = {f"w{i}": torch.rand(1000, 1000) for i in range(10)}
+    file = Anchor(weights, weights, {}).save(tmp_path / "old.safetensors", bf16)
+    command = [sys.executable, "-c", HELD, str(file)]
+    found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert abs(found - copies) < 0.2
 
 
 def test_bf16_rounds_the_importance_and_never_the_weights(tmp_path):

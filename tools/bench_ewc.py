@@ -11,8 +11,12 @@ the same loop with sparse gradients of the token table, of which an ordinary loo
 
 A training step is 64 such pairs, InfoNCE, backward and fused AdamW, with `add_penalty_gradient_` between the last two, as a
 callback calls it; `step_overhead` is a step's time over the same step's without the call. `textbook_ratio` is the time that
-the penalty in the loss adds, forward and backward, over that of the call. Memory is the peak beyond a training step's own, in
-copies of the parameters (a BERT of 8 layers x 512), in a process of its own for each side: theta*, F, and what lies in between.
+the penalty in the loss adds, forward and backward, over that of the call.
+
+Memory is in copies of the parameters (a BERT of 8 layers x 512), with theta* and F from an anchor's file, as a callback has
+them. `memory_copies` is their tensors and what torch has allocated at the peak of a step beyond a plain step's peak: it is the
+same in every run. `process_copies` is the peak of a process (VmHWM) beyond that of plain steps, the file's pages included, the
+median of five processes; what malloc keeps of memory that was freed makes them differ by a tenth of a copy.
 
 Ends with one JSON line: `fisher_speedup` (short), `fisher_speedup_long`, `fisher_ceiling` (short), `step_overhead`,
 `textbook_ratio`, `memory_copies`, and more of the same.
@@ -26,6 +30,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +42,9 @@ from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
+from acge_lightning.anchor import Anchor
 from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Encoder
 from acge_lightning.ewc import add_penalty_gradient_, penalty
@@ -184,10 +191,12 @@ class Step:
         self.bf16, self.star, self.importance = bf16, [], []
 
     def anchor(self) -> None:
-        """Hold theta* and F."""
-        kind = torch.bfloat16 if self.bf16 else torch.float
-        self.star = [p.detach().clone() for p in self.theta]
-        self.importance = [torch.rand_like(p, dtype=kind, requires_grad=False) for p in self.theta]
+        """Hold theta* and F, as they come from a file."""
+        theta = {str(i): p.detach() for i, p in enumerate(self.theta)}
+        with tempfile.TemporaryDirectory() as folder:
+            made = Anchor(theta, {name: torch.rand_like(p) for name, p in theta.items()}, {})
+            found = Anchor.load(made.save(Path(folder) / "anchor.safetensors", self.bf16))
+        self.star, self.importance = ([part[name] for name in theta] for part in (found.theta, found.fisher))
 
     def ours(self) -> float:
         """What a callback does."""
@@ -233,13 +242,42 @@ def steps(rounds: int) -> dict[str, Any]:
     }
 
 
+def few(side: str) -> tuple[Step, Callable[[], float]]:
+    """A step of so few texts that activations do not hide what is measured, and what is added to it."""
+    step = Step(encoder(8, 512), bf16=side == "bf16", count=2)
+    return step, step.textbook if side == "textbook" else step.ours
+
+
+def copies(side: str) -> float:
+    """Copies of the parameters in theta*, F, and what a step with them allocates at its peak beyond a plain step."""
+    step, added = few(side)
+    plain = allocated(step)
+    step.anchor()
+    kept = sum(t.nbytes for t in (*step.star, *step.importance))
+    return round((kept + allocated(step, added) - plain) / sum(p.nbytes for p in step.theta), 3)
+
+
+def allocated(step: Step, added: Callable[[], float] | None = None) -> int:
+    """Bytes at the peak of what torch allocates in a step, once gradients and the optimizer's state are there."""
+    step(added)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step(added)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        found.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
+
+
 def peak(side: str) -> float:
     """Copies of the parameters at the peak of an anchored step above that of a plain one, in this process."""
-    step = Step(encoder(8, 512), bf16=side == "bf16", count=2)  # so few that activations do not hide what is measured
+    step, added = few(side)
+    step.anchor()
+    step(added)  # what is loaded once, programs and the like, is no copy of the parameters
+    step.star, step.importance = [], []
     plain = peak_of(step)
     step.anchor()
-    anchored = peak_of(step, step.textbook if side == "textbook" else step.ours)
-    return (anchored - plain) / (sum(p.numel() for p in step.theta) * 4 / 2**20)
+    return (peak_of(step, added) - plain) / (sum(p.nbytes for p in step.theta) / 2**20)
 
 
 def peak_of(step: Step, added: Callable[[], float] | None = None) -> float:
@@ -258,7 +296,7 @@ def held(field: str) -> float:
     return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
 
 
-def memory(side: str, threads: int) -> float:
+def process(side: str, threads: int) -> float:
     """The same in processes of their own: the median of five."""
     words = [sys.executable, __file__, "--threads", str(threads), "--peak", side]
     found = [float(subprocess.run(words, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
@@ -291,8 +329,8 @@ def main(argv: list[str]) -> None:
     answer: dict[str, Any] = {"fisher_speedup": found[0]["speedup"], "fisher_ceiling": found[0]["ceiling"]}
     answer |= {f"fisher_speedup_{row['setting']}": row["speedup"] for row in found[1:]}
     answer |= steps(rounds)
-    names = {"fp32": "memory_copies", "bf16": "memory_copies_bf16", "textbook": "memory_copies_textbook"}
-    answer |= {names[side]: memory(side, args.threads) for side in names}
+    for side, ending in {"fp32": "", "bf16": "_bf16", "textbook": "_textbook"}.items():
+        answer |= {f"memory_copies{ending}": copies(side), f"process_copies{ending}": process(side, args.threads)}
     print(json.dumps(answer | {"threads": args.threads, "settings": found}))
 
 
