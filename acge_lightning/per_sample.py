@@ -13,6 +13,7 @@ from torch.nn.functional import layer_norm
 
 from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Encoder, StaticBackbone
+from acge_lightning.layers import Linear
 from acge_lightning.packed import MODEL_TYPES, PACKED, is_packed, packed_states, pool_packed
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
@@ -214,6 +215,6 @@ def _is_known(encoder: Encoder) -> bool:
     backbone = encoder.backbone
     if not isinstance(backbone, StaticBackbone) and backbone.config.model_type not in MODEL_TYPES:
         return False
-    own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]
+    own = [name for name, module in encoder.named_modules() if type(module) in (*_KINDS, Linear)]
     names = [name for name, _ in encoder.named_parameters(remove_duplicate=False)]
     return len(names) == len(list(encoder.parameters())) and {name.rpartition(".")[0] for name in names} <= set(own)
