@@ -16,14 +16,15 @@ The sets are, of each family, the two with the fewest texts among those of `--da
 line: `evaluate_speedup` against mteb, `evaluate_speedup_same_encoder` against mteb with our encoder. Exits with an error if a
 score differs by more than 1e-3.
 
-Where the time goes, for all-MiniLM-L6-v2 on a CPU: two thirds of our embedding are matrix products near the processor's limit,
+Where the time goes, for all-MiniLM-L6-v2 on a CPU: four fifths of our embedding are matrix products near the processor's limit,
 so it gains little over sentence-transformers on an idle core (1.1 to 1.4 times less of its time). More comes from chunks that
 are encoded side by side, one core each (cores that share a product wait for each other, above all beside other work), and from
 scoring, where mteb draws, hashes and converts anew for each dim.
 
-Measured on two cores with nothing beside it, in nine minutes: 1.82 and 1.65; seconds 123 (ours), 225 (mteb), 203 (mteb with
-our encoder); largest difference of a score 9.2e-4 (clustering, whose k-means multiplies differences of 1e-7). Beside other work
-(load 8 to 15) it was 3.69 and 2.23, since there more waits for each other.
+Measured on two cores with nothing beside it: on an Intel Xeon, in nine minutes, 1.83 and 1.66; seconds 111 (ours), 203 (mteb),
+185 (mteb with our encoder). On an AMD EPYC (Zen 4), in fourteen minutes, two runs: 2.01 and 1.94, with our encoder 1.60 and
+1.56; seconds 172 and 178, 346 and 345, 276 and 277. Largest difference of a score 9.2e-4 (clustering, whose k-means multiplies
+differences of 1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there more waits for each other.
 """
 
 from __future__ import annotations
