@@ -18,7 +18,7 @@ from acge_lightning.packed import MODEL_TYPES, PACKED, is_packed, packed_states,
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 _CACHED = 1 << 18  # entries of a weight that are squared together, so that they stay in the cores' caches
-_KINDS = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_KINDS = (nn.Linear, Linear, nn.LayerNorm, nn.Embedding)
 
 
 class SampleGradients:
@@ -215,6 +215,6 @@ def _is_known(encoder: Encoder) -> bool:
     backbone = encoder.backbone
     if not isinstance(backbone, StaticBackbone) and backbone.config.model_type not in MODEL_TYPES:
         return False
-    own = [name for name, module in encoder.named_modules() if type(module) in (*_KINDS, Linear)]
+    own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]
     names = [name for name, _ in encoder.named_parameters(remove_duplicate=False)]
     return len(names) == len(list(encoder.parameters())) and {name.rpartition(".")[0] for name in names} <= set(own)

@@ -43,7 +43,10 @@ def by_onednn(layer, x):
 
 # ---- linear maps
 
+onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 
+
+@onednn
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (5,), (0, 5), (2, 0, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_a_product_of_numpy(shape, bias):
@@ -59,6 +62,7 @@ def test_linear_equals_a_product_of_numpy(shape, bias):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
+@onednn
 def test_linear_takes_rows_and_weights_that_are_not_contiguous():
     torch.manual_seed(0)
     layer = Linear(5, 4).eval()
@@ -68,6 +72,7 @@ def test_linear_takes_rows_and_weights_that_are_not_contiguous():
             torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
 
 
+@onednn
 @torch.no_grad()
 def test_linear_is_of_torch_in_training_with_gradients_and_in_other_precisions():
     layer, x = Linear(5, 4).eval(), torch.randn(3, 5)
@@ -102,6 +107,7 @@ def test_onednn_is_for_processors_that_mkl_neglects(name, faster, monkeypatch):
     assert not onednn_is_faster()
 
 
+@onednn
 def test_packed_weights_are_those_of_one_thread():
     torch.manual_seed(0)
     model, x = nn.Sequential(Linear(5, 4), nn.Linear(4, 4), Linear(4, 3).double()).eval(), torch.randn(7, 5)
@@ -124,6 +130,7 @@ def test_packed_weights_are_those_of_one_thread():
         torch.testing.assert_close(first(x), expected)  # but not here
 
 
+@onednn
 def test_an_encoder_packs_its_weights_once_for_many_texts(monkeypatch):
     monkeypatch.setattr(layers, "onednn_is_faster", lambda: True)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -160,7 +167,7 @@ class Tied(nn.Linear):
     """A subclass, which stays what it is."""
 
 
-@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("faster", [pytest.param(True, marks=onednn), False])
 def test_a_models_layers_are_made_fast_and_keep_their_weights_and_mode(faster, monkeypatch):
     monkeypatch.setattr(layers, "onednn_is_faster", lambda: faster)
     model = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Dropout(0.3), Tied(4, 3))).eval()
