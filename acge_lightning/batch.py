@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -44,22 +45,17 @@ class Tokens:
         """The same tokens in page-locked memory."""
         return replace(self, ids=self.ids.pin_memory())
 
-    def chunks(self, batch_tokens: int, packed: bool = False) -> Iterator[Tensor]:
+    def chunks(self, batch_tokens: int, packed: bool = False, cores: int = 1) -> Iterator[Tensor]:
         """Rows, longest first, in groups whose size stays within `batch_tokens`.
 
         The size is rows x width, as padded, or the sum of lengths if `packed`. A single text longer than the budget forms a
-        chunk of its own. Yields Int64[m] row indices (CPU).
+        chunk of its own. Packed chunks that are at least as many as `cores` are made smaller, so that every core gets as many
+        of them, all about as large. Yields Int64[m] row indices (CPU).
         """
         order = self.lengths.argsort(descending=True, stable=True)
         widths = self.lengths[order].clamp(min=1)
-        ends = widths.cumsum(0)
         start = 0
-        while start < len(widths):
-            if packed:
-                budget = batch_tokens + (int(ends[start - 1]) if start else 0)
-                end = max(start + 1, int(torch.searchsorted(ends, budget, right=True)))
-            else:
-                end = start + max(1, batch_tokens // int(widths[start]))
+        for end in _packed_ends(widths, batch_tokens, cores) if packed else _padded_ends(widths, batch_tokens):
             yield order[start:end]
             start = end
 
@@ -69,6 +65,14 @@ class Tokens:
         shift = self.lengths.cumsum(0)[rows] - lengths.cumsum(0)  # where each begins here less where it begins there
         index = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
         return Tokens(self.ids[index.to(self.ids.device)], lengths)
+
+    def distinct(self) -> tuple[Tokens, Tensor]:
+        """Each text once, in the order of first occurrence, and which of them every text is: Int64[n] (CPU)."""
+        numbers: dict[bytes, int] = {}
+        texts = self.ids.cpu().split(self.lengths.tolist())
+        which = torch.tensor([numbers.setdefault(text.numpy().tobytes(), len(numbers)) for text in texts], dtype=torch.long)
+        first = torch.full((len(numbers),), len(self)).scatter_reduce(0, which, torch.arange(len(self)), "amin")
+        return self.select(first), which
 
     def padded(self, rows: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
         """The chosen rows, right-padded to their own longest: `(input_ids, attention_mask)`, both Int64[m, width]."""
@@ -81,6 +85,31 @@ class Tokens:
         if len(self.ids) == 0:
             return torch.full_like(index, pad_id), mask.long()
         return torch.where(mask, self.ids[index], pad_id), mask.long()
+
+
+def _padded_ends(widths: Tensor, budget: int) -> Iterator[int]:
+    end = 0
+    while end < len(widths):
+        end += max(1, budget // int(widths[end]))
+        yield end
+
+
+def _packed_ends(widths: Tensor, budget: int, cores: int) -> list[int]:
+    """Where chunks end that are filled up one after the other; for several cores, with the smallest budget that will do."""
+    totals = widths.cumsum(0).tolist()
+
+    def filled(budget: int) -> list[int]:
+        ends = [0]
+        while ends[-1] < len(totals):
+            before = totals[ends[-1] - 1] if ends[-1] else 0
+            ends.append(max(ends[-1] + 1, bisect_right(totals, before + budget)))
+        return ends[1:]
+
+    ends = filled(budget)
+    if cores == 1 or len(ends) < cores:
+        return ends
+    chunks = -(-len(ends) // cores) * cores
+    return filled(bisect_left(range(budget), True, key=lambda less: len(filled(less)) <= chunks))
 
 
 @dataclass(frozen=True)

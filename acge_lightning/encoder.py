@@ -233,7 +233,8 @@ class Encoder(nn.Module):
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
         batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
-        order = list(tokens.chunks(batch_tokens, packed))
+        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
+        order = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if alone else 1))
 
         def encoded(rows: Tensor) -> Tensor:
             if packed:
@@ -245,7 +246,6 @@ class Encoder(nn.Module):
                 return checkpoint(part, chunk, use_reentrant=False)
             return part(chunk)
 
-        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
         parts = _on_cores(encoded, order, self.backbone, batch_tokens) if alone else map(encoded, order)
         return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
 
@@ -302,9 +302,9 @@ class Encoder(nn.Module):
         self.eval()
         try:
             for block in blocks:
-                tokens = self.tokenize([texts[i] for i in block]).to(self.device)
-                vectors = self(tokens, batch_tokens)[:, :dim].float()
-                result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()
+                tokens, which = self.tokenize([texts[i] for i in block]).distinct()
+                vectors = self(tokens.to(self.device), batch_tokens)[:, :dim].float()
+                result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()[which]
         finally:
             for module, mode in training:
                 module.training = mode

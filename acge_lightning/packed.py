@@ -24,6 +24,7 @@ PACKED = "packed"
 MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
 _ALIKE = 8  # short texts that are attended together differ by so many tokens at most
 _SHORT = 48  # tokens; of longer texts only those of one length are attended together, as padding costs more than a call
+_FEW = 8  # texts: where so many have one length, they are attended together without any other, for the same reason
 
 
 def is_packed(backbone: nn.Module) -> bool:
@@ -64,22 +65,23 @@ class Segments:
         self.groups = list(self._groups())
 
     def _groups(self) -> Iterator[_Group]:
-        sizes, first, begin = self.lengths.tolist(), 0, 0
-        while first < len(sizes):
-            low = high = sizes[first]
-            last = first + 1
-            alike = _ALIKE if low < _SHORT else 0
-            while last < len(sizes) and max(high, sizes[last]) - min(low, sizes[last]) <= alike:
-                low, high = min(low, sizes[last]), max(high, sizes[last])
-                last += 1
-            end = begin + sum(sizes[first:last])
+        lengths, counts = (x.tolist() for x in self.lengths.unique_consecutive(return_counts=True))
+        first = begin = run = 0
+        while run < len(lengths):
+            low = high = lengths[run]
+            texts, tokens, alike = counts[run], low * counts[run], _ALIKE if low < _SHORT else 0
+            for size, count in zip(lengths[run + 1 :], counts[run + 1 :], strict=True):
+                if max(high, size) - min(low, size) > alike or max(counts[run], count) >= _FEW:
+                    break
+                low, high, texts, tokens = min(low, size), max(high, size), texts + count, tokens + size * count
+                run += 1
             places = real = None
             if low < high:
-                mask = torch.arange(high) < self.lengths[first:last, None]
+                mask = torch.arange(high) < self.lengths[first : first + texts, None]
                 places = mask.flatten().nonzero().flatten().to(self.device)
                 real = mask[:, None, None].to(self.device)
-            yield _Group(slice(begin, end), last - first, high, places, real)
-            first, begin = last, end
+            yield _Group(slice(begin, begin + tokens), texts, high, places, real)
+            first, begin, run = first + texts, begin + tokens, run + 1
 
     def positions(self) -> Tensor:
         """Int64[tokens]: the position of each token within its text, from 0."""

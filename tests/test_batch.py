@@ -14,6 +14,14 @@ ROWS = st.lists(st.lists(st.integers(0, 500), max_size=12), max_size=20)
 quick = settings(max_examples=60, deadline=None)
 
 
+def smallest_largest(sizes, parts):
+    """The largest sum of neighbours, cut into at most so many parts in the best way: by dynamic programming."""
+    best = [0] + [float("inf")] * len(sizes)  # of the first n sizes
+    for _ in range(parts):
+        best = [min([best[n], *(max(best[m], sum(sizes[m:n])) for m in range(n))]) for n in range(len(sizes) + 1)]
+    return best[-1]
+
+
 def as_lists(tokens):
     return [part.tolist() for part in tokens.ids.split(tokens.lengths.tolist())] if len(tokens) else []
 
@@ -47,6 +55,15 @@ def test_chunks_are_as_large_as_the_budget_allows(rows, budget):
 
 
 @quick
+@given(st.lists(st.lists(st.integers(0, 1), max_size=3), max_size=20))
+def test_distinct_rows_are_the_lists_without_repetitions(rows):
+    found, which = Tokens.from_lists(rows).distinct()
+    assert as_lists(found) == [list(row) for row in dict.fromkeys(map(tuple, rows))]
+    assert [as_lists(found)[i] for i in which] == rows
+    assert which.dtype == torch.long
+
+
+@quick
 @given(ROWS, st.integers(1, 40))
 def test_padded_rows_equal_the_lists(rows, budget):
     tokens = Tokens.from_lists(rows)
@@ -67,6 +84,21 @@ def test_cat_keeps_all_rows_in_order(parts):
 def test_a_row_longer_than_the_budget_is_a_chunk_of_its_own():
     tokens = Tokens.from_lists([[1], [2] * 50, [3, 3], [4] * 30])
     assert [chunk.tolist() for chunk in tokens.chunks(8)] == [[1], [3], [2, 0]]
+
+
+@quick
+@given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 40), st.integers(2, 5))
+def test_packed_chunks_for_several_cores_are_as_many_for_each_and_about_as_large(lengths, budget, cores):
+    tokens = Tokens.from_lists([[7] * n for n in lengths])
+    chunks = {n: [chunk.tolist() for chunk in tokens.chunks(budget, packed=True, cores=n)] for n in (1, cores)}
+    sizes = {n: [sum(lengths[i] for i in chunk) for chunk in each] for n, each in chunks.items()}
+    assert [i for chunk in chunks[cores] for i in chunk] == [i for chunk in chunks[1] for i in chunk]
+    if len(chunks[1]) < cores:
+        assert chunks[cores] == chunks[1]
+        return
+    room = -(-len(chunks[1]) // cores) * cores
+    assert len(chunks[cores]) <= room
+    assert max(sizes[cores]) == smallest_largest(sorted(lengths, reverse=True), room)
 
 
 def test_rows_of_equal_length_keep_their_order():

@@ -142,6 +142,20 @@ def test_blocks_of_texts_keep_the_order(monkeypatch):
     torch.testing.assert_close(model.encode(texts, progress=True), expected)
 
 
+def test_texts_of_the_same_tokens_are_encoded_once(monkeypatch):
+    model = static_encoder()
+    texts = ["red", "green blue", "unheard of", "red ", "green  blue", "of it", "red"]
+    expected, seen = torch.cat([model.encode(text) for text in texts]), []
+    monkeypatch.setattr(
+        model.backbone, "forward", lambda ids, mask: seen.append(ids) or StaticBackbone.forward(model.backbone, ids, mask)
+    )
+    found = model.encode(texts)
+    assert sum(map(len, seen)) == 3
+    torch.testing.assert_close(found, expected)
+    for first, second in ((0, 3), (0, 6), (1, 4), (2, 5)):
+        assert torch.equal(found[first], found[second])
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])

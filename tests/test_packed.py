@@ -101,6 +101,16 @@ def test_groups_cover_every_text_once_and_pad_little():
     assert segments.positions().tolist() == [i for n in lengths.tolist() for i in range(n)]
 
 
+@pytest.mark.parametrize("many", [1, 2, 7, 8, 20])
+def test_only_lengths_of_few_texts_are_padded_to_one(many):
+    lengths = torch.tensor([40] * 2 + [39] * many + [38] * 2 + [37] * 2 + [9] * many)
+    found = [(g.texts, g.width, g.places is None) for g in Segments(lengths, torch.device("cpu")).groups]
+    if many < packed._FEW:
+        assert found == [(6 + many, 40, False), (many, 9, True)]
+    else:
+        assert found == [(2, 40, True), (many, 39, True), (4, 38, False), (many, 9, True)]
+
+
 def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
     """Shapes and arguments only: without a GPU there are no numbers to compare."""
     rows = torch.empty(3, 12, 2, 64, dtype=torch.bfloat16, device="meta")
