@@ -22,11 +22,11 @@ are encoded side by side, one core each (cores that share a product wait for eac
 scoring, where mteb draws, hashes and converts anew for each dim.
 
 Measured on two cores with nothing beside it: on an Intel Xeon, in nine minutes, 1.83 and 1.66; seconds 111 (ours), 203 (mteb),
-185 (mteb with our encoder). On an AMD EPYC (Zen 4), in thirteen minutes, 1.94 and 1.56; seconds 161, 312 and 250 (another run,
-of nearly the same code, 2.01 and 1.57; 166, 332, 260). A third of mteb's time there is its logistic regression on the first two
-sets, which varies; without those two sets the figures are 1.48 and 1.09. Largest difference of a score 9.2e-4 (clustering,
-whose k-means multiplies differences of 1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there more waits
-for each other.
+185 (mteb with our encoder). On an AMD EPYC (Zen 4), in thirteen minutes, two runs: 1.94 and 1.98, with our encoder 1.56 and
+1.61; seconds 161 and 162, 312 and 322, 250 and 261. A third of mteb's time there is its logistic regression on the first two
+sets, which varies; without those two sets the figures are 1.48 and 1.49, 1.09 and 1.12. Largest difference of a score 9.2e-4
+(clustering, whose k-means multiplies differences of 1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there
+more waits for each other.
 """
 
 from __future__ import annotations
