@@ -68,11 +68,11 @@ class Tokens:
 
     def distinct(self) -> tuple[Tokens, Tensor]:
         """Each text once, in the order of first occurrence, and which of them every text is: Int64[n] (CPU)."""
-        numbers: dict[bytes, int] = {}
-        texts = self.ids.cpu().split(self.lengths.tolist())
-        which = torch.tensor([numbers.setdefault(text.numpy().tobytes(), len(numbers)) for text in texts], dtype=torch.long)
-        first = torch.full((len(numbers),), len(self)).scatter_reduce(0, which, torch.arange(len(self)), "amin")
-        return self.select(first), which
+        seen: dict[bytes, int] = {}
+        texts = enumerate(self.ids.cpu().split(self.lengths.tolist()))
+        first = torch.tensor([seen.setdefault(text.numpy().tobytes(), i) for i, text in texts], dtype=torch.long)
+        rows, which = first.unique(return_inverse=True)
+        return self.select(rows), which
 
     def padded(self, rows: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
         """The chosen rows, right-padded to their own longest: `(input_ids, attention_mask)`, both Int64[m, width]."""
