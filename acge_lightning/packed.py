@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from acge_lightning.layers import dropout
+from acge_lightning.layers import Repeated, dropout
 
 PACKED = "packed"
 MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
@@ -94,7 +94,19 @@ def packed_states(backbone: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     segments = Segments(lengths, ids.device)
     padding = getattr(getattr(backbone.embeddings, "position_embeddings", None), "padding_idx", None)
     positions = segments.positions() + (0 if padding is None else padding + 1)  # RoBERTa's begin after the padding index
-    return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
+    if torch.is_grad_enabled() or backbone.training or ids.device.type != "cpu":
+        return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
+    return backbone.encoder(_first_states(backbone, ids[None], positions[None]), segments=segments).last_hidden_state[0]
+
+
+def _first_states(backbone: nn.Module, ids: Tensor, positions: Tensor) -> Repeated:
+    """What a backbone's first layer takes; each token is embedded once for a position, where most occur in several texts."""
+    width = int(positions.max()) + 1
+    distinct, which = (ids * width + positions).unique(return_inverse=True)
+    states = backbone.embeddings(input_ids=distinct[None] // width, position_ids=distinct[None] % width)
+    if hasattr(backbone, "embeddings_project"):  # ELECTRA's
+        states = backbone.embeddings_project(states)
+    return Repeated.of(states[0], which)
 
 
 def packed_attention(

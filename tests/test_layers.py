@@ -14,6 +14,7 @@ from acge_lightning.fresh import transformer
 from acge_lightning.layers import (
     Dropout,
     Linear,
+    Repeated,
     dropout,
     onednn_is_faster,
     packed_weights,
@@ -24,14 +25,16 @@ from acge_lightning.vocabulary import train_vocabulary
 
 
 class Calls(TorchDispatchMode):
-    """The names of the operators that are called."""
+    """The names of the operators that are called, and the rows of matrix products."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.rows = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func.name())
+        if "linear" in self.names[-1] or "addmm" in self.names[-1]:
+            self.rows.append(args["addmm" in self.names[-1]].numel() // 5)
         return func(*args, **kwargs or {})
 
 
@@ -158,6 +161,21 @@ def test_an_encoder_packs_its_weights_once_for_many_texts(monkeypatch):
         if type(module) is Linear:
             module.__class__ = nn.Linear
     torch.testing.assert_close(model.encode(texts, batch_tokens=16), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, pytest.param(Linear, marks=onednn)])
+@torch.no_grad()
+def test_vectors_that_repeat_are_mapped_once(kind):
+    torch.manual_seed(0)
+    layer, distinct, which = kind(5, 4).eval(), torch.randn(3, 5), torch.tensor([[0, 2, 2, 1], [1, 1, 0, 2]])
+    x = Repeated.of(distinct, which)
+    torch.testing.assert_close(layer(x), layer(distinct[which]))
+    for other in (x + 1, x.transpose(0, 1), x.clone(), layer(x), nn.functional.layer_norm(x, (5,))):
+        assert type(other) is torch.Tensor
+    assert torch.equal(x + 1, distinct[which] + 1)
+    with Calls() as calls:
+        layer(x)
+    assert calls.rows == [3]
 
 
 # ---- within a model

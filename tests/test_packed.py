@@ -58,6 +58,34 @@ def test_vectors_and_gradients_are_those_of_padded_texts(model_type, lengths, mo
             torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_without_gradients_a_token_is_embedded_once_for_a_position(model_type, lengths):
+    model = backbone(model_type, embedding_size=8).eval()  # ELECTRA projects these
+    tokens = tokens_of(lengths)
+    tokens.ids.remainder_(7).add_(5)
+    expected, seen = packed_states(model, tokens.ids, tokens.lengths).detach(), []
+    model.embeddings.register_forward_hook(lambda module, args, given, _: seen.append(given), with_kwargs=True)
+    with torch.no_grad():
+        found = packed_states(model, tokens.ids, tokens.lengths)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    (given,) = seen
+    first = 0 if model_type in ("bert", "electra") else 2
+    pairs = zip(given["input_ids"][0].tolist(), (given["position_ids"][0] - first).tolist(), strict=True)
+    places = [i for n in lengths for i in range(n)]
+    assert sorted(pairs) == sorted(set(zip(tokens.ids.tolist(), places, strict=True)))
+
+
+def test_dropout_without_gradients_is_each_tokens_own():
+    model = backbone("bert").train()
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        packed_states(model, torch.full((20,), 7), torch.ones(20, dtype=torch.long))
+    assert len(seen[0][0].unique(dim=0)) > 5
+
+
 def test_the_same_backbone_still_takes_padded_rows():
     model = backbone("bert").eval()
     tokens = tokens_of(LENGTHS[2])
@@ -156,7 +184,9 @@ def test_chunks_on_several_cores_give_the_vectors_of_one(threads):
     texts = [f"{'好' * (i % 23)}第{i}个句子" for i in range(300)]
     encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
     used = []
-    encoder.backbone.register_forward_pre_hook(lambda *args: used.append((threading.get_ident(), torch.get_num_threads())))
+    encoder.backbone.encoder.register_forward_pre_hook(
+        lambda *args: used.append((threading.get_ident(), torch.get_num_threads()))
+    )
     several = encoder.encode(texts, batch_tokens=128)
     assert len({thread for thread, _ in used}) > 1
     assert {count for _, count in used} == {1}
@@ -170,7 +200,7 @@ def test_chunks_on_several_cores_give_the_vectors_of_one(threads):
 def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(threads):
     texts = [f"第{i}个句子" for i in range(100)]
     encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
-    encoder.backbone.register_forward_pre_hook(lambda *args: 1 / 0)
+    encoder.backbone.encoder.register_forward_pre_hook(lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encoder.encode(texts, batch_tokens=64)
     assert torch.get_num_threads() == threads
