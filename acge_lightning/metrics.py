@@ -16,6 +16,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -336,11 +337,9 @@ class VMeasure(EmbeddingMetric):
 
 def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     """A job for each of the arguments, as many at a time as there are cores and with one thread each."""
-    from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)
-        workers = min(len(arguments), os.cpu_count() or 1)
-        return Parallel(n_jobs=workers, prefer="threads")(delayed(job)(*given) for given in arguments)
+        return list(pool.map(lambda given: job(*given), arguments))

@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.activations import GELUActivation
 
 from acge_lightning import encoder, layers
 from acge_lightning.fresh import transformer
 from acge_lightning.layers import (
+    GELU,
     Dropout,
     Linear,
     Repeated,
@@ -185,15 +188,34 @@ class Tied(nn.Linear):
     """A subclass, which stays what it is."""
 
 
+@torch.no_grad()
+def test_gelu_is_written_over_what_it_is_given_unless_that_may_be_needed():
+    layer, x = GELU(), torch.linspace(-4, 4, 99)
+    expected = x.double().numpy() * special.ndtr(x.double().numpy())
+    with torch.enable_grad():
+        kept = x.clone().requires_grad_()
+        found = layer(kept)
+        found.sum().backward()
+        assert torch.equal(kept, x)
+        assert kept.grad is not None
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6)
+    given = x.clone()
+    np.testing.assert_allclose(layer(given).numpy(), expected, atol=1e-6)
+    assert layer(given).data_ptr() == given.data_ptr()
+    exported = torch.export.export(layer, (x,))
+    assert [str(n.target) for n in exported.graph.nodes if n.op == "call_function"] == ["aten.gelu.default"]
+
+
 @pytest.mark.parametrize("faster", [pytest.param(True, marks=onednn), False])
 def test_a_models_layers_are_made_fast_and_keep_their_weights_and_mode(faster, monkeypatch):
     monkeypatch.setattr(layers, "onednn_is_faster", lambda: faster)
-    model = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Dropout(0.3), Tied(4, 3))).eval()
+    model = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Dropout(0.3), Tied(4, 3)), GELUActivation()).eval()
     weights, x = list(model.parameters()), torch.randn(2, 5)
     before = model(x)
     use_fast_layers(model)
     assert [type(m) for m in (model[0], model[1][0], model[1][1])] == [Linear if faster else nn.Linear, Dropout, Tied]
     assert all(a is b for a, b in zip(weights, model.parameters(), strict=True))
+    assert not any(type(m) is GELU for m in model.modules())
     with torch.no_grad():
         torch.testing.assert_close(model(x), before)
         assert by_onednn(model, x) is faster
