@@ -18,15 +18,16 @@ score differs by more than 1e-3.
 
 Where the time goes, for all-MiniLM-L6-v2 on a CPU: four fifths of our embedding are matrix products near the processor's limit,
 so it gains little over sentence-transformers on an idle core (1.1 to 1.4 times less of its time). More comes from chunks that
-are encoded side by side, one core each (cores that share a product wait for each other, above all beside other work), and from
-scoring, where mteb draws, hashes and converts anew for each dim.
+are encoded side by side, one core each (cores that share a product wait for each other, above all beside other work), from the
+first layer's products, which are done once for each token at a position, and from scoring, where mteb draws, hashes and
+converts anew for each dim.
 
-Measured on two cores with nothing beside it: on an Intel Xeon, in nine minutes, 1.83 and 1.66; seconds 111 (ours), 203 (mteb),
-185 (mteb with our encoder). On an AMD EPYC (Zen 4), in thirteen minutes, two runs: 1.94 and 1.98, with our encoder 1.56 and
-1.61; seconds 161 and 162, 312 and 322, 250 and 261. A third of mteb's time there is its logistic regression on the first two
-sets, which varies; without those two sets the figures are 1.48 and 1.49, 1.09 and 1.12. Largest difference of a score 9.2e-4
-(clustering, whose k-means multiplies differences of 1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there
-more waits for each other.
+Measured on two cores with nothing beside it. On an AMD EPYC (Zen 4), in thirteen minutes, two runs: 1.95 and 1.95, with our
+encoder 1.61 and 1.63; seconds 162 and 154, 316 and 300, 260 and 250. A third of mteb's time there is its logistic regression on
+the first two sets, which varies; without those two sets the figures are 1.48 and 1.48, 1.13 and 1.17. On an Intel Xeon, in nine
+minutes and with an earlier state of this project, 1.83 and 1.66; seconds 111 (ours), 203 (mteb), 185 (mteb with our encoder).
+Largest difference of a score 9.2e-4 (clustering, whose k-means multiplies differences of 1e-7). Beside other work (load 8 to
+15) it was 3.69 and 2.23, since there more waits for each other.
 """
 
 from __future__ import annotations
