@@ -15,6 +15,7 @@ left out here. Of explicit negatives, a query meets the pool's and its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -56,7 +57,7 @@ class _Prefix:
         return normalize(vectors[:, : self.dim].to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-class FrozenLoss:
+class FrozenLoss(ABC):
     """Losses of samples against a frozen pool; made by `against`."""
 
     columns: ClassVar[int]  # that a sample has of its own
@@ -101,13 +102,13 @@ class FrozenLoss:
             total = total + prefix.weight * value
         return total
 
+    @abstractmethod
     def known(self, own: Embedded) -> object:
         """What the losses of all prefixes depend on beside cosines."""
-        raise NotImplementedError
 
+    @abstractmethod
     def of_prefix(self, own: tuple[Tensor, ...], prefix: _Prefix, known: object, draws: Tensor | None) -> Tensor:
         """Float[n] at one prefix, from vectors of length 1."""
-        raise NotImplementedError
 
     def _spread(self, own: tuple[Tensor, ...], prefix: _Prefix) -> Tensor:
         """1/2 the mean square of each text's cosines with the pool: the output whose sensitivity MAS asks for."""

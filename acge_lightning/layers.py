@@ -28,7 +28,14 @@ def use_fast_layers(model: nn.Module) -> None:
             module.__class__ = GELU
 
 
+def _as_torch() -> bool:
+    """Whether torch's own operators are wanted, as gradients are, or a graph is recorded."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 # ---- linear maps
+
+_LINEAR_MAPS = (linear, getattr(torch.ops.mkldnn, "_linear_pointwise", None))  # `nn.Linear`'s and `Linear`'s
 
 
 def onednn_is_faster() -> bool:
@@ -45,8 +52,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float[..., in_features] -> Float[..., out_features]."""
-        plain = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if plain or torch.jit.is_tracing() or not all(t.dtype == torch.float and t.is_cpu for t in (x, self.weight)):
+        plain = self.training or torch.is_autocast_enabled("cpu") or _as_torch()
+        if plain or not all(t.dtype == torch.float and t.is_cpu for t in (x, self.weight)):
             return super().forward(x)
         weight = getattr(self._here, "weights", {}).get(self, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
@@ -78,9 +85,9 @@ class Repeated(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Linear maps of both kinds are done here; the rest is torch's, and gives plain tensors."""
+        """Linear maps of distinct vectors; the rest is torch's, and gives plain tensors."""
         with torch._C.DisableTorchFunctionSubclass():
-            if func is linear or getattr(func, "__name__", "") == "_linear_pointwise":
+            if func in _LINEAR_MAPS and args and isinstance(args[0], cls):
                 x, *more = args
                 return embedding(x.which, func(x.distinct, *more, **kwargs or {}))
             return func(*args, **kwargs or {})
@@ -94,8 +101,7 @@ class GELU(GELUActivation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float[...] -> Float[...], the same tensor; a new one if it may be needed again."""
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return super().forward(x) if plain else torch.ops.aten.gelu_(x)
+        return super().forward(x) if _as_torch() else torch.ops.aten.gelu_(x)
 
 
 # ---- dropout

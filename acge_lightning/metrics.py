@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,13 +78,13 @@ class EmbeddingMetric(Metric):
         """The scores of normalised embeddings Float[n, d] (or a SciPy sparse matrix); judgements number their rows."""
         return self.values(self.units(embeddings, labels))
 
+    @abstractmethod
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
         """Float64[units, c]: what was measured on each pair, query, text or draw: what a bootstrap draws from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, units: Tensor) -> dict[str, float]:
         """The scores of these units."""
-        raise NotImplementedError
 
 
 def _cosines(embeddings: Vectors, pairs: Tensor) -> Tensor:
@@ -337,9 +337,11 @@ class VMeasure(EmbeddingMetric):
 
 def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     """A job for each of the arguments, as many at a time as there are cores and with one thread each."""
+    from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return list(pool.map(lambda given: job(*given), arguments))
+        workers = min(len(arguments), os.cpu_count() or 1)
+        return Parallel(n_jobs=workers, prefer="threads")(delayed(job)(*given) for given in arguments)

@@ -12,7 +12,16 @@ from sklearn.metrics import average_precision_score, ndcg_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from acge_lightning.errors import InputError
-from acge_lightning.metrics import AveragePrecision, KNNAccuracy, LinearProbe, Reranking, Retrieval, Spearman, VMeasure
+from acge_lightning.metrics import (
+    AveragePrecision,
+    EmbeddingMetric,
+    KNNAccuracy,
+    LinearProbe,
+    Reranking,
+    Retrieval,
+    Spearman,
+    VMeasure,
+)
 
 
 def texts(n, dim=8, seed=0):
@@ -415,3 +424,12 @@ def test_two_processes_give_the_same_as_one():
         name, value = results.get()
         kind = {"Retrieval": Retrieval, "KNNAccuracy": KNNAccuracy}[name]
         assert value == pytest.approx(scored(kind(), texts(42), METRICS[kind]), abs=1e-9)
+
+
+def test_a_metric_of_ones_own_needs_units_and_values():
+    class Half(EmbeddingMetric):
+        def units(self, embeddings, labels):
+            return labels
+
+    with pytest.raises(TypeError, match=r"abstract method.*values"):
+        Half()
