@@ -17,6 +17,8 @@ import random
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -337,11 +339,12 @@ class VMeasure(EmbeddingMetric):
 
 def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     """A job for each of the arguments, as many at a time as there are cores and with one thread each."""
-    from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
-    with threadpool_limits(1), warnings.catch_warnings():
+    libraries = ThreadpoolController()
+    begin = partial(libraries.limit, limits=1, user_api="openmp")  # whose limit is each thread's own
+    with libraries.limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        workers = min(len(arguments), os.cpu_count() or 1)
-        return Parallel(n_jobs=workers, prefer="threads")(delayed(job)(*given) for given in arguments)
+        with ThreadPoolExecutor(os.cpu_count(), initializer=begin) as pool:
+            return list(pool.map(lambda given: job(*given), arguments))

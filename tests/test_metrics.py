@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, ndcg_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import (
@@ -314,6 +315,24 @@ def test_v_measure_of_clear_clusters_equals_scikit_learn(swapped):
 def test_v_measure_needs_two_labels():
     with pytest.raises(InputError, match="at least two labels"):
         scored(VMeasure(), texts(6), torch.tensor([[3, 0]] * 6))
+
+
+def test_each_draw_has_one_thread(monkeypatch):
+    """OpenMP's limit counts for the thread that sets it alone, BLAS's for all."""
+    threads = {"openmp": set(), "blas": set()}
+
+    class Watched(MiniBatchKMeans):
+        def fit_predict(self, x):
+            for library in threadpool_info():
+                threads[library["user_api"]].add(library["num_threads"])
+            return super().fit_predict(x)
+
+    monkeypatch.setattr("sklearn.cluster.MiniBatchKMeans", Watched)
+    with threadpool_limits(2):
+        VMeasure(draws=4, size=50).units(texts(60), torch.stack([torch.arange(60) % 4, torch.zeros(60)], dim=1))
+        after = {library["num_threads"] for library in threadpool_info()}
+    assert threads == {"openmp": {1}, "blas": {1}}
+    assert after == {2}
 
 
 # ---- batches, order, numbers
