@@ -94,7 +94,16 @@ def open_models(
     for path in () if named else paths:
         name = _name(path)
         named[name if name not in named else f"{name}-{len(named) + 1}"] = path
-    return [Model(n, path, None if path in LEXICAL else load(path, device=device), prompts) for n, path in named.items()]
+    return [Model(n, path, None if path in LEXICAL else _load(path, device), prompts) for n, path in named.items()]
+
+
+def _load(path: str, device: str | None) -> Encoder:
+    try:
+        return load(path, device=device)
+    except InputError as error:
+        if "/" in path or Path(path).exists():
+            raise
+        raise InputError(f"{error}; baselines without an encoder are {' and '.join(LEXICAL)}") from None
 
 
 def _name(path: str) -> str:

@@ -344,6 +344,14 @@ def test_names_in_tables(small_encoder):
     assert SimpleNamespace(**vars(found[1])).encoder is None
 
 
+def test_a_mistyped_baseline_and_a_missing_folder(tmp_path):
+    with pytest.raises(InputError, match=r"'bm26' is no folder.*baselines without an encoder are bm25 and tfidf"):
+        open_models("bm26")
+    with pytest.raises(InputError, match="gone") as missing:
+        open_models(str(tmp_path / "gone"))
+    assert "bm25" not in str(missing.value)
+
+
 # ---- real data
 
 
