@@ -22,13 +22,13 @@ are encoded side by side, one core each (cores that share a product wait for eac
 first layer's products, which are done once for each token at a position, and from scoring, where mteb draws, hashes and
 converts anew for each dim.
 
-Measured on two cores with nothing beside it. On an AMD EPYC (Zen 4), in thirteen to fifteen minutes, five runs on two days:
-1.95, 1.95, 2.20, 2.17 and 2.29, with our encoder 1.61, 1.63, 1.72, 1.67 and 1.74; seconds 154 to 178 (ours), 300 to 407
-(mteb), 250 to 310 (mteb with our encoder). The machine was faster in the first two, on every side, and mteb gained most by
-it. A third of mteb's time is its logistic regression on the first two sets, which varies; without those two sets the figures
-are 1.48, 1.48, 1.66, 1.50 and 1.70. On an Intel Xeon, in nine minutes and with an earlier state of this project, 1.83 and
-1.66; seconds 111, 203 and 185. Largest difference of a score 9.2e-4 (clustering, whose k-means multiplies differences of
-1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there more waits for each other.
+Measured on two cores with nothing beside it. On an AMD EPYC (Zen 4), in thirteen to fifteen minutes, six runs on two days:
+1.95, 1.95, 2.20, 2.17, 2.29 and 2.02, with our encoder 1.61, 1.63, 1.72, 1.67, 1.74 and 1.67; seconds 154 to 178 (ours), 300
+to 407 (mteb), 250 to 310 (mteb with our encoder). The machine was faster in the first two and the last, on every side, and
+mteb gained most by it. A third of mteb's time is its logistic regression on the first two sets, which varies; without those
+two sets the figures are 1.48, 1.48, 1.66, 1.50, 1.70 and 1.46. On an Intel Xeon, in nine minutes and with an earlier state of
+this project, 1.83 and 1.66; seconds 111, 203 and 185. Largest difference of a score 9.2e-4 (clustering, whose k-means
+multiplies differences of 1e-7). Beside other work (load 8 to 15) it was 3.69 and 2.23, since there more waits for each other.
 """
 
 from __future__ import annotations
