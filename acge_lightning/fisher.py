@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from acge_lightning.anchor import Anchor
 from acge_lightning.batch import TextBatch, Tokens
+from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
@@ -140,7 +141,8 @@ class _Work:
         rows = len(task.data)
         if rows < 4:
             raise InputError(f"task {name} has {rows} training rows: at least 4 are needed, to be pool and samples")
-        self.frozen = task.data.order(self.rng)[: 2 * min(pool, rows // 2) : 2]  # of each group of a label one half
+        order = task.data.order(self.rng, self.rng.random(rows), batch_sizes(rows, task.data.batch_size))
+        self.frozen = order[: 2 * min(pool, rows // 2) : 2]  # of each group of a label one half
         rest = np.setdiff1d(np.arange(rows), self.frozen)
         self.chosen = self.rng.permutation(rest)[:samples]
         self.samples = len(self.chosen)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from acge_lightning.errors import InputError
-from acge_lightning.losses import CoSENT, CosineLoss, InfoNCE, LabelContrast, pair_mask
+from acge_lightning.losses import CoSENT, CosineLoss, InfoNCE, LabelContrast, pair_mask, repeats
 from acge_lightning.matryoshka import Matryoshka
 
 Estimator = Literal["empirical", "true", "mas"]
@@ -164,7 +164,7 @@ class _Contrast(FrozenLoss):
     def __init__(self, loss: InfoNCE, prefixes: Sequence[_Prefix], pool: Embedded, estimator: Estimator):
         super().__init__(loss, prefixes, pool, estimator)
         ids, vectors = (torch.cat(list(x[1:])) for x in (pool.ids, pool.vectors))
-        kept = _first_of_each(ids)
+        kept = ~repeats(ids)
         self.docs, self.doc_ids = vectors[kept], ids[kept]
         self.owned = 0  # docs at the end that are negatives of the queries only that name them
         pairs = torch.stack([pool.ids[0], pool.ids[1]], dim=1)
@@ -177,10 +177,9 @@ class _Contrast(FrozenLoss):
 
     def use_own(self, vectors: Tensor, ids: Tensor) -> None:
         """Let the samples meet their own explicit negatives, too."""
-        kept = _first_of_each(ids)
-        kept = kept[~torch.isin(ids[kept], self.doc_ids)]
+        kept = ~repeats(ids) & ~torch.isin(ids, self.doc_ids)
         self.docs, self.doc_ids = torch.cat([self.docs, vectors[kept]]), torch.cat([self.doc_ids, ids[kept]])
-        self.owned = len(kept)
+        self.owned = int(kept.sum())
 
     def known(self, own: Embedded) -> dict[str, Tensor]:
         """Bool[n, docs or queries]: whom each direction leaves out."""
@@ -264,11 +263,3 @@ def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
     ends = logits.detach().double().softmax(1).cumsum(1)
     place = (ends < draws[:, None].to(ends) * ends[:, -1:]).sum(1, keepdim=True)
     return logits.gather(1, place)[:, 0]
-
-
-def _first_of_each(ids: Tensor) -> Tensor:
-    """The places of distinct ids, in order."""
-    _, place = torch.unique(ids, return_inverse=True)
-    first = torch.full((int(place.max()) + 1 if len(ids) else 0,), len(ids), device=ids.device)
-    first.scatter_reduce_(0, place, torch.arange(len(ids), device=ids.device), "amin")
-    return first.sort().values

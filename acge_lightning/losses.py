@@ -101,7 +101,7 @@ class InfoNCE(CosineLoss):
     loss = -mean_i( s(q_i, p_i)/tau - log sum_c exp(s(q_i, c)/tau) ), with c over all positives and explicit negatives of the
     batch and, by `directions`, further terms in the same sum (`joint`) or in sums of their own (`per_direction`).
     Candidates known to be right for a query are left out of its sum: texts judged positive, texts equal to its positive,
-    positives of an equal query, and the query's own text.
+    positives of an equal query, and the query's own text. A text that comes several times in the batch is a candidate once.
 
     Args:
         temperature: tau > 0.
@@ -216,13 +216,16 @@ class InfoNCE(CosineLoss):
         square = known[:, :n]
         same_positive = diagonal if ids is None else ids[1][:, None] == ids[1][None]
         own_negatives = torch.zeros_like(own)
+        again_doc, again_query = torch.zeros_like(own[0]), torch.zeros_like(diagonal[0])
+        if ids is not None:
+            again_doc, again_query = repeats(torch.cat(list(ids[1:]))), repeats(ids[0])
         if ids is not None and labels is not None:
             own_negatives = pair_mask(ids[0], torch.cat(list(ids[1:])), labels[:, :2])
         return {
-            "query_to_doc": known & ~own,
-            "doc_to_query": square.T & ~diagonal,
-            "query_to_query": known_queries | same_positive,
-            "doc_to_doc": known | own_negatives,
+            "query_to_doc": (known | again_doc) & ~own,
+            "doc_to_query": (square.T | again_query) & ~diagonal,
+            "query_to_query": known_queries | same_positive | again_query,
+            "doc_to_doc": known | own_negatives | again_doc,
         }
 
 
@@ -238,6 +241,18 @@ def pair_mask(row_ids: Tensor, column_ids: Tensor, pairs: Tensor) -> Tensor:
     mask = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=row_ids.device)
     mask[torch.searchsorted(rows, pairs[:, 0].contiguous()), torch.searchsorted(columns, pairs[:, 1].contiguous())] = True
     return mask[row_of][:, column_of]
+
+
+def repeats(ids: Tensor) -> Tensor:
+    """Where an id stands that has come before: Int64[n] -> Bool[n].
+
+    >>> repeats(torch.tensor([7, 8, 7, 7])).tolist()
+    [False, False, True, True]
+    """
+    _, number = torch.unique(ids, return_inverse=True)
+    place = torch.arange(len(ids), device=ids.device)
+    first = torch.full_like(place, len(ids)).scatter_reduce_(0, number, place, "amin")
+    return first[number] < place
 
 
 def known_positives(query_ids: Tensor, doc_ids: Tensor, labels: Tensor | None) -> Tensor:

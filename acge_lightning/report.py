@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acge_lightning.data.mixture import MixtureDataModule
+from acge_lightning.data.mixture import Coverage, MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
 from acge_lightning.results import means
@@ -34,6 +34,17 @@ def score_table(before: Scores, after: Scores) -> Table:
         style = "bold" if key.endswith("/mean") else None
         values = ("" if old is None else f"{old:.4f}", f"{new:.4f}", change) if before else (f"{new:.4f}",)
         table.add_row(key, *values, style=style)
+    return table
+
+
+def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
+    """One line a training task: its rows, those that an epoch trains on, and how often the run has gone through them."""
+    table = Table(title="Training rows", title_justify="left")
+    for column in ("task", "rows", "of an epoch", "share", "batches", "epochs"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, task in coverage.items():
+        share, style = f"{100 * task.used / task.rows:.1f} %", None if task.whole else "red"
+        table.add_row(name, str(task.rows), str(task.used), share, str(task.batches), f"{task.epochs:.2f}", style=style)
     return table
 
 

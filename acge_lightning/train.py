@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
-from acge_lightning.report import Scores, score_table, searches, show, write_result
+from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
 from acge_lightning.runs import read_runs
 
 
@@ -68,7 +69,8 @@ def train(cfg: DictConfig) -> float:
         output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
         write_result(folder, before, after, output)
         draw(trainer, folder)
-        show(score_table(before, after), searches(encoder, mixture), f"The model is in [bold]{output}[/bold]")
+        tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
+        show(*tables, f"The model is in [bold]{output}[/bold]")
     finish(trainer)
     return after["val/mean"]
 
@@ -151,6 +153,7 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
         "config": config,
         "versions": {name: version(name) for name in packages},
         "data": {name: {role: len(part) for role, part in data.parts.items()} for name, data in mixture.tasks.items()},
+        "coverage": {name: asdict(task) for name, task in mixture.coverage().items()},
         "steps": steps,
         "before": dict(before),
         "metrics": dict(after),

@@ -369,6 +369,37 @@ def test_leaks_are_found_by_folded_text(make):
 # ---- weights
 
 
+def test_looking_for_leaks_builds_no_evaluation_set(make, encoder, monkeypatch):
+    data = make("retrieval", test=range(3))
+    monkeypatch.setattr(data, "_evaluation", None)  # calling it would fail
+    mixture = MixtureDataModule({"a": data})
+    mixture.setup()
+    assert list(mixture.leaked()) == [("a", "test", 3, 3)]
+    assert mixture.evaluated("test") == ["a"]
+
+
+# ---- coverage
+
+
+@pytest.mark.parametrize(("world", "used", "whole"), [(1, 500, True), (4, 500, True), (3, 483, False), (8, 432, False)])
+def test_coverage_counts_what_all_devices_take(make, encoder, caplog, world, used, whole):
+    data = attached(MixtureDataModule({"a": make("sts", train=range(500), batch_size=28)}), encoder, world=world)
+    with caplog.at_level(logging.WARNING):
+        data.train_dataloader()
+    coverage = data.coverage()["a"]
+    seen = [len(StepDataset(data.sampler, data._collates(), rank, world)[step]) for step in range(18) for rank in range(world)]
+    assert (coverage.rows, coverage.used, coverage.batches) == (500, sum(seen), 18)
+    assert coverage.used == used
+    assert coverage.whole == whole == ("of 500 rows" not in caplog.text)
+
+
+def test_coverage_says_how_many_epochs_were_trained(make, encoder):
+    tasks = {"a": make("sts", "a", train=range(24)), "b": make("sts", "b", train=range(48))}
+    data = attached(MixtureDataModule(tasks, temperature=float("inf")), encoder, step=18)  # rounds of 6 and 6
+    assert {name: task.epochs for name, task in data.coverage().items()} == pytest.approx({"a": 9 / 4, "b": 9 / 8}, abs=0.8)
+    assert sum(task.epochs * task.batches for task in data.coverage().values()) == 18
+
+
 def test_a_task_of_weight_0_is_evaluated_only(make, encoder):
     tasks = {"a": make("sts", "a"), "b": make("clustering", "b", train=None)}  # b has nothing to train on
     data = attached(MixtureDataModule(tasks, {"b": 0}), encoder)

@@ -5,11 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from acge_lightning.data import ClusteringDataModule, RetrievalDataModule, STSDataModule
-from acge_lightning.data.sampler import TaskBatchSampler, distinct_batches
+from acge_lightning.data.epoch import batch_sizes, deal
+from acge_lightning.data.sampler import TaskBatchSampler
 from acge_lightning.errors import InputError
 
 
@@ -17,95 +16,19 @@ class Task:
     """What the sampler asks of a task: rows with given texts."""
 
     def __init__(self, texts, batch_size=4):
-        self.texts = [row if isinstance(row, list) else [row] for row in texts]
+        self.texts = np.array(list(texts))
         self.batch_size = batch_size
 
     def __len__(self):
         return len(self.texts)
 
-    def order(self, rng):
-        return rng.permutation(len(self))
-
-    def texts_of(self, draws):
+    def order(self, rng, draws, sizes):
         assert len(draws) == len(self)
-        values = [text for row in self.texts for text in row]
-        return np.array(values, dtype=np.int64), np.repeat(np.arange(len(self)), [len(row) for row in self.texts])
+        return deal(self.texts, sizes, rng)
 
 
 def distinct(n, batch_size=4):
     return Task(range(n), batch_size)
-
-
-def batches_of(order, size, texts):
-    """`distinct_batches` of rows with these texts, as lists."""
-    values = np.array([text for row in texts for text in row], dtype=np.int64)
-    row_of = np.repeat(np.arange(len(texts)), [len(row) for row in texts])
-    return [batch.tolist() for batch in distinct_batches(np.array(order, dtype=np.int64), size, values, row_of)]
-
-
-def greedy(order, size, texts):
-    """The definition: pass over what is left in order, again and again, and take what fits."""
-    left, found = list(order), []
-    while True:
-        batch, used = [], set()
-        for row in left:
-            if len(batch) < size and not used & set(texts[row]):
-                batch.append(row)
-                used |= set(texts[row])
-        if len(batch) < size:
-            return found or ([batch] if batch else [])
-        found.append(batch)
-        left = [row for row in left if row not in batch]
-
-
-ROWS = st.lists(
-    st.lists(st.integers(-2, 5) | st.sampled_from([-(2**63), 2**63 - 1, 2**40]), min_size=1, max_size=3),
-    min_size=1,
-    max_size=40,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(ROWS, st.integers(2, 7), st.randoms(use_true_random=False))
-@example([[1], [1], [1], [1]], 2, None)
-@example([[1, 1], [2], [1, 2], [3]], 2, None)
-@example([[5]], 4, None)
-@example([[1, 2, 3], [1], [1], [2], [3], [9]], 2, None)  # the third row waits twice, and still comes before the fifth
-def test_batches_are_those_of_the_greedy_loop(texts, size, random):
-    order = list(range(len(texts)))
-    if random is not None:
-        random.shuffle(order)
-        order = order[: random.randint(1, len(order))]  # some of the rows, as a task may leave some out
-    found = batches_of(order, size, texts)
-    assert found == greedy(order, size, texts)
-    taken = [row for batch in found for row in batch]
-    assert len(set(taken)) == len(taken)
-    assert set(taken) <= set(order)
-    for batch in found:
-        used = [text for row in batch for text in set(texts[row])]
-        assert len(set(used)) == len(used)
-    assert all(len(batch) == size for batch in found[1:])
-    assert found
-    assert len(found[0]) == size or len(found) == 1
-
-
-@given(st.permutations(range(24)), st.sampled_from([2, 3, 5, 24, 30]))
-def test_distinct_texts_are_cut_in_their_order(order, size):
-    found = batches_of(order, size, [[row] for row in range(24)])
-    assert found == [order[i : i + size] for i in range(0, 24 // size * size, size)] or (size > 24 and found == [order])
-
-
-def test_a_row_that_waits_comes_in_the_next_batch():
-    assert batches_of(range(6), 2, [[7], [7], [7], [1], [2], [3]]) == [[0, 3], [1, 4], [2, 5]]
-    assert batches_of(range(6), 2, [[1, 2, 3], [1], [1], [2], [3], [9]]) == [[0, 5], [1, 3], [2, 4]]
-    assert batches_of(range(7), 3, [[7], [7], [1], [2], [3], [4], [5]]) == [[0, 2, 3], [1, 4, 5]]
-
-
-def test_many_rows_take_little_time():
-    texts = np.random.default_rng(0).integers(0, 60_000, 100_000)  # most occur twice
-    found = list(distinct_batches(np.arange(100_000), 64, texts, np.arange(100_000)))
-    assert len(found) >= 1550
-    assert all(len(np.unique(texts[batch])) == 64 for batch in found)
 
 
 # ---- steps
@@ -143,7 +66,7 @@ def test_the_seed_changes_schedule_order_and_draws():
 
 @pytest.mark.parametrize("batch_size", [4, 7])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, float("inf")])
-def test_an_epoch_visits_every_row_at_most_once(batch_size, temperature):
+def test_an_epoch_visits_every_row_once(batch_size, temperature):
     tasks = {"small": distinct(28, batch_size), "large": distinct(140, batch_size), "odd": distinct(31, batch_size)}
     sampler = TaskBatchSampler(tasks, temperature=temperature)
     visits = {name: [] for name in tasks}
@@ -151,13 +74,15 @@ def test_an_epoch_visits_every_row_at_most_once(batch_size, temperature):
         batch = sampler[step]
         visits[batch.task].append(batch)
     for name, data in tasks.items():
-        size = len(data) // batch_size
+        sizes = batch_sizes(len(data), batch_size)
+        size = len(sizes)
         epochs = [visits[name][i : i + size] for i in range(0, len(visits[name]) - size + 1, size)]
         assert epochs
         orders = []
         for epoch in epochs:
             rows = np.concatenate([batch.positions for batch in epoch])
-            assert len(np.unique(rows)) == len(rows) == size * batch_size
+            assert len(np.unique(rows)) == len(rows) == sizes.sum() > len(data) - 4
+            assert sorted(len(batch.positions) for batch in epoch) == sorted(sizes.tolist())
             if name != "odd":
                 assert sorted(rows.tolist()) == list(range(len(data)))
             orders.append(tuple(rows.tolist()))
@@ -184,15 +109,20 @@ def test_tasks_do_not_share_their_randomness():
     assert found["a"] != found["b"]
 
 
-def test_repeated_texts_make_fewer_batches_which_then_come_again():
+def test_a_text_that_repeats_is_in_every_batch():
     texts = [0] * 10 + list(range(1, 7))
     sampler = TaskBatchSampler({"a": Task(texts, 4)})
-    assert len(sampler) == 4
-    found = [sampler[i].positions.tolist() for i in range(4)]
-    for batch in found:
-        assert len({texts[row] for row in batch}) == len(batch) == 4
-    same = TaskBatchSampler({"a": Task([0] * 10, 4)})
-    assert [len(same[i].positions) for i in range(4)] == [1, 1, 1, 1]
+    batches = [sampler[i].positions.tolist() for i in range(4)]
+    assert sorted(row for batch in batches for row in batch) == list(range(16))
+    assert sorted([texts[row] for row in batch].count(0) for batch in batches) == [2, 2, 3, 3]
+
+
+def test_batches_drawn_before_a_step_are_counted():
+    sampler = mixed(3, temperature=2)
+    counts = Counter()
+    for step in range(2 * len(sampler) + 5):
+        assert {name: sampler.drawn(name, step) for name in "abc"} == {name: counts[name] for name in "abc"}
+        counts[sampler[step].task] += 1
 
 
 def test_a_task_with_less_than_a_batch_gives_all_it_has():
@@ -266,7 +196,7 @@ def write(folder, rows):
     return folder
 
 
-def test_families_keep_their_order_and_no_text_repeats(tmp_path):
+def test_families_keep_their_order_and_texts_hardly_repeat(tmp_path):
     rng = np.random.default_rng(0)
     sts = [{"text1": f"a{i % 70}", "text2": f"b{i}", "label": int(i % 10 == 0)} for i in range(300)]
     classed = [{"text": f"t{i % 180}", "label": i % 180 // 20} for i in range(200)]
@@ -282,9 +212,10 @@ def test_families_keep_their_order_and_no_text_repeats(tmp_path):
     for step in range(2 * len(sampler)):
         batch = sampler[step]
         found = tasks[batch.task].examples(batch.positions, batch.draws)
-        ids = np.concatenate(found.ids)
-        assert len(np.unique(ids)) == len(ids)
-        assert len(batch.positions) == tasks[batch.task].batch_size
+        assert 16 <= len(batch.positions) <= 20 or batch.task == "asked"
+        if batch.task == "asked":
+            assert 8 <= len(batch.positions) <= 10
+            assert all(len(np.unique(ids)) >= len(ids) - 2 for ids in found.ids)
         if batch.task == "sts":
             assert 1 <= found.labels.sum() <= 4  # about 2
         if batch.task == "labels":

@@ -48,6 +48,12 @@ def cosines(a, b):
     return a @ b.T
 
 
+def once(ids, own):
+    """Where each text comes first, and `own`: a text is a candidate once."""
+    ids = list(ids)
+    return [j for j in range(len(ids)) if j == own or ids[j] not in ids[:j]]
+
+
 def info_nce_loop(columns, query_ids, doc_ids, judged, directions, partition="joint", tau=TAU, in_batch=True):
     """The definition, one candidate at a time; `judged` maps (query id, text id) to a grade."""
     q, docs = columns[0].detach().numpy(), torch.cat(columns[1:]).detach().numpy()
@@ -61,13 +67,13 @@ def info_nce_loop(columns, query_ids, doc_ids, judged, directions, partition="jo
     total = 0.0
     for i in range(n):
         sums = {d: [] for d in directions}
-        for j in range(len(docs)):
+        for j in once(doc_ids, i):
             own_negative = judged.get((query_ids[i], doc_ids[j]), 1) <= 0
             if j == i or (not no_negative(i, doc_ids[j]) and (in_batch or own_negative)):
                 sums["query_to_doc"].append(qd[i, j])
             if "doc_to_doc" in sums and not no_negative(i, doc_ids[j]) and (query_ids[i], doc_ids[j]) not in judged:
                 sums["doc_to_doc"].append(dd[i, j])
-        for j in range(n):
+        for j in once(query_ids, i):
             if "doc_to_query" in sums and (j == i or not no_negative(j, doc_ids[i])):
                 sums["doc_to_query"].append(qd[j, i])
             if "query_to_query" in sums and not no_negative(i, query_ids[j]) and doc_ids[j] != doc_ids[i]:
@@ -131,6 +137,8 @@ MASKING = {
     "query is another query's known positive": ([0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22], {(0, 2): 1}),
     "judged negatives": ([0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22], {(0, 20): 0, (0, 21): 0, (2, 22): 0, (3, 11): 0}),
     "judgements of texts elsewhere": ([0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22], {(7, 10): 1, (0, 99): 1, (9, 98): 0}),
+    "a positive three times": ([0, 1, 2, 3], [10, 10, 10, 13], [20, 20, 13], {(3, 20): 0}),
+    "a query three times": ([0, 5, 5, 5], [10, 11, 12, 13], [20, 21, 22], {}),
     "64-bit hashes": ([-(2**62), 2**62, 2**62 + 1, 5], [2**61, 2**61, 7, 8], [-(2**62), 9, 8], {(5, 7): 1}),
 }
 
@@ -234,7 +242,7 @@ def test_sim_cse_does_not_push_equal_texts_apart():
     columns, texts = random_columns(4, 4), [0, 1, 0, 3]
     value = SimCSE(TAU)(columns, None, as_ids(texts, texts))
     logits = cosines(columns[0].detach().numpy(), columns[1].detach().numpy()) / TAU
-    kept = [[j for j in range(4) if j == i or texts[j] != texts[i]] for i in range(4)]
+    kept = [[j for j in range(4) if j == i or (texts[j] != texts[i] and texts[j] not in texts[:j])] for i in range(4)]
     expected = np.mean([np.log(np.exp(logits[i, kept[i]]).sum()) - logits[i, i] for i in range(4)])
     assert value.item() == pytest.approx(expected, rel=1e-10)
 

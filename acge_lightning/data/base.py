@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from acge_lightning.data.epoch import batch_sizes, deal
 from acge_lightning.data.readers import SUFFIXES, locate, split_files
 from acge_lightning.data.records import Record, text_id
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
@@ -264,9 +265,50 @@ class TaskDataModule(LightningDataModule):
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return values[starts[row] + within], row
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """An epoch's order of the training rows, of which consecutive ones form batches."""
-        return rng.permutation(len(self))
+    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """An epoch's order of the training rows, whose consecutive runs of `sizes` are batches.
+
+        Here a text comes twice in a batch only where it must, for it has more rows than there are batches. (By chance that
+        may also happen to a text of a row that has another, more frequent one. The losses mask equal texts.)
+
+        Args:
+            rng: of the order.
+            draws: Float64[n], as in `examples`.
+            sizes: Int64[batches] of `batch_sizes`.
+
+        Returns:
+            Int64[n]: all rows; those left over stand at the end.
+        """
+        texts, row = self.texts_of(draws)
+        _, text, count = np.unique(texts, return_inverse=True, return_counts=True)
+        most_frequent_first = np.lexsort([-count[text], row])
+        return deal(text[most_frequent_first[np.searchsorted(row, np.arange(len(self)))]], sizes, rng)
+
+    def check_learnable(self) -> None:
+        """Refuse training rows on which the family's loss is the same whatever the encoder does.
+
+        Raises:
+            InputError: which says what all rows have in common.
+        """
+        if len(np.unique(self.texts_of(np.zeros(len(self)))[0])) < 2:
+            raise InputError(f"its {len(self)} training rows have one distinct text: check the file, and its columns")
+
+    def check_labels(self, labels: np.ndarray, name: str) -> None:
+        """Refuse Any[n] labels that are all the same; warn if too few differ for every batch to have two.
+
+        Raises:
+            InputError: one distinct label.
+        """
+        values, counts = np.unique(labels, return_counts=True)
+        if len(values) < 2:
+            raise InputError(f"its {len(labels)} training rows all have the {name} {values[0]}: rows of another one are needed")
+        others, batches = len(labels) - counts.max(), len(batch_sizes(len(labels), self.batch_size))
+        if others < batches:
+            _LOG.warning(
+                "%s: only %d of %d training rows have another %s than %s, so %d of %d batches of an epoch teach nothing: raise "
+                "batch_size, or add such rows",
+                self.path, others, len(labels), name, values[counts.argmax()], batches - others, batches,
+            )  # fmt: skip
 
     def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
         """The texts of these training rows.

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.epoch import deal, even_sizes
 from acge_lightning.data.records import LabelledRecord
 from acge_lightning.errors import InputError
 from acge_lightning.losses import LabelContrast
@@ -58,13 +59,27 @@ class ClusteringDataModule(TaskDataModule):
         """Int64[n] class numbers of label words."""
         return np.array([self._classes[word] for word in labels], dtype=np.int64)
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Groups of `per_label` texts of one label, in random order."""
-        label = self._number(self.train.column("label"))
-        ranked = np.lexsort([rng.random(len(label)), label])
-        sizes = np.bincount(label)[np.unique(label)]
-        groups = [g for part in np.split(ranked, np.cumsum(sizes)[:-1]) for g in _pieces(part, self.per_label)]
-        return np.concatenate([groups[i] for i in rng.permutation(len(groups))])
+    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Batches with a share of every label, in groups of `per_label` texts, equal texts in different groups."""
+        _, label, count = np.unique(self._number(self.train.column("label")), return_inverse=True, return_counts=True)
+        _, text = np.unique(self.first_ids(self.train), return_inverse=True)
+        turn = rng.permutation(len(text))
+        ranked = np.lexsort([turn, turn[text], label])  # rows of a label side by side, and in them those of a text
+        within = np.arange(len(ranked)) - np.repeat(np.cumsum(count) - count, count)
+        groups = np.maximum(1, np.minimum(-(-count // self.per_label), count // 2))  # a text alone has no partner
+        group = (np.cumsum(groups) - groups)[label[ranked]] + within % groups[label[ranked]]
+        label_of_group = np.repeat(np.arange(len(count)), groups)
+        turn_of_group = np.argsort(deal(label_of_group, even_sizes(len(label_of_group), len(sizes)), rng))
+        return ranked[np.argsort(turn_of_group[group], kind="stable")]
+
+    def check_learnable(self) -> None:
+        """Refuse one distinct text, one label, or labels that no two texts share: `LabelContrast` is 0 for them."""
+        super().check_learnable()
+        labels = self.train.column("label")
+        self.check_labels(labels, "label")
+        texts_and_labels = np.unique(np.stack([self.first_ids(self.train), self._number(labels)]), axis=1)
+        if np.bincount(texts_and_labels[1]).max() < 2:
+            raise InputError(f"its {len(self)} training rows have no two texts of one label: check the label column")
 
     def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
         """The texts and their class numbers."""
@@ -123,11 +138,3 @@ class ClassificationDataModule(ClusteringDataModule):
             starts = np.concatenate([[0], np.cumsum(np.bincount(label))])[label[ranked]]
             chosen[ranked[np.arange(len(ranked)) - starts < self.shots]] |= 1 << draw
         return self._labelled(part, chosen)
-
-
-def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Runs of `size` rows; a single row left over joins the run before it."""
-    pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
-    if len(pieces) > 1 and len(pieces[-1]) == 1:
-        pieces[-2:] = [np.concatenate(pieces[-2:])]
-    return pieces

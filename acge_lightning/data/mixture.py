@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,28 @@ from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _EVALUATION_TEXTS = 512
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Training rows of a task.
+
+    Args:
+        rows: that it has.
+        used: that an epoch trains on, on all devices together.
+        batches: of an epoch.
+        epochs: that the run has trained.
+    """
+
+    rows: int
+    used: int
+    batches: int
+    epochs: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether an epoch trains on 99 % of the rows, or on all but the few that make no equal shares."""
+        return self.used >= 0.99 * self.rows or self.rows - self.used < 8
 
 
 class MixtureDataModule(LightningDataModule):
@@ -70,11 +93,16 @@ class MixtureDataModule(LightningDataModule):
         return {name: data for name, data in self.tasks.items() if self.weights.get(name, 1.0) > 0}
 
     def setup(self, stage: str | None = None) -> None:
-        """Check all files and open them; warn of evaluation rows that are also training rows."""
+        """Check all files and open them; warn of rows that training leaves out, and of evaluation rows that it sees."""
         if self.sampler is not None:
             return
         for data in self.tasks.values():
             data.setup(stage)
+        for name, data in self.training_tasks.items():
+            try:
+                data.check_learnable()
+            except InputError as error:
+                raise InputError(f"task {name} has nothing to learn: {error}") from None
         weights = {name: self.weights.get(name, 1.0) for name in self.training_tasks}
         self.sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
         for name, role, found, total in self.leaked():
@@ -89,18 +117,35 @@ class MixtureDataModule(LightningDataModule):
 
     def evaluated(self, role: Role) -> list[str]:
         """The tasks that have this split, in the order of their loaders."""
-        return [name for name in self.tasks if self.evaluation(name, role) is not None]
+        for data in self.tasks.values():
+            data.setup()
+        return [name for name, data in self.tasks.items() if role in data.parts]
 
     def leaked(self) -> Iterator[tuple[str, Role, int, int]]:
         """(task, split, rows of it that are training rows of any task, rows) for each split with such rows."""
         keys = [data.keys(data.train) for data in self.training_tasks.values()]
         seen = np.unique(np.concatenate(keys))
-        for name in self.tasks:
+        for name, data in self.tasks.items():
+            data.setup()
             for role in ("dev", "test"):
-                found = self.evaluation(name, role)
-                both = 0 if found is None else int(np.isin(found.keys, seen).sum())
-                if found is not None and both:
-                    yield name, role, both, len(found.keys)
+                if role in data.parts:
+                    rows = data.keys(data.parts[role])
+                    both = int(np.isin(rows, seen).sum())
+                    if both:
+                        yield name, role, both, len(rows)
+
+    def coverage(self) -> dict[str, Coverage]:
+        """What of each training task's rows the trainer's devices take."""
+        self.setup()
+        world, batches = 1, 0
+        if self.trainer is not None:
+            world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+            batches = first_batch(len(self.sampler), accumulate, self.trainer.global_step)
+        found = {}
+        for name, sizes in self.sampler.sizes.items():
+            used, epochs = int((sizes // world * world).sum()), self.sampler.drawn(name, batches) / len(sizes)
+            found[name] = Coverage(len(self.tasks[name]), used, len(sizes), epochs)
+        return found
 
     def train_texts(self) -> Iterator[str]:
         """All texts of the training rows, to learn a vocabulary from."""
@@ -152,9 +197,18 @@ class MixtureDataModule(LightningDataModule):
         self.setup()
         trainer = self.trainer
         steps = StepDataset(self.sampler, self._collates(), trainer.global_rank, trainer.world_size)
+        self._warn_of_rows_left_out()
         order = StepSampler(self.sampler, trainer)
         pin = torch.cuda.is_available()
         return LateLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
+
+    def _warn_of_rows_left_out(self) -> None:
+        devices = self.trainer.world_size
+        for name, task in self.coverage().items():
+            if not task.whole and self.trainer.global_rank == 0:
+                share, size = task.used / task.rows, self.tasks[name].batch_size
+                _LOG.warning("%s: an epoch trains on %d of %d rows (%.1f %%)", name, task.used, task.rows, 100 * share)
+                _LOG.warning("%s: choose a batch_size that divides by the %d devices (it is %d)", name, devices, size)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a task that has a dev split."""

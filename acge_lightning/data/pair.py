@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.epoch import deal_by_rank
 from acge_lightning.data.records import PairRecord, ScoredPairRecord
 from acge_lightning.losses import CoSENT
 from acge_lightning.metrics import AveragePrecision, Spearman
@@ -36,15 +37,14 @@ class STSDataModule(TaskDataModule):
         pairs = values.reshape(-1, 2)[part.numbers]
         return pairs.sum(1) ^ (pairs[:, 0] * pairs[:, 1])
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Batches that each take evenly spaced ranks of the label."""
-        label = self.train.column(self.label)
-        ranked = np.lexsort([rng.random(len(label)), label])
-        batches = max(1, len(label) // self.batch_size)
-        full = np.arange(batches * min(self.batch_size, len(label))).reshape(-1, batches).T
-        # rank p belongs to batch p mod `batches`; the ranks beyond the last full batch are drawn anew each epoch
-        kept = np.sort(rng.permutation(len(label))[: full.size])
-        return ranked[kept[full[rng.permutation(batches)]].reshape(-1)]
+    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Batches that each take evenly spaced ranks of the label; texts may come several times, which `CoSENT` minds not."""
+        return deal_by_rank(self.train.column(self.label), sizes, rng)
+
+    def check_learnable(self) -> None:
+        """Refuse one distinct text, or pairs that all have one label: `CoSENT` is 0 for them."""
+        super().check_learnable()
+        self.check_labels(self.train.column(self.label), self.label)
 
     def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
         """Both texts of each pair, and the label."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from acge_lightning.data.store import Left, Store, aside
 from acge_lightning.errors import InputError
 from acge_lightning.losses import InfoNCE
 from acge_lightning.metrics import Reranking, Retrieval
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class RetrievalDataModule(TaskDataModule):
     default_loss = InfoNCE
     default_metric = Retrieval
     role_names = ("query", "document")
+    in_batch: ClassVar[bool] = True  # whether the positives of other queries are negatives
 
     def __init__(self, *args: Any, negatives: int = 1, **others: Any):
         super().__init__(*args, **others)
@@ -191,6 +195,23 @@ class RetrievalDataModule(TaskDataModule):
         values = np.stack([self.train.queries, self.train.ids[positive]], axis=1).reshape(-1)
         return values, np.repeat(everything, 2)
 
+    def check_learnable(self) -> None:
+        """Refuse one distinct query, or queries for which every text that may come with them is a positive."""
+        part: Judged = self.train
+        queries, query_of = np.unique(part.queries, return_inverse=True)
+        if len(queries) < 2:
+            raise InputError(f"its {len(part)} training rows have one distinct query: check the file, and its columns")
+        judged, row = part.of(np.arange(len(part)))
+        query, text, right = query_of[row], part.ids[judged], part.grades[judged] > 0
+        met = right & self.in_batch | ~right & (self.negatives > 0)
+        candidates = np.unique(text[met])
+        known = np.unique(np.stack([query, text])[:, right & np.isin(text, candidates)], axis=1)
+        if np.bincount(known[0], minlength=len(queries)).min() == len(candidates):
+            raise InputError(f"its {len(part)} training rows have no text that is wrong for a query: add negatives, or rows")
+        alone = int((np.bincount(row[~right], minlength=len(part)) == 0).sum())
+        if alone and not self.in_batch:
+            _LOG.warning("%s: %d of %d training rows list no negative and teach nothing", self.path, alone, len(part))
+
     def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
         """Queries, one positive each, distinct negatives, and all judgements of these queries."""
         part: Judged = self.train
@@ -245,6 +266,7 @@ class RerankingDataModule(RetrievalDataModule):
     family = "reranking"
     default_loss = staticmethod(partial(InfoNCE, in_batch=False))
     default_metric = Reranking
+    in_batch = False
 
     def __init__(self, *args: Any, negatives: int = 7, **others: Any):
         super().__init__(*args, negatives=negatives, **others)
