@@ -4,12 +4,15 @@ import csv
 import gzip
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from acge_lightning.data.readers import SUFFIXES, is_beir, locate, rows, split_files
 from acge_lightning.data.records import RowError
@@ -23,9 +26,9 @@ ROWS = [
 JSONL = b'{"text": "a"}\n{"text": "b"}\n'
 
 
-def separated(delimiter):
+def quoted():
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ROWS[0].keys(), delimiter=delimiter, lineterminator="\n")
+    writer = csv.DictWriter(out, ROWS[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(ROWS)
     return out.getvalue().encode()
@@ -39,10 +42,21 @@ def parquet(table):
 
 CONTENT = {
     "jsonl": b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS),
-    "csv": separated(","),
-    "tsv": separated("\t"),
+    "csv": quoted(),
     "parquet": parquet(pa.Table.from_pylist(ROWS)),
 }
+TSV = """text1\ttext2\tscore
+"退货流程\t怎么退货\t4.0
+
+a "b" c\t"d"\t 1
+Ünïcode 🙂\tcomma, and\x00 "\t2
+开发票"\t\"""\t3""".encode()
+TSV_ROWS = [
+    {"text1": '"退货流程', "text2": "怎么退货", "score": "4.0"},
+    {"text1": 'a "b" c', "text2": '"d"', "score": " 1"},
+    {"text1": "Ünïcode 🙂", "text2": 'comma, and\x00 "', "score": "2"},
+    {"text1": '开发票"', "text2": '"""', "score": "3"},
+]
 
 
 def written(path, data):
@@ -62,14 +76,30 @@ def good(path):
 # ---- formats
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if "tsv" not in suffix])
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     kind = suffix.split(".")[1].replace("json", "jsonl").replace("jsonll", "jsonl")
     path = written(tmp_path / f"train{suffix}", CONTENT[kind])
     assert [row for _, row in rows(path)] == ROWS
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_in_tsv_a_quote_is_a_character(tmp_path, name, newline, mark):
+    path = written(tmp_path / name, mark + TSV.replace(b"\n", newline))
+    assert list(rows(path)) == list(zip([2, 4, 5, 6], TSV_ROWS, strict=True))
+
+
+def test_quotes_of_csv_in_tsv_are_told(tmp_path, caplog):
+    """As pandas writes them; a row is a line all the same."""
+    path = written(tmp_path / "a.tsv", b'text\tlabel\na\t1\n"b ""c"" d"\t2\nthe "" word\t3\n"e"\t4\n')
+    assert [row["text"] for _, row in good(path)] == ["a", '"b ""c"" d"', 'the "" word', '"e"']
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path}: 1 lines, first line 3, quote a value as csv does")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 def test_a_byte_order_mark_and_windows_lines_are_accepted(tmp_path, name, newline):
     content = CONTENT[name.split(".")[1]].replace(b"two\nlines", b"two lines").replace(b"\n", newline)
@@ -157,28 +187,105 @@ def test_line_numbers_after_quoted_line_breaks(tmp_path):
     content = b'text,label\na,1\n"b\nb\r\nb",2\nc,3\n\n"d\nd",4\ne,5\n'
     assert good(written(tmp_path / "a.csv", content)) == [
         (2, {"text": "a", "label": "1"}),
-        (5, {"text": "b\nb\r\nb", "label": "2"}),  # the line on which the row ends
+        (3, {"text": "b\nb\r\nb", "label": "2"}),  # the line on which the row begins
         (6, {"text": "c", "label": "3"}),
-        (9, {"text": "d\nd", "label": "4"}),
+        (8, {"text": "d\nd", "label": "4"}),
         (10, {"text": "e", "label": "5"}),
     ]
 
 
-@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_too_many_and_too_few_values(tmp_path, name, delimiter):
-    content = "text,label\na,1,2,3\nb\nc,3\n".replace(",", delimiter).encode()
+@pytest.mark.parametrize(
+    ("name", "delimiter", "remedy"), [("a.csv", ",", "quote those with ','"), ("a.tsv", "\t", "a value holds no tab")]
+)
+def test_too_many_and_too_few_values(tmp_path, name, delimiter, remedy):
+    content = "text,label\na,1,,3\nb\nc,3,,\nd,4\n".replace(",", delimiter).encode()
     path = written(tmp_path / name, content)
-    assert problems(path) == [(2, f"has 2 values more than the header: quote values that hold {delimiter!r}")]
-    assert good(path) == [(3, {"text": "b"}), (4, {"text": "c", "label": "3"})]
+    assert problems(path) == [(2, f"has 2 values more than the header: {remedy}")]
+    assert good(path) == [(3, {"text": "b"}), (4, {"text": "c", "label": "3"}), (5, {"text": "d", "label": "4"})]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.csv", "csv"), ("a.tsv", "tsv")])
-def test_a_quote_that_never_closes_does_not_swallow_rows_silently(tmp_path, name, kind):
-    path = written(tmp_path / name, b'text\na\n"b\nc\nd\n')
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_columns_of_one_name_are_an_error_and_columns_without_one_are_not(tmp_path, name):
+    delimiter = "," if name == "a.csv" else "\t"
+    path = written(tmp_path / name, "text,label,text\na,1,b\n".replace(",", delimiter).encode())
+    with pytest.raises(InputError, match=r"the header calls two columns 'text': give each its own name"):
+        list(rows(path))
+    written(path, ",text,,label,\n0,a,x,1,\n".replace(",", delimiter).encode())
+    ((line, row),) = good(path)
+    assert (line, row["text"], row["label"]) == (2, "a", "1")
+    with pytest.raises(InputError, match="calls two columns 'a'"):
+        list(rows(written(tmp_path / "a.parquet", parquet(pa.table([[1], [2]], names=["a", "a"])))))
+
+
+def lines_of(count):
+    return ["text1,text2,score", *(f"问题{i},怎么{i},{i % 5}.0" for i in range(2, count + 2))]
+
+
+@pytest.mark.parametrize("closed", [None, 310, 702])
+def test_an_open_quote_costs_its_own_line(tmp_path, closed):
+    """It is named on the line on which it begins, and the lines after it are read as if it were not there."""
+    lines = lines_of(1000)
+    lines[301] = '"退货流程,怎么退货,4.0'
+    lines[800] = '"c ""d"" e","f\ng",1'
+    if closed:
+        lines[closed - 1] = '开发票" ,怎么开,3.0'
+    path = written(tmp_path / "a.csv", "\n".join(lines).encode())
+    bad = problems(path)
+    assert [line for line, _ in bad] == [302, *([closed] if closed else [])]
+    assert "mend its quotes, or on_bad_row=skip" in bad[0][1]
+    expected = {i: line.split(",") for i, line in enumerate(lines, 1) if i not in (1, 302, 801, closed)}
+    found = {i - (i > 801): list(row.values()) for i, row in good(path)}
+    assert found == expected | {801: ['c "d" e', "f\ng", "1"]}
+
+
+def test_a_value_may_run_over_some_lines_and_over_no_more(tmp_path, caplog):
+    long = "\n".join(f"line {i}" for i in range(300))
+    path = written(tmp_path / "a.csv", f'text,label\na,1\n"{long}",2\n"b\n{long}",3\nc,4\n'.encode())
+    found = good(path)
+    assert found == [(2, {"text": "a", "label": "1"}), (3, {"text": long, "label": "2"}), (604, {"text": "c", "label": "4"})]
+    bad = problems(path)
+    assert [line for line, _ in bad] == list(range(303, 604))  # the line on which it begins, and all that it held
+    assert "a quoted value runs over more than 300 lines" in bad[0][1]
+    assert "is no whole row by itself" in bad[1][1]
+    assert not caplog.records
+
+
+def test_a_later_value_of_a_row_is_named_by_its_own_line(tmp_path):
+    path = written(tmp_path / "a.csv", b'a,b\n"x\n""y""","open\n1,2\n3,"4"\n5,6"\n')
+    assert [line for line, _ in problems(path)] == [3]
+    assert good(path) == [(4, {"a": "1", "b": "2"}), (5, {"a": "3", "b": "4"}), (6, {"a": "5", "b": '6"'})]
+
+
+def test_lines_that_look_like_rows_within_a_value_are_told(tmp_path, caplog):
+    path = written(tmp_path / "a.csv", b'text,label\n"a,1\nb,2\nc,3\nd,4\ne",5\n"verse\none\ntwo\nthree\nend",6\n')
+    assert [line for line, _ in good(path)] == [2, 7]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path}: 1 rows, first line 2, hold a quoted value of lines that look like rows")
+
+
+def test_an_open_quote_in_one_column_gives_no_rows(tmp_path):
+    path = written(tmp_path / "a.csv", b'text\na\n"b\nc\n\nd\n')
     assert good(path) == [(2, {"text": "a"})]
-    ((line, message),) = problems(path)
-    assert line == 3  # where it opens
-    assert message == f"is not {kind} (unexpected end of data): mend its quotes, or on_bad_row=skip"
+    assert [line for line, _ in problems(path)] == [3, 4, 6]  # one cannot tell whether c and d are rows
+    assert problems(path)[0][1] == "is not csv (unexpected end of data): mend its quotes, or on_bad_row=skip"
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.text(alphabet='ab",\n \r\té', max_size=6), min_size=2, max_size=2), max_size=8))
+def test_what_is_well_quoted_is_read_as_the_csv_module_reads_it(table):
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([["x", "y"], *table])
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(rows(written(Path(folder) / "a.csv", out.getvalue().encode())))
+    assert [list(row.values()) for _, row in found] == table
+    ends = [row.count("\n") + 1 for row in ("".join(values) for values in table)]
+    assert [line for line, _ in found] == [2 + sum(ends[:i]) for i in range(len(table))]
+
+
+def test_the_first_row_is_on_line_2(tmp_path):
+    path = written(tmp_path / "a.csv", b'text,label\n"b" c,2\na,1\n')
+    assert [line for line, _ in problems(path)] == [2]
+    assert good(path) == [(3, {"text": "a", "label": "1"})]
 
 
 def test_a_text_after_a_closing_quote_is_a_bad_row(tmp_path):
@@ -195,10 +302,12 @@ def test_invalid_utf8_in_csv_stays_recognisable(tmp_path):
     assert found[1][1] == {"text": "b", "label": "2"}
 
 
-def test_old_line_ends_in_csv_are_a_bad_row(tmp_path):
-    ((line, message),) = problems(written(tmp_path / "a.csv", b"text,label\ra,1\rb,2\r"))
-    assert line == 1
-    assert message.startswith("is not csv (")
+def test_old_line_ends_are_told(tmp_path):
+    with pytest.raises(InputError, match=r"a\.csv, line 1: the header is not csv \("):
+        list(rows(written(tmp_path / "a.csv", b"text,label\ra,1\rb,2\r")))
+    path = written(tmp_path / "a.tsv", b"text\tlabel\na\t1\nb\rb\t2\n")
+    ((line, message),) = problems(path)
+    assert (line, message[:12], message[-42:]) == (3, "is not tsv (", ": mend its line breaks, or on_bad_row=skip")
 
 
 def test_a_csv_value_may_be_long(tmp_path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +18,14 @@ from acge_lightning.data.records import RowError
 from acge_lightning.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+LONGEST = 300  # lines of a row of csv
+_LOG = logging.getLogger(__name__)
+_VALUE = r'(?:"[^"\r\n]*(?:""[^"\r\n]*)*"|[^",\r\n]*)'
+_ALONE = re.compile(rf"{_VALUE}(?:,{_VALUE})*\r?\n?")  # a line of csv that is a row
+_OPENS = re.compile(rf'(?:{_VALUE},)*"[^"]*(?:""[^"]*)*')  # one whose last value goes on
+_QUOTED = re.compile(r'(?:^|(?<=,))"[^"]*(?:""[^"]*)*"?')
+_QUOTED_TAB = re.compile(r'(?:^|(?<=\t))"[^"\t]*(?:""[^"\t]*)+"\s*(?:\t|$)')
+Values = tuple[int, list[str] | csv.Error]
 csv.field_size_limit(2**31 - 1)
 
 
@@ -58,10 +69,14 @@ def is_beir(folder: Path) -> bool:
 
 
 def rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(line number from 1, row) for every row; a row that cannot be read comes as the error that says why.
+    """(line on which it begins, from 1, row) for every row; a row that cannot be read comes as the error that says why.
+
+    In `.tsv` a quote is a character like any other, and a row is a line. In `.csv` a quoted value may run over up to 300 lines.
+    One that does not end is a bad row, of the line on which it begins; the lines after it are then read as rows, and are bad
+    rows where they are no whole ones (in a file of one column: always).
 
     Raises:
-        InputError: a file that cannot be read at all.
+        InputError: a file that cannot be read at all, or two columns of one name.
     """
     name = file.name.removesuffix(".gz")
     try:
@@ -69,7 +84,8 @@ def rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
             yield from _parquet(file)
         elif name.endswith((".csv", ".tsv")):
             with _open(file) as lines:
-                yield from _csv(lines, "\t" if name.endswith(".tsv") else ",")
+                read = _tsv if name.endswith(".tsv") else _csv
+                yield from _table(read(_decoded(lines), file), file)
         elif name.endswith((".jsonl", ".json")):
             with _open(file) as lines:
                 yield from _jsonl(lines)
@@ -105,24 +121,136 @@ def _jsonl(lines: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
                 yield number, RowError(None, f"holds {row!r:.40}, not an object: write {{…}} a line, or on_bad_row=skip")
 
 
-def _csv(lines: IO[bytes], delimiter: str) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    decoded = (line.decode("utf-8-sig" if i == 0 else "utf-8", "surrogateescape") for i, line in enumerate(lines))
-    reader = csv.DictReader(decoded, delimiter=delimiter, strict=True)  # else an open quote swallows the rest of the file
-    while True:
-        start = reader.reader.line_num + 1
+def _decoded(lines: IO[bytes]) -> Iterator[str]:
+    """Bytes that are not UTF-8 become lone surrogates, which a record refuses by the name of their field."""
+    for i, line in enumerate(lines):
+        yield line.decode("utf-8-sig" if i == 0 else "utf-8", "surrogateescape")
+
+
+def _tsv(lines: Iterable[str], file: Path) -> Iterator[Values]:
+    """(line, values) of each line; a quote is a character like any other."""
+    quoted: list[int] = []
+    for number, line in enumerate(lines, 1):
+        if '""' in line and _QUOTED_TAB.search(line):
+            quoted.append(number)
         try:
-            row = next(reader)
-        except StopIteration:
-            return
+            yield number, next(csv.reader([line], delimiter="\t", quoting=csv.QUOTE_NONE))
         except csv.Error as error:
-            kind = "csv" if delimiter == "," else "tsv"
-            yield start, RowError(None, f"is not {kind} ({error}): mend its quotes, or on_bad_row=skip")
+            yield number, error
+    if quoted:
+        told = "%s: %d lines, first line %d, quote a value as csv does; in .tsv a quote is a character: save it as .csv"
+        _LOG.warning(told, file, len(quoted), quoted[0])
+
+
+class _Lines:
+    """Lines of a file that can be put back, and the number of the last one taken."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.number, self._lines, self._again = 0, iter(lines), deque[str]()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
+        return line
+
+    def put_back(self, lines: list[str]) -> None:
+        """Give these again, the first one first."""
+        self._again.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+def _csv(text: Iterable[str], file: Path) -> Iterator[Values]:
+    """(line on which it begins, values) of each row.
+
+    A quoted value that does not end as it should is an error of the line on which it begins. The lines that it swallowed are
+    rows where each is a whole one by itself, and errors where not.
+    """
+    lines, width = _Lines(text), 0
+    doubtful: list[int] = []
+    while True:
+        taken: list[str] = []
+        first = lines.number + 1
+        try:
+            values = next(csv.reader(_taken(lines, taken), strict=True), None)
+        except csv.Error as error:
+            swallowed = taken[_opened(taken) + 1 :]
+            lines.put_back(swallowed)
+            yield lines.number, error
+            yield from _swallowed(lines, len(swallowed), len(taken) == LONGEST, width)
             continue
-        number, extra = reader.line_num, row.pop(None, None)
-        if extra is not None:
-            yield number, RowError(None, f"has {len(extra)} values more than the header: quote values that hold {delimiter!r}")
-        else:
-            yield number, {k: v for k, v in row.items() if v is not None}
+        if values is None:
+            break
+        yield first, values
+        width = width or len(values)
+        if len(taken) > 3 and width > 1 and all(line.count(",") == width - 1 for line in taken):
+            doubtful.append(first)
+    if doubtful:
+        told = "%s: %d rows, first line %d, hold a quoted value of lines that look like rows themselves: check their quotes"
+        _LOG.warning(told, file, len(doubtful), doubtful[0])
+
+
+def _taken(lines: _Lines, taken: list[str]) -> Iterator[str]:
+    """The lines of a row, each put into `taken`."""
+    for line in islice(lines, LONGEST):
+        taken.append(line)
+        yield line
+    if len(taken) == LONGEST:
+        raise csv.Error(f"a quoted value runs over more than {LONGEST} lines")
+
+
+def _swallowed(lines: _Lines, count: int, more: bool, width: int) -> Iterator[Values]:
+    """So many lines after an open quote; with `more`, on to the line that closes it, or that opens another."""
+    for line in islice(lines, count):
+        yield lines.number, _alone(line, width)
+    for line in lines if more else ():
+        if _OPENS.fullmatch(line):
+            lines.put_back([line])
+            return
+        yield lines.number, _alone(line, width)
+        if line.count('"') % 2:
+            return
+
+
+def _alone(line: str, width: int) -> list[str] | csv.Error:
+    """The values of a line that is a whole row; in one column that cannot be told."""
+    values = next(csv.reader([line])) if _ALONE.fullmatch(line) else [""]
+    fits = not values or len(values) == width > 1
+    return values if fits else csv.Error("it follows an open quote, and is no whole row by itself")
+
+
+def _opened(taken: list[str]) -> int:
+    """The place of the line on which the last quoted value of some lines begins."""
+    text = "".join(taken)
+    starts = [value.start() for value in _QUOTED.finditer(text)]
+    return text.count("\n", 0, starts[-1]) if starts else 0
+
+
+def _table(read: Iterator[Values], file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """(line, row) of all rows but the first, which names the columns."""
+    tabs = file.name.removesuffix(".gz").endswith(".tsv")
+    kind, mend, more = ("tsv", "line breaks", "a value holds no tab") if tabs else ("csv", "quotes", "quote those with ','")
+    header: list[str] | None = None
+    for number, values in read:
+        if isinstance(values, csv.Error):
+            if header is None:
+                raise InputError(f"{file}, line {number}: the header is not {kind} ({values}): mend it")
+            yield number, RowError(None, f"is not {kind} ({values}): mend its {mend}, or on_bad_row=skip")
+        elif header is None:
+            header = _distinct(values, file) or None
+        elif any(extra := values[len(header) :]):
+            yield number, RowError(None, f"has {len(extra)} values more than the header: {more}")
+        elif values:
+            yield number, dict(zip(header, values, strict=False))
+
+
+def _distinct(names: list[str], file: Path) -> list[str]:
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise InputError(f"{file}: the header calls two columns {twice[0]!r}: give each its own name, or add a header")
+    return names
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
@@ -131,7 +259,9 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file, memory_map=True).iter_batches(batch_size=4096):
+        parquet = pq.ParquetFile(file, memory_map=True)
+        _distinct(parquet.schema_arrow.names, file)
+        for batch in parquet.iter_batches(batch_size=4096):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
