@@ -28,9 +28,16 @@ GOOD = [
     (LabelledRecord, {"text": "a", "label": "退款 "}, LabelledRecord("a", "退款")),
     (LabelledRecord, {"text": "a", "label": 3}, LabelledRecord("a", "3")),
     (LabelledRecord, {"text": "a", "label": "0"}, LabelledRecord("a", "0")),
+    (LabelledRecord, {"text": "a", "label": 1.0}, LabelledRecord("a", "1")),  # as pandas writes a column with a gap
+    (LabelledRecord, {"text": "a", "label": " 1.0"}, LabelledRecord("a", "1")),
+    (LabelledRecord, {"text": "a", "label": "-2.00"}, LabelledRecord("a", "-2")),
+    (LabelledRecord, {"text": "a", "label": "v1.0"}, LabelledRecord("a", "v1.0")),
+    (LabelledRecord, {"text": "a", "label": "1.5"}, LabelledRecord("a", "1.5")),
     (PairRecord, {"text1": "a", "text2": " b", "label": 1}, PairRecord("a", "b", 1)),
     (PairRecord, {"text1": "a", "text2": "b", "label": "0"}, PairRecord("a", "b", 0)),
     (PairRecord, {"text1": "a", "text2": "b", "label": 1.0}, PairRecord("a", "b", 1)),
+    (PairRecord, {"text1": "a", "text2": "b", "label": "1.0"}, PairRecord("a", "b", 1)),
+    (PairRecord, {"text1": "a", "text2": "b", "label": "0.0 "}, PairRecord("a", "b", 0)),
     (PairRecord, {"text1": "a", "text2": "b", "label": False}, PairRecord("a", "b", 0)),
     (PairRecord, {"text1": "a", "text2": "b", "label": "Entailment"}, PairRecord("a", "b", 1)),
     (PairRecord, {"text1": "a", "text2": "b", "label": " contradiction "}, PairRecord("a", "b", 0)),
@@ -48,7 +55,12 @@ GOOD = [
     (TripletRecord, {"query": "q", "positive": "p", "negative": " "}, TripletRecord("q", ("p",))),
     (DocumentRecord, {"_id": "d7", "text": "b", "title": "A"}, DocumentRecord("d7", "A b")),
     (DocumentRecord, {"_id": 7, "text": "b"}, DocumentRecord("7", "b")),
+    (DocumentRecord, {"_id": " d7\t", "text": "b"}, DocumentRecord("d7", "b")),
+    (DocumentRecord, {"_id": 7.0, "text": "b"}, DocumentRecord("7", "b")),
     (DocumentRecord, {"_id": "d", "text": "", "title": "A"}, DocumentRecord("d", "A")),
+    (DocumentRecord, {"_id": "d", "text": None, "title": "A"}, DocumentRecord("d", "A")),
+    (DocumentRecord, {"_id": "d", "text": ""}, DocumentRecord("d", "")),
+    (DocumentRecord, {"_id": "d", "text": " \n\u3000", "title": " "}, DocumentRecord("d", "")),
     (DocumentRecord, {"_id": "d", "text": "b", "title": None}, DocumentRecord("d", "b")),
 ]
 
@@ -84,6 +96,7 @@ TEXT_FIELDS = [
     (ScoredPairRecord, {"text1": "a", "text2": "b", "score": 1}, "text2"),
     (TripletRecord, {"query": "q", "positive": "p"}, "query"),
     (DocumentRecord, {"_id": "d", "text": "a"}, "text"),
+    (DocumentRecord, {"_id": "d", "text": "a"}, "title"),
 ]
 BAD_TEXTS = [
     ("", "is empty: give a text, or on_bad_row=skip"),
@@ -101,12 +114,14 @@ BAD_TEXTS = [
 @pytest.mark.parametrize(("value", "reason"), BAD_TEXTS)
 @pytest.mark.parametrize(("record", "row", "field"), TEXT_FIELDS)
 def test_bad_texts(record, row, field, value, reason):
+    if record is DocumentRecord and not (value and str(value).strip()):
+        return  # may be empty
     with pytest.raises(RowError) as caught:
         record.parse({**row, field: value})
     message = str(caught.value)
     assert message.startswith(f"field {field!r} {reason}")
     if not isinstance(value, str):
-        assert message.endswith(("not a text", "not texts"))
+        assert message.endswith("not a text")
     message.encode()  # can be printed
 
 
@@ -158,7 +173,7 @@ def test_labels_that_are_not_binary(record, value):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("value", [True, False, 1.0, NAN, None, ["x"], {}])
+@pytest.mark.parametrize("value", [True, False, 1.5, NAN, INF, None, ["x"], {}])
 def test_classes_that_are_neither_word_nor_whole_number(value):
     with pytest.raises(RowError, match=r"^field 'label' is .*, not a class: give a word or a whole number$"):
         LabelledRecord.parse({"text": "a", "label": value})
@@ -175,10 +190,10 @@ def test_classes_that_are_no_word(value, reason):
     [
         ({"_id": "", "text": "a"}, "field '_id' is empty"),
         ({"_id": None, "text": "a"}, "field '_id' is None, not a name"),
-        ({"_id": 7.0, "text": "a"}, "field '_id' is 7.0, not a name"),
+        ({"_id": 7.5, "text": "a"}, "field '_id' is 7.5, not a name"),
+        ({"_id": SURROGATE, "text": "a"}, "field '_id' is not valid UTF-8"),
         ({"_id": True, "text": "a"}, "field '_id' is True, not a name"),
-        ({"_id": "d", "text": "a", "title": ["t"]}, r"field 'text' is 'a' with title \['t'\], not texts"),
-        ({"_id": "d", "text": None, "title": "t"}, "field 'text' is None"),
+        ({"_id": "d", "text": "a", "title": ["t"]}, r"field 'title' is \['t'\], not a text"),
     ],
 )
 def test_bad_documents(row, reason):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,15 +38,24 @@ def _value(row: Row, field: str) -> Any:
 
 
 def _text(row: Row, field: str) -> str:
-    return _clean(_value(row, field), field)
+    return clean(_value(row, field), field)
 
 
-def _clean(value: Any, field: str) -> str:
+def clean(value: Any, field: str) -> str:
+    """A text without white space around it.
+
+    Raises:
+        RowError: it is no text, or empty, or not valid UTF-8.
+    """
     if not isinstance(value, str):
         raise RowError(field, f"is {value!r:.60}, not a text")
     value = value.strip()
     if not value:
         raise RowError(field, "is empty: give a text, or on_bad_row=skip")
+    return _valid(value, field)
+
+
+def _valid(value: str, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -64,7 +74,7 @@ def _texts(row: Row, field: str, required: bool) -> tuple[str, ...]:
         raise RowError(field, f"is {value!r:.60}, not a text or a list of texts")
     if required and not value:
         raise RowError(field, "is an empty list: give at least one text, or on_bad_row=skip")
-    return tuple(_clean(item, field) for item in value)
+    return tuple(clean(item, field) for item in value)
 
 
 def _number(row: Row, field: str) -> float:
@@ -78,12 +88,40 @@ def _number(row: Row, field: str) -> float:
     return number
 
 
+def _word(value: Any, field: str, what: str) -> str:
+    """A word or a whole number as text; a whole number of floating point, 1.0, is 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError(field, f"is {value!r:.60}, not a {what}: give a word or a whole number")
+    return clean(str(value), field)
+
+
+def _whole(word: str) -> str:
+    """`1.0` as `1`: a number that csv has as text, or pandas as floating point."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", word, flags=re.ASCII)
+
+
+def identifier(value: Any, field: str) -> str:
+    """The name of a query or a document, without white space around it.
+
+    Raises:
+        RowError: it is neither a word nor a whole number, or empty, or not valid UTF-8.
+    """
+    return _word(value, field, "name")
+
+
+def _part(value: Any, field: str) -> str:
+    """A text that may be empty or null."""
+    if value is not None and not isinstance(value, str):
+        raise RowError(field, f"is {value!r:.60}, not a text")
+    return _valid(value or "", field)
+
+
 def _binary(row: Row, field: str) -> int | None:
     """0, 1, or None for neutral."""
     value = _value(row, field)
-    if isinstance(value, float) and value in (0.0, 1.0):
-        value = int(value)
-    word = str(value).strip().lower()
+    word = _whole(str(value).strip().lower())
     if word == "neutral":
         return None
     if word not in _BINARY:
@@ -158,7 +196,7 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class LabelledRecord:
-    """A text and its class. `{"text": …, "label": "refund"}`; the label is a word or a whole number."""
+    """A text and its class. `{"text": …, "label": "refund"}`; the label is a word or a whole number, of which 1.0 is 1."""
 
     text: str
     label: str
@@ -167,10 +205,7 @@ class LabelledRecord:
     @classmethod
     def parse(cls, row: Row) -> Self:
         """From a row."""
-        text, label = _text(row, "text"), _value(row, "label")
-        if isinstance(label, bool) or not isinstance(label, (str, int)):
-            raise RowError("label", f"is {label!r:.60}, not a class: give a word or a whole number")
-        return cls(text, _clean(str(label), "label"))
+        return cls(_text(row, "text"), _whole(_word(_value(row, "label"), "label", "class")))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -198,7 +233,10 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """A query or a document of a BEIR folder. `{"_id": "d7", "text": …, "title": …}`; a title stands before the text."""
+    """A query or a document of a BEIR folder. `{"_id": "d7", "text": …, "title": …}`; a title stands before the text.
+
+    Both may be empty: published corpora have such documents, which are candidates like others.
+    """
 
     key: str
     text: str
@@ -207,12 +245,9 @@ class DocumentRecord:
     @classmethod
     def parse(cls, row: Row) -> Self:
         """From a row; `title` may be absent."""
-        key, title, text = _value(row, "_id"), row.get("title") or "", _value(row, "text")
-        if isinstance(key, bool) or not isinstance(key, (str, int)):
-            raise RowError("_id", f"is {key!r:.60}, not a name: give a word or a whole number")
-        if not isinstance(text, str) or not isinstance(title, str):
-            raise RowError("text", f"is {text!r:.60} with title {title!r:.60}, not texts")
-        return cls(_clean(str(key), "_id"), _clean(f"{title} {text}", "text"))
+        key = identifier(_value(row, "_id"), "_id")
+        title, text = (_part(value, field) for field, value in (("title", row.get("title")), ("text", _value(row, "text"))))
+        return cls(key, f"{title} {text}".strip())
 
     @property
     def texts(self) -> tuple[str, ...]:
