@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import pickle
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from acge_lightning.data import (
     ClassificationDataModule,
@@ -25,8 +28,9 @@ from acge_lightning.data import (
     UnlabelledDataModule,
 )
 from acge_lightning.data.epoch import batch_sizes
-from acge_lightning.data.mixture import Collate
+from acge_lightning.data.mixture import Collate, StepDataset
 from acge_lightning.data.records import text_id
+from acge_lightning.data.sampler import TaskBatchSampler
 from acge_lightning.data.unlabelled import view
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
@@ -518,7 +522,8 @@ def beir(folder, seed=0, queries=40, docs=60):
 def qrels(folder, split, pairs):
     path = folder / "qrels" / f"{split}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{g}\n" for q, d, g in pairs))
+    lines = ["query-id\tcorpus-id\tscore\n", *(f"{q}\t{d}\t{g}\n" for q, d, g in pairs)]
+    path.write_bytes("".join(lines).encode(errors="surrogatepass"))
 
 
 def check_batch(found, judged, most):
@@ -542,8 +547,6 @@ def check_batch(found, judged, most):
 
 
 def as_tensor(array):
-    import torch
-
     return torch.from_numpy(np.asarray(array))
 
 
@@ -654,8 +657,14 @@ def small_beir(folder, pairs=(("1", "a", 1), ("2", "b", 1)), **names):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("1", "a", 1), ("1", "x", 1)], "line 3: 'x' is not among the documents: mend it, or on_bad_row=skip"),
-        ([("1", "a", 1), ("9", "a", 1)], "line 3: '9' is not among the queries: mend it, or on_bad_row=skip"),
+        ([("1", "a", 1), ("1", "x", 1)], "50.0% of all; max_bad_fraction allows 1.0%: mend them, or max_bad_fraction=0.5; the"),
+        ([("1", "a", 1), ("1", "x", 1)], "train.tsv, line 3: 'x' is not among the documents"),
+        ([("1", "a", 1), ("9", "a", 1)], "train.tsv, line 3: '9' is not among the queries"),
+        ([("1", "a", 1), ("1", " ", 1)], "line 3: field 'corpus-id' is empty: give a text, or on_bad_row=skip"),
+        (
+            [("1", "a", 1), ("\ud800", "a", 1)],
+            "line 3: field 'query-id' is not valid UTF-8: mend its encoding, or on_bad_row=skip",
+        ),
         ([("1", "a", 0)], "no query has a document of a grade above 0: check the score column"),
         ([], "the file has no judgements: give lines of query-id, corpus-id, score"),
         ([("1", "a", "good")], "line 2: could not convert string to float: 'good'"),
@@ -675,6 +684,9 @@ def test_bad_judgements(tmp_path, make, pairs, message):
 def test_judgements_without_a_header_or_columns(tmp_path, make):
     small_beir(tmp_path)
     (tmp_path / "qrels" / "train.tsv").write_text("1\t0\ta\t1\n2\t0\tb\t1\n")
+    with pytest.raises(InputError, match=r"the header calls two columns '1': give each its own name, or add a header"):
+        make("retrieval").setup()
+    (tmp_path / "qrels" / "train.tsv").write_text("1\t0\ta\t3\n2\t0\tb\t1\n")
     with pytest.raises(InputError, match=r"line 2: has \[.*\], not query-id, corpus-id and score: mend the header line"):
         make("retrieval").setup()
     write(tmp_path / "qrels" / "train.jsonl", [{"query-id": "1", "corpus-id": "a", "score": [1]}])
@@ -702,6 +714,139 @@ def test_bad_judgements_are_skipped_and_counted_if_asked(tmp_path, make, caplog,
         assert reasons[3] == "'x' is not among the documents"
         assert reasons[4] == "'9' is not among the queries"
         assert reasons[6] == "field 'score' is 'nan', not a finite number"
+
+
+def published(folder, missing, spaced=2):
+    """A folder as some are published: two empty documents of 300, judgements of what is not there, ids between spaces."""
+    texts = {f"d{i}": "" if i in (7, 8) else f"doc {i}" for i in range(300)}
+    asked = {f"q{i}": f"query {i}" for i in range(150)}
+    write(folder / "corpus.jsonl", [{"_id": f" {k} " if k == "d5" else k, "text": t, "title": ""} for k, t in texts.items()])
+    write(folder / "queries.jsonl", [{"_id": f"{k} " if k == "q6" else k, "text": t} for k, t in asked.items()])
+    pairs = [(f"q{i}", f"d{i + j}", 1) for i in range(149) for j in (0, 1)]
+    pairs += [("q149", "gone", 1)] * missing + [("nobody", "d1", 1)] * missing + [("q3 ", " d9", 2)]
+    for split in ("train", "test"):
+        qrels(folder, split, pairs)
+    return texts, asked, {(q.strip(), d.strip()): g for q, d, g in pairs if q.strip() in asked and d.strip() in texts}
+
+
+def test_a_published_beir_folder_loads_and_tells_what_is_odd(tmp_path, make, caplog):
+    texts, asked, judged = published(tmp_path, missing=1)
+    data = make("retrieval", splits={"dev": None}, holdout=0.0)
+    found = data.evaluation("test")
+    told = [record.getMessage() for record in caplog.records]
+    corpus, questions, pairs = (str(tmp_path / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"))
+    for message in (
+        f"{corpus}: 2 texts are empty, the first in {corpus}, line 8: they are kept",
+        f"{corpus}: 1 ids stand between white space, which is not part of them",
+        f"{questions}: 1 ids stand between white space, which is not part of them",
+        f"{pairs}, line 301: 'nobody' is not among the queries (skipped, as are further bad rows)",
+        f"{pairs}: 2 bad rows skipped, 299 kept",
+        f"{pairs}: {data.note('test')}",
+    ):
+        assert message in told
+    left = "2 queries without a relevant document are left out; 2 judgements of texts that are not there are left out"
+    assert data.note("test") == left
+    column = texts_of(found)
+    assert column[149:] == list(texts.values())  # the empty ones too, as in mteb
+    of = {(column[int(q)], int(d) - 149): g for q, d, g in found.labels.tolist()}
+    assert of == {(asked[q], list(texts).index(d)): g for (q, d), g in judged.items()}
+    assert {"d7", "d8"} < {d for _, d in judged}
+
+
+def test_nothing_is_learnt_from_empty_texts(tmp_path, make, caplog):
+    texts, asked, judged = published(tmp_path, missing=1)
+    data = make("retrieval", splits={"dev": None}, holdout=0.0)
+    assert "" not in list(data.train_texts())
+    columns = data.train.read_queries(np.arange(len(data))), data.train.read_texts(np.arange(len(data.train.ids)))
+    assert f"{tmp_path}/qrels/train.tsv: nothing is learnt from 4 judgements of empty texts" in caplog.text
+    expected = {(asked[q], texts[d]) for q, d in judged if texts[d]}
+    _, row = data.train.of(np.arange(len(data)))
+    assert {(columns[0][i], text) for i, text in zip(row.tolist(), columns[1], strict=True)} == expected
+    assert data.note("train").startswith("3 queries without a relevant document")  # q7 has but the two empty ones
+    write(tmp_path / "queries.jsonl", [{"_id": k, "text": "" if k == "q0" else t} for k, t in asked.items()])
+    again = make("retrieval", splits={"dev": None}, holdout=0.0)
+    assert len(again) == len(data) - 1
+    assert again.note("train").startswith("4 queries without")
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "quarantine"])
+def test_too_much_that_is_odd_is_an_error_whose_remedy_works(tmp_path, make, policy):
+    published(tmp_path, missing=3)
+    options = {"splits": {"dev": None, "train": None}, "on_bad_row": policy}
+    with pytest.raises(InputError, match=r"test\.tsv: 6 rows are bad, 2\.0% of all; .*, or max_bad_fraction=0\.02; the first"):
+        make("retrieval", **options).setup()
+    assert make("retrieval", max_bad_fraction=0.02, **options).evaluation("test") is not None
+    write(tmp_path / "corpus.jsonl", [{"_id": f"d{i}", "text": "" if i < 12 else "doc"} for i in range(300)])
+    with pytest.raises(InputError, match=r"corpus\.jsonl: 12 texts are empty, 4\.0% of all; .* max_bad_fraction=0\.04; the"):
+        make("retrieval", max_bad_fraction=0.03, **options).setup()
+    assert make("retrieval", max_bad_fraction=0.04, **options).evaluation("test") is not None
+
+
+def test_a_document_that_is_left_out_takes_its_judgements_along(tmp_path, make):
+    """One bad row of the corpus, and the queries that only it answers, are both counted."""
+    small_beir(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "doc a"}\n{"_id": "b", "text": "\\ud800"}\n')
+    data = make("retrieval", on_bad_row="skip", max_bad_fraction=0.5)
+    assert len(data) == 1
+    left = "1 queries without a relevant document are left out; 1 judgements of texts that are not there are left out"
+    assert data.note("dev") == left
+
+
+def test_the_same_id_twice_in_a_corpus_is_named(tmp_path, make):
+    small_beir(tmp_path)
+    write(tmp_path / "corpus.jsonl", [{"_id": key, "text": f"doc {i}"} for i, key in enumerate("abcb")])
+    with pytest.raises(InputError, match=r"corpus\.jsonl, line 4: field '_id' is 'b', as in .*corpus\.jsonl, line 2"):
+        make("retrieval").setup()
+    data = make("retrieval", on_bad_row="skip", max_bad_fraction=0.3)
+    assert texts_of(data.evaluation("dev"))[2:] == ["doc 0", "doc 1", "doc 2"]
+
+
+# ---- other processes
+
+
+def folder_of(family, path):
+    """Rows of a family, and where its modules read them."""
+    if family == "beir":
+        beir(path)
+        return "retrieval"
+    write(
+        path / "train.jsonl",
+        [row_for(family, i) | {"text": f"文 {i}", "text1": f"文 {i}", "query": f"问 {i}"} for i in range(300)],
+    )
+    return family
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "beir"])
+def test_a_module_goes_to_another_process_without_its_rows(tmp_path, make, family):
+    data = make(folder_of(family, tmp_path / "set"), tmp_path / "set", holdout=0.2)
+    data.trainer = lambda: None  # cannot be pickled
+    data.setup()
+    sent = pickle.dumps(data)
+    again = pickle.loads(sent)
+    positions, draws = np.arange(20), uniform(20)
+    here, there = (module.examples(positions, draws) for module in (data, again))
+    assert here.columns == there.columns
+    for role in data.parts:
+        assert texts_of(data.evaluation(role)) == texts_of(again.evaluation(role))
+    assert not any(letter.encode() in sent for letter in "文问")
+
+
+@pytest.mark.heavy
+def test_workers_that_are_started_anew_give_the_same_batches(tmp_path, make):
+    tasks = {}
+    for family in [*FAMILIES, "beir"]:
+        tasks[family] = make(folder_of(family, tmp_path / family), tmp_path / family, holdout=0.0)
+        tasks[family].setup()
+    encoder = static(train_vocabulary(["abc 0123456789 文题问"], vocab_size=60), dim=8)
+    steps = StepDataset(TaskBatchSampler(tasks), {name: Collate(name, data, encoder) for name, data in tasks.items()}, 0, 1)
+    order = list(range(len(steps.sampler)))
+    loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=1, multiprocessing_context="spawn")
+    for step, batch in zip(order, loader, strict=True):
+        expected = steps[step]
+        assert batch.task == expected.task
+        assert all(torch.equal(a.ids, b.ids) for a, b in zip(batch.columns, expected.columns, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batch.ids, expected.ids, strict=True))
+    assert {steps[step].task for step in order} == set(tasks)
 
 
 def test_a_corpus_without_queries_or_judgements(tmp_path, make):

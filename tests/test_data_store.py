@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -182,6 +183,78 @@ def test_neutral_rows_are_left_out_and_counted(tmp_path, caplog):
     store = opened(path, PairRecord, on_bad_row="skip")
     assert (len(store), store.neutral, store.skipped) == (2, 2, 1)
     assert store.column("label").to_pylist() == [1, 0]
+    assert f"{path}: 2 neutral rows left out, 2 kept" in caplog.text
+
+
+def test_lines_that_a_quote_swallowed_count_as_bad_rows(tmp_path):
+    """Kept and skipped rows are all the lines there are, so that `max_bad_fraction` means what it says."""
+    lines = ["text", *(f"text {i}" for i in range(2, 1002))]
+    lines[899] = '"退货'
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(lines))
+    store = opened(path, on_bad_row="skip")
+    assert (len(store), store.skipped) == (898, 102)
+    with pytest.raises(InputError, match=r"102 rows are bad, 10\.2% of all; .* max_bad_fraction=0\.102; .*a\.csv, line 900: "):
+        opened(path, on_bad_row="skip", most=0.1)
+    assert len(opened(path, on_bad_row="skip", most=0.102)) == 898  # the value that the error names
+    lines = [f"{line},{i}" for i, line in enumerate(lines)]
+    path.write_text("\n".join(["text,label", *lines[1:]]))
+    store = opened(path, LabelledRecord, on_bad_row="skip")
+    assert (len(store), store.skipped) == (999, 1)
+    with pytest.raises(InputError, match=r"a\.csv, line 900: is not csv"):
+        opened(path, LabelledRecord)
+
+
+# ---- documents
+
+
+@pytest.mark.parametrize("second", ["d1", " d1 ", 1])
+def test_an_id_that_comes_twice_is_an_error_that_names_both_lines(tmp_path, caplog, second):
+    rows = [{"_id": "d0", "text": "a"}, {"_id": "1" if second == 1 else "d1", "text": "b"}, {"_id": second, "text": "c"}]
+    path = written(tmp_path / "corpus.jsonl", rows)
+    name = repr(str(second).strip())
+    with pytest.raises(InputError) as caught:
+        opened(path, DocumentRecord)
+    assert str(caught.value) == f"{path}, line 3: field '_id' is {name}, as in {path}, line 2: give each its own"
+    store = opened(path, DocumentRecord, on_bad_row="skip")
+    assert (texts(store), store.skipped) == (["a", "b"], 1)
+    other = written(tmp_path / "corpus-2.jsonl", rows[:1])
+    with pytest.raises(InputError, match=r"corpus-2\.jsonl, line 1: field '_id' is 'd0', as in .*corpus\.jsonl, line 1"):
+        opened([written(path, rows[:2]), other], DocumentRecord)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "quarantine"])
+def test_empty_documents_and_spaces_around_ids_are_counted_and_kept(tmp_path, caplog, policy):
+    rows = [{"_id": f" d{i}" if i % 4 else i, "text": "" if i in (5, 8) else f"text {i}"} for i in range(20)]
+    path = written(tmp_path / "corpus.jsonl", rows)
+    for _ in range(2):  # told again, though not read again
+        caplog.clear()
+        store = opened(path, DocumentRecord, on_bad_row=policy, most=0.1)
+        assert (len(store), store.skipped) == (20, 0)
+        assert f"{path}: 2 texts are empty, the first in {path}, line 6: they are kept" in caplog.text
+        assert f"{path}: 15 ids stand between white space, which is not part of them" in caplog.text
+    assert store.column("key").to_pylist() == [str(row["_id"]).strip() for row in rows]
+    assert store.column("text").to_pylist()[4:9] == ["text 4", "", "text 6", "text 7", ""]
+    with pytest.raises(InputError) as caught:
+        opened(path, DocumentRecord, on_bad_row=policy, most=0.05)
+    assert str(caught.value) == (
+        f"{path}: 2 texts are empty, 10.0% of all; max_bad_fraction allows 5.0%: mend them, or max_bad_fraction=0.1; "
+        f"the first of them: {path}, line 6"
+    )
+
+
+# ---- other processes
+
+
+def test_a_store_goes_to_another_process_as_the_name_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = opened(written(tmp_path / "a.jsonl", [{"text": "长" * 1000 + str(i)} for i in range(1000)]), cache="cache")
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    monkeypatch.chdir("/")
+    again = pickle.loads(sent)
+    assert texts(again) == texts(store)
+    assert again.column("text").equals(store.column("text"))
 
 
 @pytest.mark.parametrize("on_bad_row", ["raise", "skip"])

@@ -151,6 +151,10 @@ class TaskDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser()
         self.parts: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process, which has no trainer."""
+        return vars(self) | {"trainer": None}
+
     # ---- splits
 
     def setup(self, stage: str | None = None) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from acge_lightning.data.base import EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.readers import is_beir, rows, split_files
-from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord
+from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord, identifier
 from acge_lightning.data.store import Left, Store, aside
 from acge_lightning.errors import InputError
 from acge_lightning.losses import InfoNCE
@@ -38,8 +38,10 @@ class Judged:
         grades: Float64[r], above 0 for positives.
         read_queries: queries of these numbers.
         read_texts: judged texts of these numbers.
-        corpus: all documents, if there are more than the judged ones, and Int64[r] the place of each judged text there.
+        documents: all documents, if there are more than the judged ones.
+        places: Int64[r]: the place of each judged text among all documents.
         unanswered: queries that were left out because no judged text is a positive.
+        unmatched: judgements that were left out because their query or document is not there.
     """
 
     queries: np.ndarray
@@ -48,11 +50,27 @@ class Judged:
     grades: np.ndarray
     read_queries: Callable[[np.ndarray], list[str]]
     read_texts: Callable[[np.ndarray], list[str]]
-    corpus: tuple[pa.ChunkedArray, np.ndarray] | None = None
+    documents: Store | None = None
+    places: np.ndarray | None = None
     unanswered: int = 0
+    unmatched: int = 0
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @property
+    def corpus(self) -> tuple[pa.ChunkedArray, np.ndarray] | None:
+        """The texts of all documents, on disk, and `places`; None if the judged texts are all there are."""
+        return None if self.documents is None else (self.documents.column("text"), self.places)
+
+    @property
+    def note(self) -> str | None:
+        """What was left out, if anything."""
+        left = [
+            (self.unanswered, "queries without a relevant document are left out"),
+            (self.unmatched, "judgements of texts that are not there are left out"),
+        ]
+        return "; ".join(f"{count} {what}" for count, what in left if count) or None
 
     @cached_property
     def positives(self) -> np.ndarray:
@@ -90,7 +108,7 @@ class Judged:
             grades=self.grades[texts],
             read_queries=partial(_renumbered, self.read_queries, numbers),
             read_texts=partial(_renumbered, self.read_texts, texts),
-            corpus=self.corpus and (self.corpus[0], self.corpus[1][texts]),
+            places=None if self.places is None else self.places[texts],
         )
 
 
@@ -103,6 +121,11 @@ class RetrievalDataModule(TaskDataModule):
 
     A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Texts judged positive
     for a query are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows.
+
+    What published BEIR folders have is told and counted, and is no error, under `on_bad_row=raise` either, while it is at most
+    `max_bad_fraction` of a file: empty texts, which stay in the evaluation, as in mteb, but nothing is learnt from them; and
+    judgements of queries or documents that are not there, which are left out. Ids are read without the white space around them;
+    one that comes twice is a bad row.
 
     Args:
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
@@ -138,7 +161,7 @@ class RetrievalDataModule(TaskDataModule):
         queries = split_files(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
-        return _from_beir(corpus, self._store(queries, DocumentRecord), self._judgements(qrels))
+        return _from_beir(corpus, self._store(queries, DocumentRecord), self._judgements(qrels), learn=role == "train")
 
     def _judgements(self, files: Sequence[Path]) -> _Judgements:
         name = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:24]
@@ -149,9 +172,8 @@ class RetrievalDataModule(TaskDataModule):
         return part.select(positions)
 
     def note(self, role: str) -> str | None:
-        """How many queries have no relevant document."""
-        left = self.parts[role].unanswered
-        return f"{left} queries without a relevant document are left out" if left else None
+        """How many queries have no relevant document, and how many judgements name what is not there."""
+        return self.parts[role].note
 
     def first_ids(self, part: Judged) -> np.ndarray:
         """Int64[n] hashes of the queries."""
@@ -173,7 +195,7 @@ class RetrievalDataModule(TaskDataModule):
             yield from part.read_texts(np.arange(len(part.ids)))
         else:
             for chunk in part.corpus[0].chunks:
-                yield from chunk.to_pylist()
+                yield from filter(None, chunk.to_pylist())
 
     def _chosen(self, positions: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The positive of each query, and the negatives of all: numbers of judged texts."""
@@ -283,21 +305,43 @@ def _from_rows(store: Store) -> Judged:
     grades[np.arange(len(row)) - starts[row] < positives[row]] = 1.0
     starts = np.append(starts, len(row))
 
-    def queries(numbers: np.ndarray) -> list[str]:
-        return [found["query"] for found in store.take(numbers)]
+    return Judged(values[is_query], starts, values[~is_query], grades, _Column(store, "query"), _Lists(store, starts))
 
-    def texts(numbers: np.ndarray) -> list[str]:
-        owner = np.searchsorted(starts, numbers, side="right") - 1
+
+@dataclass(frozen=True)
+class _Column:
+    """Reads a text of each of some rows; `rows` are numbered anew from 0."""
+
+    store: Store
+    name: str
+    rows: np.ndarray | None = None
+
+    def __call__(self, numbers: np.ndarray) -> list[str]:
+        return [row[self.name] for row in self.store.take(numbers if self.rows is None else self.rows[numbers])]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Reads texts of the lists of rows; those of row i are numbered from `starts[i]`, positives first."""
+
+    store: Store
+    starts: np.ndarray
+
+    def __call__(self, numbers: np.ndarray) -> list[str]:
+        owner = np.searchsorted(self.starts, numbers, side="right") - 1
         distinct, place = np.unique(owner, return_inverse=True)
-        lists = [found["positive"] + found["negative"] for found in store.take(distinct)]
-        return [lists[i][n] for i, n in zip(place.tolist(), (numbers - starts[owner]).tolist(), strict=True)]
-
-    return Judged(values[is_query], starts, values[~is_query], grades, queries, texts)
+        lists = [row["positive"] + row["negative"] for row in self.store.take(distinct)]
+        return [lists[i][n] for i, n in zip(place.tolist(), (numbers - self.starts[owner]).tolist(), strict=True)]
 
 
-def _from_beir(corpus: Store, queries: Store, judgements: _Judgements) -> Judged:
-    """Judgements of one split, resolved to places in the corpus and among the queries."""
-    query, doc, grade = judgements.resolve(corpus, queries)
+def _from_beir(corpus: Store, queries: Store, judgements: _Judgements, learn: bool) -> Judged:
+    """Judgements of one split, resolved to places in the corpus and among the queries; nothing is learnt from empty texts."""
+    query, doc, grade, asked = judgements.resolve(corpus, queries)
+    if learn:
+        keep = ~(_is_empty(queries)[query] | _is_empty(corpus)[doc])
+        query, doc, grade = query[keep], doc[keep], grade[keep]
+        if not keep.all():
+            _LOG.warning("%s: nothing is learnt from %d judgements of empty texts", judgements.files[0], (~keep).sum())
     order = np.lexsort([-grade, query])
     query, doc, grade = query[order], doc[order], grade[order]
     kept, first = np.unique(query, return_index=True)
@@ -307,30 +351,43 @@ def _from_beir(corpus: Store, queries: Store, judgements: _Judgements) -> Judged
     keep = np.repeat(answered, np.diff(np.append(first, len(query))))
     query, doc, grade = query[keep], doc[keep], grade[keep]
     kept, first = np.unique(query, return_index=True)
-    query_ids, doc_ids = queries.ids()[0], corpus.ids()[0]
-    return Judged(
-        query_ids[kept],
+    part = Judged(
+        queries.ids()[0][kept],
         np.append(first, len(query)),
-        doc_ids[doc],
+        corpus.ids()[0][doc],
         grade,
-        lambda numbers: [found["text"] for found in queries.take(kept[numbers])],
-        lambda numbers: [found["text"] for found in corpus.take(doc[numbers])],
-        (corpus.column("text"), doc),
-        int((~answered).sum()),
+        _Column(queries, "text", kept),
+        _Column(corpus, "text", doc),
+        corpus,
+        doc,
+        unanswered=asked - len(kept),
+        unmatched=judgements.unmatched,
     )
+    if part.note:
+        _LOG.warning("%s: %s", judgements.files[0], part.note)
+    return part
+
+
+def _is_empty(store: Store) -> np.ndarray:
+    return pc.equal(pc.binary_length(store.column("text")), 0).to_numpy()
 
 
 @dataclass
 class _Judgements:
-    """Lines of query-id, corpus-id, score, and what becomes of bad ones."""
+    """Lines of query-id, corpus-id, score, and what becomes of bad ones.
+
+    A line whose query or document is not there is no error under `on_bad_row=raise` either: published sets have such lines.
+    It counts as a bad row.
+    """
 
     files: Sequence[Path]
     on_bad_row: str
     left: Left
     max_bad_fraction: float
+    unmatched: int = 0
 
-    def resolve(self, corpus: Store, queries: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Int64 rows of queries, Int64 rows of documents, Float64 grades."""
+    def resolve(self, corpus: Store, queries: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Int64 rows of queries, Int64 rows of documents, Float64 grades, and how many queries the files name."""
         if self.left.aside is not None:
             self.left.aside.unlink(missing_ok=True)
         lines = list(self._lines())
@@ -343,29 +400,30 @@ class _Judgements:
             place = found.fill_null(-1).to_numpy().astype(np.int64)
             for i in np.flatnonzero(known & (place < 0)).tolist():
                 row = {"query-id": query[i], "corpus-id": doc[i], "score": grade[i]}
-                self._bad(*where[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
+                self.left.bad(*where[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
             known &= place >= 0
             places.append(place)
+        self.unmatched = int((~known).sum())
         self.left.report(self.files[0], int(known.sum()), self.max_bad_fraction)
-        return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known]
+        return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known], len(set(query))
 
     def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
         for file in self.files:
             for number, row in rows(file):
                 try:
-                    found = _judgement(row)
+                    query, doc, grade = _judgement(row)
                 except (RowError, TypeError, ValueError, OverflowError) as error:
-                    self._bad(file, number, row, error)
+                    if self.on_bad_row == "raise":
+                        remedy = "" if "on_bad_row" in str(error) else ": mend it, or on_bad_row=skip"
+                        raise InputError(f"{file}, line {number}: {error}{remedy}") from None
+                    self.left.bad(file, number, row, error)
                 else:
-                    yield (file, number), *found
-
-    def _bad(self, file: Path, line: int, row: Any, error: Exception) -> None:
-        if self.on_bad_row == "raise":
-            raise InputError(f"{file}, line {line}: {error}: mend it, or on_bad_row=skip") from None
-        self.left.bad(file, line, row, error)
+                    self.left.spaced += query != str(row["query-id"]) or doc != str(row["corpus-id"])
+                    yield (file, number), query, doc, grade
 
 
 def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
+    """The names of a query and a document, and a grade."""
     if isinstance(row, RowError):
         raise row
     values = [row.get(name) for name in ("query-id", "corpus-id", "score")]
@@ -373,4 +431,4 @@ def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
         raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
     if not math.isfinite(grade := float(values[2])):
         raise RowError("score", f"is {values[2]!r}, not a finite number")
-    return str(values[0]), str(values[1]), grade
+    return identifier(values[0], "query-id"), identifier(values[1], "corpus-id"), grade

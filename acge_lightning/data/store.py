@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from acge_lightning.data.readers import rows
-from acge_lightning.data.records import Record, RowError, text_id
+from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 2
+_VERSION = 3
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 65_536, 16_000_000
 _TYPES = {
     "str": pa.large_string(),
@@ -34,21 +35,25 @@ MAX_BAD = 0.01
 
 
 class Store:
-    """Rows of one record kind, read by number.
+    """Rows of one record kind, read by number. Goes to another process as the name of its file.
 
     Args:
         file: an Arrow file that `open_store` wrote.
     """
 
     def __init__(self, file: Path):
-        with pa.memory_map(str(file)) as source:
+        self.file = Path(file).resolve()
+        with pa.memory_map(str(self.file)) as source:
             reader = pa.ipc.open_file(source)
             last = reader.num_record_batches - 1
             self._blocks = [reader.get_batch(i) for i in range(last)]
             meta = reader.get_batch_with_custom_metadata(last).custom_metadata
-        self.skipped, self.neutral = int(meta[b"skipped"]), int(meta[b"neutral"])
-        self.first_bad = meta[b"first"].decode()
+        self.left_out = json.loads(meta[b"left"])
+        self.skipped, self.neutral = self.left_out["skipped"], self.left_out["neutral"]
         self._ends = np.cumsum([len(block) for block in self._blocks])
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.file,)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -111,7 +116,7 @@ def open_store(
     if not target.is_file():
         _write(target, files, record, columns, on_bad_row)
     store = Store(target)
-    left = Left(aside(target) if on_bad_row == "quarantine" else None, store.skipped, store.neutral, store.first_bad)
+    left = Left(aside(target) if on_bad_row == "quarantine" else None, **store.left_out)
     left.report(files[0], len(store), max_bad_fraction)
     return store
 
@@ -123,12 +128,23 @@ def aside(target: Path) -> Path:
 
 @dataclass
 class Left:
-    """What is left out of some files: counts, the first bad row, and where bad rows are written if anywhere."""
+    """What is wrong with some files, and not an error at once: counts, the first of each kind, and a file of bad rows if any.
+
+    Args:
+        aside: where bad rows are written.
+        skipped: bad rows, which are left out.
+        neutral: rows of a neutral label, which are left out.
+        empty: empty queries and documents, which are kept.
+        spaced: ids that stand between white space, which are kept without it.
+    """
 
     aside: Path | None
     skipped: int = 0
     neutral: int = 0
+    empty: int = 0
+    spaced: int = 0
     first: str = ""
+    first_empty: str = ""
 
     def bad(self, file: Path, line: int, row: Any, error: Exception) -> None:
         """Take note of a bad row."""
@@ -142,17 +158,33 @@ class Left:
             with self.aside.open("a", encoding="utf-8", errors="backslashreplace") as handle:
                 handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
 
+    def document(self, file: Path, line: int, row: Mapping[str, Any], made: DocumentRecord) -> None:
+        """Take note of what is odd in a query or a document that is kept."""
+        self.spaced += isinstance(row["_id"], str) and made.key != row["_id"]
+        if not made.text:
+            self.first_empty = self.first_empty or f"{file}, line {line}"
+            self.empty += 1
+
     def report(self, file: Path, kept: int, max_bad_fraction: float) -> None:
-        """A warning of bad rows, an error if they are too many."""
-        share = self.skipped / max(1, self.skipped + self.neutral + kept)
+        """A warning of what is wrong, an error if it is too much."""
+        rows = max(1, self.skipped + self.neutral + kept)
+        share = (self.skipped + self.empty) / rows
         if share > max_bad_fraction:
+            counts = ((self.skipped, "rows are bad"), (self.empty, "texts are empty"))
+            what = " and ".join(f"{count} {what}" for count, what in counts if count)
             raise InputError(
-                f"{file}: {self.skipped} rows are bad, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: "
-                f"mend them, or raise it; the first of them: {self.first}"
+                f"{file}: {what}, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: mend them, or "
+                f"max_bad_fraction={math.ceil(share * 1000) / 1000:g}; the first of them: {self.first or self.first_empty}"
             )
         if self.skipped:
             where = f"; they are in {self.aside}" if self.aside else ""
             _LOG.warning("%s: %d bad rows skipped, %d kept%s", file, self.skipped, kept, where)
+        if self.neutral:
+            _LOG.warning("%s: %d neutral rows left out, %d kept", file, self.neutral, kept)
+        if self.empty:
+            _LOG.warning("%s: %d texts are empty, the first in %s: they are kept", file, self.empty, self.first_empty)
+        if self.spaced:
+            _LOG.warning("%s: %d ids stand between white space, which is not part of them", file, self.spaced)
 
     def reason(self, file: Path) -> str:
         """Why a store would be empty."""
@@ -176,8 +208,8 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for block in chain([first], blocks):
                 writer.write_batch(block)
-            known = {"skipped": str(left.skipped), "neutral": str(left.neutral), "first": left.first}
-            writer.write_batch(first[:0], known)  # known only now
+            counted = {name: value for name, value in vars(left).items() if name != "aside"}
+            writer.write_batch(first[:0], {"left": json.dumps(counted)})  # known only now
         if left.aside is not None and left.skipped:
             os.replace(left.aside, aside(target))
         os.replace(draft, target)
@@ -190,12 +222,18 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
 def _records(
     files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: Left
 ) -> Iterator[Record]:
+    places: dict[str, tuple[Path, int]] = {}  # of documents, by their id
     for file in files:
         for line, row in rows(file):
             try:
                 if isinstance(row, RowError):
                     raise row
-                made = record.parse(_renamed(row, columns))
+                made = record.parse(renamed := _renamed(row, columns))
+                if isinstance(made, DocumentRecord):
+                    first, number = places.setdefault(made.key, (file, line))
+                    if (first, number) != (file, line):
+                        raise RowError("_id", f"is {made.key!r}, as in {first}, line {number}: give each its own")
+                    left.document(file, line, renamed, made)
             except RowError as error:
                 if on_bad_row == "raise":
                     raise InputError(f"{file}, line {line}: {error}") from None
