@@ -90,9 +90,18 @@ class Tokenize:
         tokenizer: a transformers tokenizer.
         max_length: most tokens of a text, special tokens included; longer texts are cut and keep their closing token.
         special_tokens: whether the tokenizer's own special tokens ([CLS], [SEP] …) are added.
+
+    Raises:
+        InputError: a `max_length` that leaves no room for a token of the text beside the special ones.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, special_tokens: bool = True):
+        added = tokenizer.num_special_tokens_to_add() if special_tokens else 0
+        if max_length <= added:
+            raise InputError(
+                f"max_length={max_length} does not fit: {added} special tokens leave no room for a text, "
+                f"give at least {added + 1}"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.tokenizer = tokenizer

@@ -23,7 +23,7 @@ import acge_lightning
 from acge_lightning.card import model_card
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
-from acge_lightning.folder import quiet
+from acge_lightning.fresh import quiet
 from acge_lightning.pretrained import load
 
 _TYPE = "sentence_transformers.models."
@@ -110,6 +110,7 @@ def _write_tokenizer(tokenize: Tokenize, folder: Path) -> None:
     """Tokenizer files that cut texts at the encoder's own length, under a class name that older transformers know."""
     tokenizer = copy.deepcopy(tokenize.tokenizer)
     tokenizer.model_max_length = tokenize.max_length
+    tokenizer.chat_template = None  # which sentence-transformers would put around texts
     tokenizer.backend_tokenizer.enable_truncation(tokenize.max_length)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)

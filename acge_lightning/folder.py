@@ -6,6 +6,7 @@ Weights come from safetensors files only, and no code of a model folder is ever 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import normalizers
 from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from acge_lightning.encoder import Dense, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
-from acge_lightning.fresh import check_max_length, position_limit, read_tokenizer
+from acge_lightning.fresh import auto_class, check_max_length, position_limit, quiet, read_tokenizer
 from acge_lightning.packed import PACKED
 
+_LOG = logging.getLogger(__name__)
 _POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _DEFAULT_LENGTH = 512
+_TRANSFORMER = {  # settings of a Transformer module, with the values that we do as; None for any
+    "max_seq_length": None,
+    "do_lower_case": None,
+    "unpad_inputs": None,  # the same vectors either way
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+}
+_ARGUMENTS = ("model", "tokenizer", "config", "processor")  # `model_args`, or `model_kwargs`: what transformers is given
+_HARMLESS = {"trust_remote_code", "dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "padding_side"}
+_POOLING_KEYS = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
+_DENSE = {  # as above
+    "in_features": None,
+    "out_features": None,
+    "bias": None,
+    "activation_function": None,
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding",),
+    "use_residual": (False,),
+}
+_NORMALIZE = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
 
 
 def read_modules(folder: Path) -> list[tuple[str, Path]]:
@@ -44,7 +66,9 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
             raise InputError(f"{folder}/modules.json: module {name!r} at {path!r} is not one of sentence-transformers' own")
         modules.append((name.rpartition(".")[2], folder / path))
     if modules and modules[-1][0] == "Normalize":
-        modules.pop()
+        _, path = modules.pop()
+        if path != folder:
+            _check_settings(path / "config.json", read_json(path / "config.json", {}), _NORMALIZE)
     kinds = tuple(kind for kind, _ in modules)
     starts = [("Transformer", "Pooling"), ("StaticEmbedding",)]
     if kinds not in [*starts, *((*start, "Dense") for start in starts)]:
@@ -60,15 +84,16 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
 
 def read_transformer(folder: Path, max_length: int | None, attention: str | None) -> tuple[nn.Module, Tokenize]:
     """Backbone (float32) and tokens of a Transformer module; arguments given take the place of the folder's settings."""
-    settings = next((read_json(file, {}) for file in sorted(folder.glob("sentence_*_config.json"))), {})
-    if settings.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise InputError(f"{folder}: Transformer task {settings['transformer_task']!r} is not supported: an encoder is needed")
+    settings = _transformer_settings(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: these are adapter weights (adapter_config.json): merge them into their model first")
     _check_weights(folder)
     with reading(folder), quiet():
-        backbone, report = AutoModel.from_pretrained(
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        _check_positions(config)
+        backbone, report = auto_class(config).from_pretrained(
             str(folder),
+            config=config,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -76,19 +101,58 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
             output_loading_info=True,
             **({"attn_implementation": attention} if attention not in (None, PACKED) else {}),
         )
+        table = backbone.get_input_embeddings().weight
         tokenizer = read_tokenizer(folder)
+    if getattr(tokenizer, "chat_template", None) and "modality_config" not in settings:
+        _LOG.warning(
+            "%s has a chat template, which newer sentence-transformers put around texts: here they stay as they are", folder
+        )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise InputError(f"{folder}: the weights lack {len(missing)} tensors, {missing[0]} first: the file is incomplete")
-    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > len(table):
         raise InputError(f"{folder}: {len(tokenizer)} tokens, but config.json has vocab_size={backbone.config.vocab_size}")
+    _check_types(tokenizer, folder)
     if settings.get("do_lower_case"):
         _lower(tokenizer)
     limit = position_limit(backbone)
-    length = max_length or settings.get("max_seq_length")
+    length = settings.get("max_seq_length") if max_length is None else max_length
     if length is None:
         length = min(tokenizer.model_max_length, limit or _DEFAULT_LENGTH)
     return backbone, Tokenize(tokenizer, check_max_length(backbone, int(length)))
+
+
+def _transformer_settings(folder: Path) -> dict[str, Any]:
+    """Of the file beside the weights, if there is one; an error if one asks for other vectors than ours."""
+    file = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / "sentence_bert_config.json")
+    settings = read_json(file, {})
+    for name in (f"{part}_{word}" for part in _ARGUMENTS for word in ("args", "kwargs")):
+        others = sorted(set(settings.pop(name, None) or {}) - _HARMLESS)
+        if others:
+            raise InputError(f"{file}: {name}.{others[0]} is not supported: make the model's own files say it")
+    _check_settings(file, settings, _TRANSFORMER)
+    return settings
+
+
+def _check_settings(file: Path, settings: dict[str, Any], supported: dict[str, tuple[Any, ...] | None]) -> None:
+    """An error for a setting that would go unheeded: one that we do not know, or of another value than we do as."""
+    for name, value in settings.items():
+        values = supported.get(name, ())
+        if value and values is not None and value not in values:
+            raise InputError(f"{file}: {name}={value!r:.80} is not supported: it would go unheeded")
+
+
+def _check_positions(config: PreTrainedConfig) -> None:
+    """An error for relative positions of BERT and its like, which transformers reads from a config but computes no more."""
+    kind = getattr(config, "position_embedding_type", None) or "absolute"
+    if kind.startswith("relative_key"):
+        raise InputError(f"config.json: position_embedding_type={kind!r} is not supported: transformers leaves it out")
+
+
+def _check_types(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """An error if a model is to be given token types other than 0: ours are given none."""
+    if "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"]):
+        raise InputError(f"{folder}: its tokenizer gives token types other than 0, which is not supported")
 
 
 def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokenize]:
@@ -103,7 +167,7 @@ def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokeni
     if len(tokenizer) > len(table):
         raise InputError(f"{folder}: {len(tokenizer)} tokens, but model.safetensors has {len(table)} rows: they do not fit")
     cut = tokenizer.backend_tokenizer.truncation or {"max_length": 2**31}
-    return backbone, Tokenize(tokenizer, max_length or cut["max_length"], special_tokens=False)
+    return backbone, Tokenize(tokenizer, cut["max_length"] if max_length is None else max_length, special_tokens=False)
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -120,6 +184,8 @@ def read_pooling(folder: Path) -> Pooling:
         raise InputError(f"{folder}/config.json: Pooling {mode} is not supported: choose one of {sorted(_POOLING)}")
     if config.get("include_prompt") is False:
         raise InputError(f"{folder}/config.json: Pooling with include_prompt=false is not supported")
+    modes = {key for key in config if key.startswith("pooling_mode_")}
+    _check_settings(folder / "config.json", config, dict.fromkeys(_POOLING_KEYS | modes))
     return _POOLING[mode]
 
 
@@ -128,9 +194,10 @@ def read_dense(folder: Path) -> Dense:
     config = read_json(folder / "config.json", None)
     if config is None:
         raise InputError(f"{folder}/config.json is missing: copy the Dense module's folder again")
+    _check_settings(folder / "config.json", config, _DENSE)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    if not activation.startswith("torch.nn.") or config.get("use_residual"):
-        raise InputError(f"{folder}/config.json: Dense with {activation} or a residual is not supported")
+    if not activation.startswith("torch.nn."):
+        raise InputError(f"{folder}/config.json: Dense with {activation} is not supported")
     with reading(folder):
         sizes = config["in_features"], config["out_features"], config.get("bias", True)
         dense = Dense(*sizes, activation=activation.rpartition(".")[2])
@@ -183,19 +250,5 @@ def reading(folder: Path) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise InputError(f"{folder}/model.safetensors is damaged ({error}): copy or download it again") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and notices."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as hf_logging
 
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
 from acge_lightning.layers import use_fast_layers
-from acge_lightning.packed import MODEL_TYPES, PACKED
+from acge_lightning.packed import MODEL_TYPES, PACKED, fits
 from acge_lightning.vocabulary import SPECIAL
 
 _ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+_WITH_DECODER = ("t5", "mt5", "umt5")
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
 
 
@@ -91,7 +104,8 @@ def transformer(
     settings = _settings(dict(config), tokenizer)
     try:
         chosen = None if attention == PACKED else attention
-        backbone = AutoModel.from_config(AutoConfig.for_model(**settings), attn_implementation=chosen)
+        described = AutoConfig.for_model(**settings)
+        backbone = auto_class(described).from_config(described, attn_implementation=chosen)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
     tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
@@ -148,11 +162,11 @@ def position_limit(backbone: nn.Module) -> int | None:
     """Most tokens that a backbone has positions for; None if it has no limit."""
     if not isinstance(backbone, PreTrainedModel):
         return None
+    limits = [getattr(backbone.config, "max_position_embeddings", None)]
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):  # RoBERTa's positions begin after the padding index
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    limit = getattr(backbone.config, "max_position_embeddings", None)
-    return limit if limit and limit > 0 else None
+    if getattr(table, "padding_idx", None) is not None:  # RoBERTa's positions begin after the padding index
+        limits.append(len(table.weight) - table.padding_idx - 1)
+    return min((limit for limit in limits if limit and limit > 0), default=None)
 
 
 def check_max_length(backbone: nn.Module, max_length: int) -> int:
@@ -163,16 +177,76 @@ def check_max_length(backbone: nn.Module, max_length: int) -> int:
     return max_length
 
 
+def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForTextEncoding]:
+    """Which class makes a config's model: of T5 and its like only the encoder."""
+    return AutoModelForTextEncoding if config.model_type in _WITH_DECODER else AutoModel
+
+
 def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
-    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit."""
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
-    known = backbone.config.model_type in MODEL_TYPES
+    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit.
+
+    Raises:
+        InputError: packed attention for a model that it does not fit, or a model that gives no vectors for tokens alone.
+    """
+    _drop_pooler(backbone)
+    for module in backbone.modules():
+        if hasattr(module, "chunk_size_feed_forward"):  # it saves memory, but takes some lengths only
+            module.chunk_size_feed_forward = 0
+    known = fits(backbone.config)
     if attention == PACKED and not known:
-        raise InputError(f"attention=packed is for {', '.join(MODEL_TYPES)}, not {backbone.config.model_type}: leave it null")
+        raise InputError(
+            f"attention=packed is for {', '.join(MODEL_TYPES)} whose tokens all see the whole text, "
+            f"not {backbone.config.model_type} as it is configured: leave it null"
+        )
     if attention == PACKED or (attention is None and known):
         backbone.set_attn_implementation(PACKED)
     use_fast_layers(backbone)
+    if not known:
+        if getattr(backbone.config, "use_cache", False):
+            backbone.config.use_cache = False  # of keys and values, for a decoder's next token
+        _try(backbone)
     if gradient_checkpointing:
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+
+
+def _drop_pooler(backbone: PreTrainedModel) -> None:
+    if getattr(backbone, "pooler", None) is None:
+        return
+    if "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters:
+        backbone.pooler = None
+    else:
+        backbone.pooler.requires_grad_(False)
+
+
+def _try(backbone: PreTrainedModel) -> None:
+    """An error if the model does not give a vector of `hidden_size` for each token of a text."""
+    training, kind = backbone.training, backbone.config.model_type
+    ids = torch.ones(1, 3, dtype=torch.long, device=backbone.device)
+    try:
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            states = backbone.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
+    except Exception as error:  # whatever the architecture misses
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{kind} models are not supported: one cannot be run on token ids alone ({reason})") from error
+    finally:
+        backbone.train(training)
+    expected = (1, 3, getattr(backbone.config, "hidden_size", None))
+    if tuple(states.shape) != expected:
+        raise InputError(
+            f"{kind} models are not supported: one gives {tuple(states.shape)} for {expected} (texts, tokens, dims)"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,20 @@ from transformers.masking_utils import sdpa_mask
 
 from acge_lightning.layers import Repeated, dropout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 PACKED = "packed"
 MODEL_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")  # those that the tests compare with padding
+_OTHER_MASKS = ("is_decoder", "add_cross_attention", "is_causal")  # switches by which a token sees less than its whole text
 _ALIKE = 8  # short texts that are attended together differ by so many tokens at most
 _SHORT = 48  # tokens; of longer texts only those of one length are attended together, as padding costs more than a call
 _FEW = 8  # texts: where so many have one length, they are attended together without any other, for the same reason
+
+
+def fits(config: PreTrainedConfig) -> bool:
+    """Whether the model of a config can take texts packed: its architecture is known, and every token sees its whole text."""
+    return config.model_type in MODEL_TYPES and not any(getattr(config, switch, False) for switch in _OTHER_MASKS)
 
 
 def is_packed(backbone: nn.Module) -> bool:
@@ -88,12 +97,19 @@ class Segments:
         starts = self.lengths.cumsum(0) - self.lengths
         return (torch.arange(int(self.lengths.sum())) - starts.repeat_interleave(self.lengths)).to(self.device)
 
+    def positions_after(self, ids: Tensor, padding: int) -> Tensor:
+        """Int64[tokens]: RoBERTa's positions, which begin after the padding index; a padding token in a text has that index."""
+        real = ids != padding
+        count = real.cumsum(0)
+        before = torch.cat([count.new_zeros(1), count])[self.bounds[:-1].long()]
+        return torch.where(real, count - before.repeat_interleave(self.lengths.to(self.device)) + padding, padding)
+
 
 def packed_states(backbone: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     """A packed backbone's vectors of the tokens of all texts: Int64[tokens], Int64[n] (CPU) -> Float[tokens, d]."""
     segments = Segments(lengths, ids.device)
     padding = getattr(getattr(backbone.embeddings, "position_embeddings", None), "padding_idx", None)
-    positions = segments.positions() + (0 if padding is None else padding + 1)  # RoBERTa's begin after the padding index
+    positions = segments.positions() if padding is None else segments.positions_after(ids, padding)
     if torch.is_grad_enabled() or backbone.training or ids.device.type != "cpu":
         return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
     return backbone.encoder(_first_states(backbone, ids[None], positions[None]), segments=segments).last_hidden_state[0]

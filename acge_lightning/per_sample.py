@@ -14,7 +14,7 @@ from torch.nn.functional import layer_norm
 from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.layers import Linear
-from acge_lightning.packed import MODEL_TYPES, PACKED, is_packed, packed_states, pool_packed
+from acge_lightning.packed import PACKED, fits, is_packed, packed_states, pool_packed
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 _CACHED = 1 << 18  # entries of a weight that are squared together, so that they stay in the cores' caches
@@ -213,7 +213,7 @@ class _Rows:
 def _is_known(encoder: Encoder) -> bool:
     """Whether every parameter is that of a layer which we can read, and each used once."""
     backbone = encoder.backbone
-    if not isinstance(backbone, StaticBackbone) and backbone.config.model_type not in MODEL_TYPES:
+    if not isinstance(backbone, StaticBackbone) and not fits(backbone.config):
         return False
     own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]
     names = [name for name, _ in encoder.named_parameters(remove_duplicate=False)]

@@ -96,6 +96,7 @@ def from_pretrained(
     """
     folder = resolve(path, revision, cache_dir)
     modules = dict(read_modules(folder))
+    _tell_similarity(folder)
     if "StaticEmbedding" in modules:
         if pooling not in (None, "mean"):
             raise InputError(f"{folder}: pooling={pooling!r} does not fit a static encoder, whose tokens are averaged")
@@ -128,6 +129,16 @@ def _prompts(folder: Path) -> dict[str, str]:
     if default:
         _LOG.warning("%s was made to put its prompt %r before every text: encode(texts, prompt=%r)", folder, default, default)
     return settings.get("prompts") or {}
+
+
+def _tell_similarity(folder: Path) -> None:
+    """A warning where the folder's similarity is not that of vectors of length 1, by which ours are compared."""
+    name = read_json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name") or "cosine"
+    last = str((read_json(folder / "modules.json", None) or [{}])[-1].get("type"))
+    if name != "cosine" and not (name == "dot" and last.endswith("Normalize")):
+        _LOG.warning(
+            "%s was made to compare vectors by %r, and encode makes them of length 1: they compare by cosine", folder, name
+        )
 
 
 # ---- where it lies

@@ -212,7 +212,7 @@ def test_a_model_that_is_not_known_is_padded():
     model = AutoModel.from_config(AutoConfig.for_model("distilbert", **sizes))
     adapt(model, False, None)
     assert not packed.is_packed(model)
-    with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert: leave it null"):
+    with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert as it is configured: leave it null"):
         adapt(model, False, PACKED)
 
 

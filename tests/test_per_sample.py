@@ -57,8 +57,8 @@ def encoder(kind, dense=D, **changes) -> Encoder:
     torch.manual_seed(0)
     if kind == "static":
         return static(TOKENIZER, dim=8, dense=dense).double()
-    extra = {"embedding_size": 6} if kind == "electra" else {}
-    made = transformer(TOKENIZER, TINY | extra | {"model_type": kind}, max_length=20, dense=dense, **changes)
+    extra = {"electra": {"embedding_size": 6}, "causal": {"model_type": "bert", "is_decoder": True}}.get(kind, {})
+    made = transformer(TOKENIZER, TINY | {"model_type": kind} | extra, max_length=20, dense=dense, **changes)
     with torch.no_grad():  # fresh ones begin at 0 or 1, which would hide mistakes
         for p in made.parameters():
             p.add_(torch.randn_like(p) * 0.1)
@@ -223,6 +223,16 @@ def test_the_other_architectures(kind, onednn, monkeypatch):
     columns = [texts(made, seed) for seed in range(count)]
     with SampleGradients(made) as found:
         assert found.together
+        found.add(columns, losses)
+    assert apart(found.totals, brute_force(made, columns, lambda v, i: by_hand("InfoNCE", v, i))) < 1e-10
+
+
+def test_a_model_whose_tokens_see_only_those_before_them_goes_sample_by_sample():
+    made = encoder("causal")
+    losses, count, _ = frozen("InfoNCE")
+    columns = [texts(made, seed) for seed in range(count)]
+    with SampleGradients(made) as found:
+        assert not found.together
         found.add(columns, losses)
     assert apart(found.totals, brute_force(made, columns, lambda v, i: by_hand("InfoNCE", v, i))) < 1e-10
 
