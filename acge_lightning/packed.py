@@ -156,9 +156,15 @@ def packed_attention(
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # Float[tokens, heads, d]
-    if query.is_cuda and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+    if not dropout and _has_kernel(query.device, query.dtype, query.shape[-1]):
         return _attend_in_one(segments, *rows, scaling)[None], None
     return torch.cat([_attend(group, *rows, dropout, scaling) for group in segments.groups])[None], None
+
+
+def _has_kernel(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether `_attend_in_one` can work: on NVIDIA's Ampere and later, in half precision, with heads of up to 256 dims."""
+    half = dtype in (torch.bfloat16, torch.float16) and size <= 256 and size % 8 == 0
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_in_one(segments: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -151,6 +151,24 @@ def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
     assert Segments(torch.tensor([6, 4, 2]), torch.device("cpu")).bounds.tolist() == [0, 6, 10, 12]
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "size", "there"),
+    [
+        ("cuda:0", (8, 0), torch.bfloat16, 64, True),
+        ("cuda:0", (9, 0), torch.float16, 256, True),
+        ("cuda:0", (7, 5), torch.float16, 64, False),  # Turing: FlashAttention begins with Ampere
+        ("cuda:0", (7, 0), torch.bfloat16, 64, False),
+        ("cuda:0", (8, 0), torch.float32, 64, False),
+        ("cuda:0", (8, 0), torch.bfloat16, 264, False),
+        ("cuda:0", (8, 0), torch.bfloat16, 12, False),
+        ("cpu", None, torch.bfloat16, 64, False),
+    ],
+)
+def test_the_kernel_for_variable_lengths_is_used_where_there_is_one(device, capability, dtype, size, there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert packed._has_kernel(torch.device(device), dtype, size) is there
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("p", [0.0, 0.1])
 def test_on_a_gpu_packed_attention_is_the_padded_one(p):
