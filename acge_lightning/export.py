@@ -166,7 +166,7 @@ def _check(encoder: Encoder, folder: Path) -> None:
     if not expected.isfinite().all():
         raise InputError(f"{folder.name}: the weights give NaN or infinite vectors: training diverged, lower the learning rate")
     difference = (expected - found).abs().max().item() if expected.shape == found.shape else float("inf")
-    if difference >= (1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2):
+    if not difference < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2):  # NaN is not less either
         raise RuntimeError(f"the export, loaded back, gives other vectors (largest difference {difference:.1e})")
 
 

@@ -125,12 +125,16 @@ def test_half_precision_is_kept(tmp_path):
     torch.testing.assert_close(load(folder, dtype="bfloat16").encode(TEXTS), encoder.encode(TEXTS), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("failure", ["other vectors", "write", "nan", "interrupt"])
+@pytest.mark.parametrize("failure", ["other vectors", "vectors that are none", "write", "nan", "interrupt"])
 def test_an_existing_export_survives_a_failing_one(failure, tmp_path, monkeypatch):
     folder = export(make("static"), tmp_path / "model", {"run": 1})
     encoder = make("static_dense")
     if failure == "other vectors":
         monkeypatch.setattr(export_module, "load", lambda *_, **__: make("bert_mean"))
+    elif failure == "vectors that are none":
+        broken = make("static_dense")
+        broken.backbone.embedding.weight.data[:] = float("nan")
+        monkeypatch.setattr(export_module, "load", lambda *_, **__: broken)
     elif failure == "nan":
         encoder.backbone.embedding.weight.data[:] = float("nan")
     else:
@@ -138,6 +142,7 @@ def test_an_existing_export_survives_a_failing_one(failure, tmp_path, monkeypatc
         monkeypatch.setattr(export_module, "_write_dense", lambda *_: (_ for _ in ()).throw(error))
     kind, message = {
         "other vectors": (RuntimeError, "gives other vectors"),
+        "vectors that are none": (RuntimeError, "gives other vectors.*nan"),
         "write": (OSError, "no space left"),
         "nan": (InputError, "training diverged"),
         "interrupt": (KeyboardInterrupt, None),
