@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Pooling = Literal["mean", "cls", "last"]
 _BLOCK = 4096  # texts tokenised together in `encode`
+_STARTING = threading.Lock()  # held while the number of threads that torch gives to new ones is not ours
 
 
 def pool(hidden: Tensor, mask: Tensor, mode: Pooling) -> Tensor:
@@ -67,20 +69,30 @@ def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: n
         model: whose weights are put in order once, for all items.
         rows: tokens an item.
     """
-    cores = torch.get_num_threads()
+    with _STARTING:
+        cores = torch.get_num_threads()
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
         return [job(item) for item in items]
     weights = packed_weights(model, rows)
+    started = threading.Barrier(cores + 1)
 
     def begin() -> None:
-        torch.set_num_threads(1)
+        torch.get_num_threads()  # torch gives a thread its number when first asked, and would undo the next line later
+        torch.set_num_threads(1)  # of this thread, and of all that meet torch from now on
         use_packed_weights(weights)
+        started.wait()
 
-    try:
-        with ThreadPoolExecutor(cores, initializer=begin) as pool:
-            return list(pool.map(torch.no_grad()(job), items))
-    finally:
-        torch.set_num_threads(cores)
+    with ThreadPoolExecutor(cores, initializer=begin) as pool:
+        with _STARTING:
+            try:
+                results = pool.map(torch.no_grad()(job), items)  # at least as many as cores, so that all threads start
+                started.wait()
+            except BaseException:
+                started.abort()
+                raise
+            finally:
+                torch.set_num_threads(cores)  # those of the pool keep to one
+        return list(results)
 
 
 class Tokenize:

@@ -216,6 +216,37 @@ def test_chunks_on_several_cores_give_the_vectors_of_one(threads):
     assert {thread for thread, _ in used} == {threading.get_ident()}
 
 
+def test_a_thread_that_first_meets_torch_meanwhile_has_all_cores(threads):
+    texts = [f"第{i}个句子" for i in range(100)]
+    encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
+    counts = {"new": [], "pool": []}
+
+    def meet(*args):
+        new = threading.Thread(target=lambda: counts["new"].append(torch.get_num_threads()))
+        new.start()
+        new.join()
+        torch.randn(300, 300) @ torch.randn(300, 300)  # where torch gives a thread its number that has none yet
+        counts["pool"].append(torch.get_num_threads())
+
+    encoder.backbone.encoder.register_forward_pre_hook(meet)
+    encoder.encode(texts, batch_tokens=64)
+    assert len(counts["new"]) >= threads
+    assert set(counts["new"]) == {threads}
+    assert set(counts["pool"]) == {1}
+
+
+def test_threads_that_cannot_be_started_are_an_error(threads, monkeypatch):
+    texts = [f"第{i}个句子" for i in range(100)]
+    encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
+    start, left = threading.Thread.start, iter([True, False, False, False])
+    monkeypatch.setattr(threading.Thread, "start", lambda self: start(self) if next(left) else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encoder.encode(texts, batch_tokens=64)
+    monkeypatch.undo()
+    assert torch.get_num_threads() == threads
+    assert encoder.encode(texts, batch_tokens=64).isfinite().all()
+
+
 def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(threads):
     texts = [f"第{i}个句子" for i in range(100)]
     encoder = transformer(train_vocabulary(texts, "wordpiece", 300), SIZES | {"model_type": "bert"})
