@@ -154,6 +154,44 @@ def test_adding_is_the_same_as_building(tmp_path):
     np.testing.assert_allclose(hits.scores, expected.scores, atol=1e-6)
 
 
+@pytest.mark.parametrize("store", ["int8", "binary", "fp16"])
+def test_rows_added_in_small_parts_are_copied_a_few_times_only(store, monkeypatch):
+    rows, copied, copy = vectors(400, 16), [], Vectors._copied
+    monkeypatch.setattr(Vectors, "_copied", lambda self, size: copied.append(len(self)) or copy(self, size))
+    stages = [Stage(8, 30, store), Stage(16)]
+    index = FunnelIndex.build(rows[:4], stages, force=True)
+    for start in range(4, 400, 4):
+        index.add(rows[start : start + 4])
+    assert sum(copied) < 2 * 2 * 400  # of two stages, each at most twice
+    whole = FunnelIndex.build(rows, stages, force=True)
+    for mine, other in zip(index.parts, whole.parts, strict=True):
+        assert mine.arrays.keys() == other.arrays.keys()
+        for name, array in other.arrays.items():
+            np.testing.assert_array_equal(mine.arrays[name], array)
+        assert mine.nbytes == other.nbytes
+
+
+def test_indexes_of_the_same_rows_grow_apart():
+    rows = vectors(60, 16)
+    stages = [Stage(8, 30), Stage(16)]
+    first = FunnelIndex.build(rows[:20], stages, force=True, ids=[f"a{i}" for i in range(20)])
+    first.add(rows[20:30], ids=[f"a{i}" for i in range(20, 30)])
+    second = first.restaged([Stage(8, 20, "int8"), Stage(16)])
+    first.add(rows[30:40], ids=[f"b{i}" for i in range(10)])
+    second.add(rows[40:50], ids=[f"c{i}" for i in range(10)])
+    for index, new in ((first, "b"), (second, "c")):
+        with pytest.raises(InputError, match="row 0 is zero"):
+            index.add(np.zeros((1, 16), np.float32), ids=["d"])
+        index.add(rows[50:], ids=["d", *(f"d{i}" for i in range(9))])
+        with pytest.raises(InputError, match="2 ids are given more than once"):
+            index.add(rows[:3], ids=["d", "e", f"{new}1"])
+        found = index.search(rows, 1).ids
+        start = {"b": 30, "c": 40}[new]
+        assert found[:30] == [[f"a{i}"] for i in range(30)]
+        assert found[start : start + 10] == [[f"{new}{i}"] for i in range(10)]
+        assert found[50:] == [["d"], *([f"d{i}"] for i in range(9))]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -22,6 +22,7 @@ class Rows:
 
     def __init__(self, table: pa.Table | None = None):
         self.table = table
+        self._ids: set[Key] = set()  # of all rows, and perhaps of more; empty until rows are added to others
 
     def extended(self, before: int, more: int, ids: Sequence[Key] | None, texts: Sequence[str] | None) -> Rows:
         """With `more` rows after the `before` that are there.
@@ -43,10 +44,30 @@ class Rows:
             return self
         if before and any(columns[name].type != self.table.column(name).type for name in columns):
             raise InputError("the ids of an index are all words or all whole numbers, and the new ones are of the other kind")
-        table = pa.table(columns) if not before else pa.concat_tables([self.table, pa.table(columns)])
-        if "id" in columns:
-            _check_distinct(table.column("id"))
-        return Rows(table)
+        new = pa.table(columns)
+        if "id" not in columns:
+            return Rows(new if not before else pa.concat_tables([self.table, new]))
+        _check_distinct(new.column("id"))
+        if not before:
+            return Rows(new)
+        longer = Rows(pa.concat_tables([self.table, new]))
+        longer._ids = self._with(new.column("id").to_pylist())
+        return longer
+
+    def _with(self, ids: list[Key]) -> set[Key]:
+        """The ids of all rows and these.
+
+        Raises:
+            InputError: one of these is that of a row.
+        """
+        old = self.table.column("id")
+        if len(self._ids) != len(old):  # not made yet, or rows were added to these before, and not kept
+            self._ids = set(old.to_pylist())
+        both = self._ids.intersection(ids)
+        if both:
+            _raise_twice(len(both), min(both))
+        self._ids.update(ids)
+        return self._ids
 
     def ids_of(self, rows: np.ndarray) -> list[list[Key]]:
         """The ids of Int64[q, h] rows, or else their numbers; rows of -1 are left out."""
@@ -93,4 +114,8 @@ def _check_distinct(column: pa.ChunkedArray) -> None:
     counts = column.value_counts()
     often = counts.filter(pa.compute.greater(counts.field("counts"), 1))
     if len(often):
-        raise InputError(f"{len(often)} ids are given more than once, {often[0]['values'].as_py()!r} first: ids are distinct")
+        _raise_twice(len(often), often[0]["values"].as_py())
+
+
+def _raise_twice(count: int, first: Key) -> None:
+    raise InputError(f"{count} ids are given more than once, {first!r} first: ids are distinct")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,15 @@ def prefix(vectors: Tensor, dim: int) -> Tensor:
     return normalize((cut / cut.abs().amax(1, keepdim=True)).float(), dim=1)
 
 
+@dataclass
+class _Room:
+    """Rows in memory, of which the first `used` are taken and the others are free."""
+
+    codes: Tensor
+    scale: Tensor | None
+    used: int
+
+
 class Vectors:
     """Rows of one prefix size in one kind of store.
 
@@ -44,6 +54,7 @@ class Vectors:
         width = dim // 8 if store == "binary" else dim
         self.codes = torch.empty(0, width, dtype=_DTYPE[store]) if codes is None else codes
         self.scale = torch.empty(0) if scale is None and store == "int8" else scale
+        self._room: _Room | None = None  # whose first rows these are
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -60,20 +71,34 @@ class Vectors:
         return sum(array.nbytes for array in self.arrays.values())
 
     def extended(self, vectors: Tensor) -> Vectors:
-        """These rows and, after them, the prefixes of Float[m, D] in memory; codes that come from a file are read."""
+        """These rows and, after them, the prefixes of Float[m, D] in memory; codes that come from a file are read.
+
+        Rows are copied only when the room that they share is full, and then take twice as much: n rows cost O(n), however
+        many are added at a time.
+        """
         start, count = len(self), len(self) + len(vectors)
-        codes = torch.empty(count, self.codes.shape[1], dtype=self.codes.dtype)
-        scale = None if self.scale is None else torch.empty(count)
-        codes[:start] = self.codes
-        if scale is not None:
-            scale[:start] = self.scale
+        room = self._room
+        if room is None or room.used != start or len(room.codes) < count:  # or others have taken what is free
+            room = self._copied(count if start == 0 else max(count, 2 * start))
         for at in range(0, len(vectors), BLOCK):
-            block = self._pack(prefix(vectors[at : at + BLOCK], self.dim))
-            place = slice(start + at, start + at + len(block[0]))
-            codes[place] = block[0]
-            if scale is not None:
-                scale[place] = block[1]
-        return Vectors(self.dim, self.store, codes, scale)
+            codes, scale = self._pack(prefix(vectors[at : at + BLOCK], self.dim))
+            place = slice(start + at, start + at + len(codes))
+            room.codes[place] = codes
+            if room.scale is not None:
+                room.scale[place] = scale
+        room.used = count
+        longer = Vectors(self.dim, self.store, room.codes[:count], None if room.scale is None else room.scale[:count])
+        longer._room = room
+        return longer
+
+    def _copied(self, size: int) -> _Room:
+        """Room for `size` rows, with these in it."""
+        room = _Room(self.codes.new_empty(size, self.codes.shape[1]), None, len(self))
+        room.codes[: len(self)] = self.codes
+        if self.scale is not None:
+            room.scale = torch.empty(size)
+            room.scale[: len(self)] = self.scale
+        return room
 
     def _pack(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.store == "int8":
