@@ -85,9 +85,10 @@ def _train(cfg: DictConfig) -> float:
 def _vocabulary(cfg: DictConfig) -> None:
     from acge_lightning.config import instantiate
     from acge_lightning.train import make_tasks
+    from acge_lightning.vocabulary import Texts
 
     tasks = make_tasks(cfg)
-    texts = (text for task in tasks.values() for text in task.data.train_texts())
+    texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     tokenizer = instantiate(cfg.vocabulary, texts=texts, trusted=cfg.trusted)
     folder = Path(cfg.output)
     tokenizer.save_pretrained(folder)
@@ -99,9 +100,11 @@ def _pca(cfg: DictConfig) -> None:
     from acge_lightning.pca import evenly, rotate_to_components
     from acge_lightning.pretrained import load
     from acge_lightning.train import make_tasks
+    from acge_lightning.vocabulary import Texts
 
-    encoder = load(cfg.model, device=cfg.device)
-    chosen = evenly((text for task in make_tasks(cfg).values() for text in task.data.train_texts()), cfg.texts)
+    encoder, tasks = load(cfg.model, device=cfg.device), make_tasks(cfg)
+    texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
+    chosen = evenly(texts, cfg.texts)
     folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
     print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 

@@ -28,6 +28,7 @@ from acge_lightning.protocols import FAMILIES, Dataset
 from acge_lightning.report import forgetting_tables, show, write_result
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.train import checked, make_encoder, make_tasks, train
+from acge_lightning.vocabulary import Texts
 
 START = "start"  # the encoder before the first stage, in tables
 _CHANGES = ("pooling", "dense", "max_length", "prompts")  # of a pretrained folder, in its config
@@ -107,7 +108,7 @@ class _Sequence:
         if not (self.again and (folder / "modules.json").is_file()):
             torch.manual_seed(self.cfg.seed)
             trained = [self.tasks[name] for name in self.stages[0].task if self.tasks[name].weight > 0]
-            texts = (text for task in trained for text in task.data.train_texts())
+            texts = Texts(lambda: (text for task in trained for text in task.data.train_texts()))
             learnt = _training_rows([Path(node.path)]) if node.get("path") else None
             export(make_encoder(self.cfg, texts), folder, training_rows=learnt)
         return folder

@@ -24,6 +24,7 @@ from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
 from acge_lightning.runs import read_runs
+from acge_lightning.vocabulary import Texts
 
 
 def train(cfg: DictConfig) -> float:
@@ -51,9 +52,10 @@ def train(cfg: DictConfig) -> float:
     mixture.setup()
     if not mixture.evaluated("dev"):
         raise InputError("no task has a dev split to score: name one with `splits`, or set data.holdout above 0")
-    encoder = make_encoder(cfg, mixture.train_texts())
+    texts = Texts(mixture.train_texts)
+    encoder = make_encoder(cfg, texts)
     if config["components"]:
-        encoder = rotate_to_components(encoder, evenly(mixture.train_texts(), config["components"]))
+        encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
     trainer = make_trainer(cfg)
 

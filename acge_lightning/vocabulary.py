@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -21,6 +21,42 @@ _ALPHABET = 0.75  # most of the vocabulary that single characters may take; rare
 _LONGEST = 8  # characters of a piece (unigram, bpe)
 
 
+class Texts:
+    """Texts that are read anew each time they are gone through, so that a sample can be drawn without keeping them all.
+
+    Args:
+        read: gives the texts, the same ones in the same order at each call.
+
+    >>> texts = Texts(lambda: (word.upper() for word in ("a", "b")))
+    >>> list(texts), list(texts)
+    (['A', 'B'], ['A', 'B'])
+    """
+
+    def __init__(self, read: Callable[[], Iterable[str]]):
+        self.read = read
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read())
+
+
+def repeatable(texts: Iterable[str]) -> Iterable[str]:
+    """The texts as they are, or in a list if they can be gone through once only."""
+    return list(texts) if isinstance(texts, Iterator) else texts
+
+
+def numbered(texts: Iterable[str], numbers: Sequence[int]) -> list[str]:
+    """The texts of these ascending numbers, counted from 0."""
+    wanted = iter(numbers)
+    number, chosen = next(wanted, None), []
+    for i, text in enumerate(texts):
+        if i == number:
+            chosen.append(text)
+            number = next(wanted, None)
+            if number is None:
+                break
+    return chosen
+
+
 def train_vocabulary(
     texts: Iterable[str],
     kind: Kind = "wordpiece",
@@ -32,7 +68,8 @@ def train_vocabulary(
     """A fast tokenizer learnt from texts; the same texts give the same tokenizer.
 
     Args:
-        texts: any number; an evenly spaced sample of them within both limits below is learnt from.
+        texts: any number; an evenly spaced sample of them within both limits below is learnt from. They are gone through
+            twice and only the sample is kept; of a generator, which can be gone through once, all are (`Texts` avoids it).
         kind: `wordpiece` as in BERT (single Chinese characters, pieces of Latin words, [CLS] and [SEP] around a text);
             `unigram` or `bpe`: pieces of up to eight characters within a clause, so that Chinese words become tokens;
             they have no special tokens but [PAD] and [UNK] and suit static encoders. Unigram segments better, bpe learns
@@ -85,12 +122,16 @@ def _pipeline(kind: Kind, lowercase: bool) -> Tokenizer:
 
 def _sample(texts: Iterable[str], max_texts: int, max_characters: int) -> list[str]:
     """Evenly spaced texts within both limits, at least one."""
-    rows = [text for text in texts if text.strip()]
-    if not rows:
+    texts = repeatable(texts)
+    total = characters = 0
+    for text in texts:
+        if text.strip():
+            total, characters = total + 1, characters + len(text)
+    if not total:
         raise InputError("there are no texts to learn a vocabulary from: check the data's `text` column")
-    share = min(1.0, max_texts / len(rows), max_characters / sum(map(len, rows)))
-    count = max(1, int(len(rows) * share))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    share = min(1.0, max_texts / total, max_characters / characters)
+    count = max(1, int(total * share))
+    return numbered((text for text in texts if text.strip()), [i * total // count for i in range(count)])
 
 
 def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[str]:

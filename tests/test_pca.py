@@ -1,5 +1,7 @@
 """Components against scikit-learn's PCA."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import nn
 from acge_lightning.encoder import Dense
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
-from acge_lightning.pca import rotate_to_components
+from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.pretrained import load
+from acge_lightning.vocabulary import Texts
 
 TEXTS = [f"第{i}天天气很好 {i * i % 97} how do {'I' * (i % 5)} return {chr(97 + i % 26)}{i % 13}" for i in range(300)]
 NEW = ["今天天气很好", "怎么退货？", "return 7"]
@@ -36,6 +39,15 @@ def test_dims_are_the_components_of_scikit_learn(encoder):
     found = raw(turned, NEW)[:, :rank]
     signs = np.sign((expected * found).sum(0))
     np.testing.assert_allclose(found * signs, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 57, 1000])
+def test_texts_are_drawn_evenly_from_the_distinct_ones(count):
+    texts = [f"{i * i % 61}" for i in range(200)]
+    distinct = list(dict.fromkeys(texts))
+    expected = distinct[:: max(1, math.ceil(len(distinct) / count))]
+    for given in (texts, Texts(lambda: iter(texts)), iter(texts)):
+        assert evenly(given, count) == expected
 
 
 def test_distances_at_full_size_stay(encoder):

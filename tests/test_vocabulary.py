@@ -1,12 +1,14 @@
 """Learnt vocabularies: segmentation, sizes, round trips, and the same result twice."""
 
 import random
+import tracemalloc
 
 import pytest
 from transformers import AutoTokenizer
 
 from acge_lightning.errors import InputError
-from acge_lightning.vocabulary import train_vocabulary
+from acge_lightning.pca import evenly
+from acge_lightning.vocabulary import Texts, _sample, train_vocabulary
 
 WORDS = [
     "今天",
@@ -92,6 +94,31 @@ def test_limits_take_an_evenly_spaced_sample():
         vocabulary = train_vocabulary(texts, "bpe", 50, **limits).get_vocab()
         assert {"甲", "乙"} <= set(vocabulary)
     assert "乙" not in train_vocabulary(texts, "bpe", 50, max_texts=1).get_vocab()
+
+
+def repeated(texts):
+    return Texts(lambda: iter(texts))
+
+
+@pytest.mark.parametrize("limits", [(7, 10**6), (100, 900), (10**6, 10**6), (1, 10**6), (10**6, 1)])
+def test_the_sample_is_the_same_however_texts_are_given(limits):
+    texts = [f"{'字' * (i % 17)}{i}" if i % 5 else " " for i in range(200)]
+    rows = [text for text in texts if text.strip()]
+    share = min(1.0, limits[0] / len(rows), limits[1] / sum(map(len, rows)))
+    count = max(1, int(len(rows) * share))
+    expected = [rows[i * len(rows) // count] for i in range(count)]
+    for given in (texts, repeated(texts), iter(texts)):
+        assert _sample(given, *limits) == expected
+
+
+@pytest.mark.parametrize("draw", [lambda texts: _sample(texts, 10, 10**9), lambda texts: evenly(texts, 10)])
+def test_only_the_sample_is_kept(draw):
+    texts = Texts(lambda: (f"{i} " + "字" * 1000 for i in range(10_000)))  # 20 MB
+    tracemalloc.start()
+    assert len(draw(texts)) == 10
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize("kind", KINDS)
