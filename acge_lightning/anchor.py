@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acge_lightning.errors import InputError
+from acge_lightning.files import whole
 
 _FORMAT = "acge_lightning.anchor/1"
 
@@ -79,10 +79,8 @@ class Anchor:
                 values = (values / scales[name]).to(torch.bfloat16)
             tensors[f"fisher/{name}"] = _plain(values)
         header = {"format": _FORMAT, "meta": self.meta, "scales": scales}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file(tensors, draft, {"acge": json.dumps(header, ensure_ascii=False)})
-        os.replace(draft, file)
+        with whole(file) as draft:
+            save_file(tensors, draft, {"acge": json.dumps(header, ensure_ascii=False)})
         return file
 
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from acge_lightning.errors import InputError
+from acge_lightning.files import write_text
 from acge_lightning.runs import Run, read_runs
 from acge_lightning.sections import sections
 
@@ -33,8 +34,7 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
     out = Path(out).expanduser()
     text = page(runs)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8", errors="replace")
+        write_text(out, text)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror}") from error
     return runs

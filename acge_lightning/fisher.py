@@ -29,6 +29,7 @@ from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.files import whole
 from acge_lightning.frozen import Embedded, Estimator, FrozenLoss, against
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.per_sample import SampleGradients
@@ -246,10 +247,9 @@ class _Sums:
         """So many samples are in; write it down at times, and at the end."""
         self.done = done
         if self.file is not None and (last or time.monotonic() - self._saved > _SAVE_EVERY):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.file.with_name(f".{self.file.name}")
-            save_file({name: values.cpu() for name, values in self.totals.items()}, draft, {"key": self.key, "done": str(done)})
-            os.replace(draft, self.file)
+            with whole(self.file) as draft:
+                totals = {name: values.cpu() for name, values in self.totals.items()}
+                save_file(totals, draft, {"key": self.key, "done": str(done)})
             self._saved = time.monotonic()
         if last and self.file is not None:
             self.totals = None  # read again when all tasks are there

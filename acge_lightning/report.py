@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 from acge_lightning.data.mixture import Coverage, MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
+from acge_lightning.files import write_text
 from acge_lightning.results import means
 
 Scores = Mapping[str, float]
@@ -207,9 +209,9 @@ def show(*parts: object) -> None:
 
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
-    """`result.json` of a run: its scores, and where its model is."""
+    """`result.json` of a run, by which it counts as done: its scores, and where its model is; whole or not at all."""
     result = {"before": dict(before), "after": dict(after), "output": str(output)}
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def summarise(folder: Path) -> tuple[Table, int]:
@@ -244,5 +246,6 @@ def summarise(folder: Path) -> tuple[Table, int]:
 
 
 def _write_csv(file: Path, rows: Sequence[tuple[str, str, float]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("job", "overrides", "val/mean"), *rows])
+    text = io.StringIO()
+    csv.writer(text).writerows([("job", "overrides", "val/mean"), *rows])
+    write_text(file, text.getvalue())

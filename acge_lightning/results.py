@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from acge_lightning.errors import InputError
+from acge_lightning.files import write_text
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -56,16 +57,14 @@ def by_hashes(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def write(file: Path, result: Mapping[str, Any]) -> None:
     """As JSON, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_text(file, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """One line a row."""
+    """One line a row; whole or not at all."""
     columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, evaluate, open_models
 from acge_lightning.export import export
+from acge_lightning.files import write_text
 from acge_lightning.fisher import fisher
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
@@ -212,7 +212,7 @@ class _Sequence:
         found |= self._scored(models, "test", self.folder / "results.json", done)
         found["dev"] = self._scored(models, "dev", self.folder / "results_dev.json", done)
         found["old_index"] = self._old_index(models) if done else []
-        _write(self.folder / "forgetting.json", found)
+        write_text(self.folder / "forgetting.json", json.dumps(_known(found), ensure_ascii=False, indent=1) + "\n")
         return found
 
     def _sets(self, split: str) -> list[_TaskSet]:
@@ -341,9 +341,3 @@ def _known(value: Any) -> Any:
     if isinstance(value, list):
         return [_known(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write(file: Path, value: Any) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(_known(value), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)

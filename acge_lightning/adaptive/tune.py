@@ -19,6 +19,7 @@ from acge_lightning.adaptive.rows import Key
 from acge_lightning.adaptive.stages import Stage, label
 from acge_lightning.adaptive.vectors import BLOCK, prefix
 from acge_lightning.errors import InputError
+from acge_lightning.files import write_text
 
 Measure = Literal["ndcg", "recall"]
 Funnel = tuple[Stage, ...]
@@ -68,8 +69,7 @@ class Tuned:
             | {"seconds": p.seconds, "chosen": p is self.chosen}
             for p in self.points
         ]
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps({"points": points}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(file, json.dumps({"points": points}, indent=2, ensure_ascii=False) + "\n")
         return Path(file)
 
     def draw(self, file: str | Path) -> Path:
