@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from acge_lightning.data.base import EvaluationSet
 from acge_lightning.encoder import Encoder
+from acge_lightning.files import whole
 
 _KEY = 16  # bytes of a text's hash
 _ROOM = 20 * 2**30  # bytes on the disk, for the vectors of all encoders
@@ -50,6 +52,16 @@ class Embeddings:
             vectors = np.load(file.with_name(file.name.replace(".keys.", ".vectors.")), mmap_mode="r", allow_pickle=False)
             self._place |= {keys[i * _KEY : (i + 1) * _KEY]: (vectors, i) for i in range(len(vectors))}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of vectors that lie in a folder another process gets the folder, not the vectors: it maps the files itself."""
+        return self.__dict__ | ({} if self.folder is None else {"_place": {}})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files of the folder."""
+        self.__dict__ |= state
+        if self.folder is not None:
+            self._read()
+
     def of(self, found: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
         """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
         start, parts = 0, []
@@ -77,12 +89,10 @@ class Embeddings:
         self._place |= {key: (vectors, i) for i, key in enumerate(keys)}
         if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]
         for kind, values in (("vectors", vectors), ("keys", np.frombuffer(b"".join(keys), dtype=np.uint8))):  # keys last
-            draft = self.folder / f".{name}.{os.getpid()}.npy"
-            np.save(draft, values, allow_pickle=False)
-            os.replace(draft, self.folder / f"{name}.{kind}.npy")
+            with whole(self.folder / f"{name}.{kind}.npy") as draft, draft.open("wb") as file:
+                np.save(file, values, allow_pickle=False)
         self._make_room()
 
     def _make_room(self) -> None:

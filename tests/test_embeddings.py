@@ -1,6 +1,7 @@
 """Vectors are kept by what decides on them, and make room for others."""
 
 import os
+import pickle
 import shutil
 import time
 
@@ -64,3 +65,21 @@ def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_p
     again = Embeddings(load(small_encoder), tmp_path)
     assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
     assert len(again._place) == 3
+
+
+def test_another_process_gets_the_folder_and_not_its_vectors(small_encoder, tmp_path, monkeypatch):
+    texts = [f"text {i}" for i in range(5000)]
+    kept = Embeddings(load(small_encoder), tmp_path)
+    expected = kept.encode(texts)
+    empty = len(pickle.dumps(Embeddings(kept.encoder, tmp_path / "empty")))
+    for one in (kept, Embeddings(kept.encoder, tmp_path)):  # its own in memory; mapped from the disk
+        sent = pickle.dumps(one)
+        assert abs(len(sent) - empty) < 1000 < expected.numel() * 4
+        taken = pickle.loads(sent)
+        monkeypatch.setattr(taken.encoder, "encode", None)
+        torch.testing.assert_close(taken.encode(texts), expected, rtol=0, atol=0)
+    in_memory = Embeddings(kept.encoder)
+    in_memory.encode(texts[:3])
+    taken = pickle.loads(pickle.dumps(in_memory))
+    monkeypatch.setattr(taken.encoder, "encode", None)
+    torch.testing.assert_close(taken.encode(texts[:3]), expected[:3])
