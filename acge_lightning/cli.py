@@ -186,9 +186,13 @@ def _report(cfg: DictConfig) -> None:
     runs = report(config["runs"], config["out"])
     if config["pictures"]:
         print(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
-    for logger in instantiate_all(cfg.logger, trusted=[]):
-        log_figures(logger, figures(runs))
-        logger.finalize("success")
+    loggers = instantiate_all(cfg.logger, trusted=[])
+    if loggers:
+        from acge_lightning.train import closing
+
+        with closing(loggers):
+            for logger in loggers:
+                log_figures(logger, figures(runs))
     for run in runs:
         for remark in run.remarks:
             print(f"{run.name}: {remark}", file=sys.stderr)

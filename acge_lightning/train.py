@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from acge_lightning.callbacks.guard import memory_advice
@@ -61,19 +64,20 @@ def train(cfg: DictConfig) -> float:
 
     resume = newest(folder / "checkpoints") if config["resume"] == "auto" else config["resume"]
 
-    with memory_advice(module):
-        before = {} if resume else evaluate(trainer, module, mixture, config["test"])
-        trainer.fit(module, mixture, ckpt_path=resume, weights_only=True)
-        take_best(trainer, module)
-        after = evaluate(trainer, module, mixture, config["test"])
+    with closing(trainer.loggers):
+        with memory_advice(module), naming_settings(config["trainer"]):
+            before = {} if resume else evaluate(trainer, module, mixture, config["test"])
+            trainer.fit(module, mixture, ckpt_path=resume, weights_only=True)
+            take_best(trainer, module)
+            after = evaluate(trainer, module, mixture, config["test"])
 
-    if trainer.is_global_zero:
-        output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
-        write_result(folder, before, after, output)
-        draw(trainer, folder)
-        tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
-        show(*tables, f"The model is in [bold]{output}[/bold]")
-    finish(trainer)
+        if trainer.is_global_zero:
+            output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
+            write_result(folder, before, after, output)
+            draw(trainer, folder)
+            tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
+            show(*tables, f"The model is in [bold]{output}[/bold]")
+    wait_for_ranks(trainer)
     return after["val/mean"]
 
 
@@ -87,7 +91,23 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"components={config['components']!r} must be a number of texts, for example 20000, or null")
     if config["resume"] not in (None, "auto") and not Path(config["resume"]).is_file():
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
+    _check_trainer(config["trainer"])
     return config
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> None:
+    """Values that Lightning takes, and that only fail, or do nothing, later."""
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval"):
+        if isinstance(settings.get(key), (int, float)) and settings[key] <= 0:
+            raise InputError(f"trainer.{key}={settings[key]} must be above 0")
+    if isinstance(settings.get("gradient_clip_val"), (int, float)) and settings["gradient_clip_val"] < 0:
+        raise InputError(f"trainer.gradient_clip_val={settings['gradient_clip_val']} must be above 0, or null for no clipping")
+    if settings.get("limit_val_batches") == 0:
+        raise InputError("trainer.limit_val_batches=0 leaves nothing to score the model by: leave it out")
+    if settings.get("overfit_batches"):
+        raise InputError("trainer.overfit_batches does not work with mixed tasks: set trainer.limit_train_batches")
+    if str(settings.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
+        raise InputError(f"trainer.precision={settings['precision']}: weights stay 32-true; choose bf16-mixed or 16-mixed")
 
 
 def make_tasks(cfg: DictConfig) -> dict[str, Task]:
@@ -178,9 +198,41 @@ def draw(trainer: Trainer, folder: Path) -> None:
         log_figures(logger, shown, trainer.global_step)
 
 
-def finish(trainer: Trainer) -> None:
-    """Close the loggers, so that the next job of a multirun starts its own."""
-    for logger in trainer.loggers:
-        logger.finalize("success")
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
+@contextmanager
+def closing(loggers: Iterable[Logger]) -> Iterator[None]:
+    """Close the loggers after the block, as failed if it fails, so that the next job of a multirun starts its own."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        for logger in loggers:
+            logger.finalize(status)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish(exit_code=int(status == "failed"))
+
+
+@contextmanager
+def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
+    """What Lightning says against a setting of its Trainer, as of any other key: in one message."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in settings]
+        if isinstance(error, InputError) or not (named or isinstance(error, MisconfigurationException)):
+            raise
+        where, message = f".{named[0]}={settings[named[0]]}" if named else "", str(error).strip()
+        if "val_check_interval" in named:  # Lightning's advice is to score nothing
+            message = f"{message.partition('. ')[0]}; trainer.check_val_every_n_epoch=null counts steps across rounds"
+        raise InputError(f"trainer{where}: {message}") from error
+
+
+def wait_for_ranks(trainer: Trainer) -> None:
+    """Until the processes that this one has started for the other devices have ended.
+
+    Raises:
+        ChildProcessError: one of them failed.
+    """
+    for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", ()), 1):
+        if process.wait():
+            raise ChildProcessError(f"rank {rank} ended with status {process.returncode}: its message is above")

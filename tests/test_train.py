@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 from conftest import SAMPLE
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from sentence_transformers import SentenceTransformer
 
 from acge_lightning import load
@@ -150,6 +152,23 @@ def test_without_matplotlib_it_says_so_once(compose_run, monkeypatch, capsys):
     assert capsys.readouterr().out.count("The loggers get no figures: figures need matplotlib: pip install") == 1
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_loggers_are_closed_with_how_the_run_ended(fails, compose_run, monkeypatch):
+    """The next job of a multirun must not log into the run of one that failed."""
+    import wandb
+
+    ended, finish = [], wandb.finish
+    for name, logger in (("csv", CSVLogger), ("wandb", WandbLogger)):
+        monkeypatch.setattr(logger, "finalize", lambda self, status, name=name: ended.append((name, status)))
+    monkeypatch.setattr(wandb, "finish", lambda exit_code=None: (ended.append(("wandb's run", exit_code)), finish(exit_code)))
+    wrong = ["optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"]
+    cfg = compose_run(*STS, "trainer.max_steps=2", "logger=[csv,wandb]", "logger.wandb.offline=true", *(wrong if fails else []))
+    with pytest.raises(InputError, match="not finite") if fails else nullcontext():
+        train(cfg)
+    status = "failed" if fails else "success"
+    assert ended[-3:] == [("csv", status), ("wandb", status), ("wandb's run", int(fails))]
+
+
 # ---- bad input
 
 ROWS = [{"text1": f"第{i}个句子", "text2": f"句子{i}号", "score": i % 5} for i in range(40)]
@@ -229,6 +248,25 @@ BAD_CONFIGS = {
     "no tasks": (["task=[]"], ["no task"]),
     "nothing to train": (["+task.sample_sts.weight=0"], ["no task to train on"]),
     "a negative weight": (["+task.sample_sts.weight=-1"], ["weight=-1"]),
+    "no steps between updates": (["trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches=0 must be above 0"]),
+    "no steps between logs": (["trainer.log_every_n_steps=0"], ["trainer.log_every_n_steps=0 must be above 0"]),
+    "no rounds between scores": (["trainer.check_val_every_n_epoch=0"], ["check_val_every_n_epoch=0 must be above 0"]),
+    "no steps between scores": (["trainer.val_check_interval=0"], ["trainer.val_check_interval=0 must be above 0"]),
+    "scores after more steps than there are": (
+        ["trainer.val_check_interval=100000", "optim=adamw_static"],
+        ["trainer.val_check_interval=100000:", "number of the training batches (31)", "check_val_every_n_epoch=null"],
+    ),
+    "a negative clip": (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1 must be above 0"]),
+    "nothing scored": (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0 leaves nothing to score"]),
+    "less than a batch scored": (["+trainer.limit_val_batches=0.0001"], ["trainer.limit_val_batches=0.0001:", "* 1 < 1"]),
+    "less than a batch learnt": (["+trainer.limit_train_batches=0.00001"], ["trainer.limit_train_batches=1e-05:", "* 31 < 1"]),
+    "batches that repeat": (["+trainer.overfit_batches=2"], ["trainer.overfit_batches", "limit_train_batches"]),
+    "weights of half precision": (["trainer.precision=16-true"], ["trainer.precision=16-true", "16-mixed"]),
+    "no devices": (["trainer.accelerator=cpu", "trainer.devices=0"], ["trainer: ", "devices=0"]),
+    "a score that is not there": (
+        ["callbacks.checkpoint.monitor=val/nothing", "optim=adamw_static", "trainer.val_check_interval=1"],
+        ["trainer: ", "monitor='val/nothing'"],
+    ),
 }
 
 
