@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -21,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
+from acge_lightning.jobs import needs_own_process, run_in_own_process, set_command
+from acge_lightning.overrides import arguments
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -30,16 +31,21 @@ _QUIET = (
 )
 
 
-def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
-    """A Hydra program: composes `conf/<name>.yaml`, runs the job, and says what is wrong with the input in one message."""
+def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
+    """A Hydra program: composes `conf/<name>.yaml`, runs the job, and says what is wrong with the input in one message.
+
+    What it returns takes the number of words of `sys.argv` that start the program; the others are its arguments.
+    """
+    words: list[str] = []
 
     def run(cfg: DictConfig) -> Any:
         _quieten()
+        set_command(words)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         _drop_unchosen(cfg, list(HydraConfig.get().overrides.task))
         try:
             return job(cfg)
-        except InputError as error:
+        except (InputError, ChildProcessError) as error:
             if not several:
                 sys.exit(f"\nerror: {error}")
             print(f"\nerror: {error}", file=sys.stderr)
@@ -49,7 +55,17 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[[], None]:
             traceback.print_exc()
         return math.nan  # the other jobs go on, and the summary names this one
 
-    return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
+    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
+
+    def command(count: int = 1) -> None:
+        words[:] = sys.argv[:count]
+        try:
+            sys.argv = [" ".join(words), *arguments(sys.argv[count:])]
+        except InputError as error:
+            sys.exit(f"\nerror: {error}")
+        start()
+
+    return command
 
 
 def _drop_unchosen(cfg: DictConfig, overrides: list[str]) -> None:
@@ -77,6 +93,8 @@ def _train(cfg: DictConfig) -> float:
         from acge_lightning.sequence import sequence as job
     elif cfg.get("strategy"):
         raise InputError("strategy is for several stages: set stages, or callbacks=[…,ewc] for one run with an anchor")
+    elif needs_own_process(cfg):
+        job = run_in_own_process
     else:
         from acge_lightning.train import train as job
     return job(cfg)
@@ -216,15 +234,15 @@ search = program("search", _search)
 fisher = program("fisher", _fisher)
 
 
-def models() -> None:
-    """Print the named weights."""
+def models(count: int = 2) -> None:
+    """Print the named weights; it takes no arguments."""
     from acge_lightning.pretrained import models as known
 
     for name, release in known().items():
         print(f"{name:24} {release.repo:36} {release.note}")
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "longtail": longtail,
@@ -244,22 +262,7 @@ def main() -> None:
         wrong = f"unknown command {name!r}\n" if name and name not in ("-h", "--help") else ""
         print(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
         sys.exit(2 if wrong or not name else 0)
-    sys.argv = [f"acge {name}", *(_quoted(argument) if name == "search" else argument for argument in sys.argv[2:])]
-    COMMANDS[name]()
-
-
-def _quoted(argument: str) -> str:
-    r"""A text that the shell hands over, with the quotes that Hydra wants around other words than plain ones.
-
-    >>> _quoted("query=怎么 'return'?"), _quoted("k=3"), _quoted("query=['退货','x']"), _quoted("query=null")
-    ("query='怎么 \\'return\\'?'", 'k=3', "query=['退货','x']", 'query=null')
-    """
-    key, equals, value = argument.partition("=")
-    plain = key != "query" and value.isascii()
-    if plain or not equals or value == "null" or value.startswith(("[", "{", "'", '"')):
-        return argument
-    value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}='{value.replace('${', chr(92) + '${')}'"
+    COMMANDS[name](2)
 
 
 class Summary(Callback):

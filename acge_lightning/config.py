@@ -29,7 +29,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from acge_lightning.errors import InputError
 
 _OWN = "acge_lightning"
-_READERS = tuple(f"{_OWN}.{name}" for name in ("cli", "config", "sequence", "train"))
+_READERS = tuple(f"{_OWN}.{name}" for name in ("cli", "config", "jobs", "sequence", "train"))
 # How a target may begin -> the modules that may define it.
 _HOMES: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in (_OWN, "torch.nn", "torch.optim", "torchmetrics")},

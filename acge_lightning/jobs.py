@@ -1,0 +1,71 @@
+"""A job of Hydra as a command of its own: for the processes of the other devices, and for jobs of a multirun."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_original_cwd, to_absolute_path
+from omegaconf import DictConfig, read_write
+
+from acge_lightning.overrides import quote, restated
+
+
+def set_command(words: list[str]) -> None:
+    """Make `sys.argv` the command of the job that runs, and of it alone: Lightning starts the other devices with it.
+
+    Lightning appends the folder `hydra.run.dir` in double quotes: it becomes that of the job, which in a multirun it is not.
+
+    Args:
+        words: that start the program, such as `acge train`.
+    """
+    job = HydraConfig.get()
+    with read_write(job):
+        job.run.dir = quote(job.runtime.output_dir)[1:-1]
+    folders = [f"--config-dir={source.path}" for source in job.runtime.config_sources if source.provider == "command-line"]
+    given = [restated(text) for text in (*job.overrides.hydra, *job.overrides.task) if not text.startswith("hydra.mode=")]
+    sys.argv = [*words, *folders, f"--config-name={job.job.config_name}", *given, "hydra.mode=RUN"]
+
+
+def needs_own_process(cfg: DictConfig) -> bool:
+    """Whether it is a job of a multirun that starts processes: what they leave behind would be in the way of the next job."""
+    from acge_lightning.train import make_trainer
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN and make_trainer(cfg).strategy.launcher is not None
+
+
+def run_in_own_process(cfg: DictConfig) -> float:
+    """The same job, by the command of `sys.argv`: its score, or NaN if it failed and has said why."""
+    module = sys.modules["__main__"].__spec__
+    program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
+    folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
+    command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
+    if _wait(subprocess.Popen(command, cwd=get_original_cwd())):
+        return math.nan
+    result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
+    return result["after"]["val/mean"]
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status. SIGTERM is passed on to it, and Ctrl-C reaches it by itself: it may have something to save."""
+
+    def leave(number: int, frame: Any) -> None:
+        process.terminate()
+        sys.exit(128 + number)
+
+    listens = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if listens else None
+    try:
+        return process.wait()
+    finally:
+        process.wait()
+        if listens:
+            signal.signal(signal.SIGTERM, before)
