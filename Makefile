@@ -1,12 +1,12 @@
-# Development commands. Each one sets up .venv first, and again when the dependencies change.
+# Development commands. Each one sets up .venv first, and again when the dependencies change; test-lowest sets up .venv-lowest.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+LOWEST := .venv-lowest/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-heavy check fix wheel clean
+.PHONY: help demo test test-heavy test-lowest check fix wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: $(INSTALLED) ## Run the tests
 test-heavy: $(INSTALLED) ## Run the long tests
 	$(BIN)/python -m pytest -m heavy
 
+test-lowest: $(LOWEST) ## Run the tests on the lowest versions that pyproject.toml allows
+	$(<D)/bin/python -m pytest
+
 check: $(INSTALLED) ## Check the style
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -31,18 +34,27 @@ fix: $(INSTALLED) ## Mend the style where that can be done by program
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean: ## Remove what was built and cached; .venv and outputs/ stay
+clean: ## Remove what was built and cached; .venv, .venv-lowest and outputs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -path ./.venv -prune -o -path ./outputs -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -path ./outputs -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The variables hold the isolated builds of packages to the same versions, which -c alone does not (the second is for pip 25.3
 # and later). Torch goes in first, on its own: where wheels of a CPU build are at hand, pip then picks that build.
-$(INSTALLED): export PIP_CONSTRAINT := constraints.txt
-$(INSTALLED): export PIP_BUILD_CONSTRAINT := constraints.txt
-$(INSTALLED): pyproject.toml constraints.txt
+# The lowest versions have wheels for Python 3.11; not all of them have one for a later Python.
+$(INSTALLED): CONSTRAINTS := constraints.txt
+$(INSTALLED): NEEDED := 3.11 or newer
+$(INSTALLED): ENOUGH := sys.version_info >= (3, 11)
+$(LOWEST): CONSTRAINTS := constraints-lowest.txt
+$(LOWEST): NEEDED := 3.11
+$(LOWEST): ENOUGH := sys.version_info[:2] == (3, 11)
+$(INSTALLED) $(LOWEST): export PIP_CONSTRAINT = $(CONSTRAINTS)
+$(INSTALLED) $(LOWEST): export PIP_BUILD_CONSTRAINT = $(CONSTRAINTS)
+$(INSTALLED): constraints.txt
+$(LOWEST): constraints-lowest.txt
+$(INSTALLED) $(LOWEST): pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) not found: name a Python, make PYTHON=/path/to/python3" >&2; exit 1; }
-	@"$(PYTHON)" -c '$(ENOUGH)' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
-	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@"$(PYTHON)" -c 'import sys; sys.exit(not $(ENOUGH))' || { echo "Python $(NEEDED) is needed: make PYTHON=python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/python -m pip install -c $(CONSTRAINTS) torch
+	$(@D)/bin/python -m pip install -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
