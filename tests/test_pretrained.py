@@ -245,7 +245,10 @@ BREAKAGES = {
     "no activation": (lambda f: edit(f / "2_Dense/config.json", activation_function="torch.nn.Linear"), "'Linear'"),
     "head of other size": (lambda f: edit(f / "2_Dense/config.json", in_features=9), "2_Dense cannot be loaded"),
     "too long": (lambda f: edit(f / "sentence_bert_config.json", max_seq_length=512), "max_length=512 does not fit"),
-    "other task": (lambda f: edit(f / "sentence_bert_config.json", transformer_task="fill-mask"), "transformer_task='fill-mask' is not supported"),
+    "other task": (
+        lambda f: edit(f / "sentence_bert_config.json", transformer_task="fill-mask"),
+        "transformer_task='fill-mask' is not supported",
+    ),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "merge them"),
     "other shapes": (lambda f: edit(f / "config.json", intermediate_size=8), "cannot be loaded"),
     "unknown model": (lambda f: edit(f / "config.json", model_type="mystery", auto_map={"AutoModel": "x.Y"}), "cannot be"),
