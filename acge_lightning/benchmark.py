@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from acge_lightning.data.base import CACHE
+from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model
@@ -31,6 +32,8 @@ def suite_scores(
     paths: Mapping[str, str],
     tasks: Sequence[str] | None = None,
     dims: Sequence[int] | None = None,
+    on_bad_row: OnBadRow = "raise",
+    max_bad_fraction: float = MAX_BAD,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores by mteb's own program: encoder at dim -> task -> metric -> value.
 
@@ -41,6 +44,8 @@ def suite_scores(
         paths: `data_dir` and `cache_dir`.
         tasks: with `local`, as in `find`.
         dims: prefix sizes; as in `Model.dims`.
+        on_bad_row: with `local`, as in `find`.
+        max_bad_fraction: with `local`, as in `find`.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for model in models:
@@ -49,7 +54,7 @@ def suite_scores(
         for dim in model.dims(dims):
             given = {"dim": dim, "prompts": model.prompts}
             if suite == "local":
-                datasets = find(paths["data_dir"], tasks)
+                datasets = find(paths["data_dir"], tasks, on_bad_row=on_bad_row, max_bad_fraction=max_bad_fraction)
                 scores = run_local(model.encoder, model.name, datasets, out, cache_dir=paths["cache_dir"], **given)
             else:
                 scores = run_suite(model.encoder, model.name, suite, out, **given)

@@ -159,16 +159,20 @@ def _evaluate(cfg: DictConfig) -> None:
     models = open_models(config["model"], config["device"], config["prompts"])
     if config["suite"]:
         folder = Path(config["out"]).with_suffix("")
-        scores = suite_scores(models, config["suite"], folder, config["paths"], tasks, config["dims"])
+        scores = suite_scores(models, config["suite"], folder, config["paths"], tasks, config["dims"], **_bad_rows(config))
         show(suite_table(scores), f"The results, in mteb's format, are in {folder}")
         return
-    datasets = find(config["paths"]["data_dir"], tasks)
+    datasets = find(config["paths"]["data_dir"], tasks, **_bad_rows(config))
     line = progress_line(len(models) * len(datasets))
     result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)
     show(leak_table(result), *evaluation_tables(result), f"The scores are in {config['out']}")
     failed = failures(result)
     if failed:
-        sys.exit(f"error: {len(failed)} rows have an error or are not whole; the table says why")
+        sys.exit(f"error: {len(failed)} rows have an error; the table says why")
+
+
+def _bad_rows(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("on_bad_row", "max_bad_fraction")}
 
 
 def _longtail(cfg: DictConfig) -> None:
@@ -183,7 +187,7 @@ def _longtail(cfg: DictConfig) -> None:
 
     config = plain(cfg)
     tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
-    datasets = find(config["paths"]["data_dir"], tasks)
+    datasets = find(config["paths"]["data_dir"], tasks, **_bad_rows(config))
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}

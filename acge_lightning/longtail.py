@@ -23,7 +23,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from acge_lightning.adaptive import AdaptiveClassifier
-from acge_lightning.data import ClassificationDataModule, ClusteringDataModule
 from acge_lightning.data.base import CACHE
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
@@ -56,7 +55,7 @@ PROBES: dict[str, ClassifierMixin] = {
     "logistic": LogisticRegression(max_iter=100, class_weight="balanced"),
     "centroid": Centroid(),
 }
-_FAMILIES = {"classification": ClassificationDataModule, "clustering": ClusteringDataModule}
+_FAMILIES = ("classification", "clustering")
 Row = dict[str, Any]
 
 
@@ -149,7 +148,7 @@ class Texts:
         """Those of a data set."""
         if dataset.family not in _FAMILIES:
             raise InputError(f"{dataset.path} is of the family {dataset.family}: name tasks of classification or clustering")
-        data = _FAMILIES[dataset.family](dataset.path, holdout=0.0, max_dev=dataset.limit, cache_dir=cache_dir)
+        data = dataset.module(cache_dir, {"train", dataset.split})
         learn, test = data.train, data.parts.get(dataset.split)
         if test is None:
             raise InputError(f"{dataset.path} has no {dataset.split} split: nothing can be scored")

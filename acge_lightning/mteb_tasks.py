@@ -49,17 +49,10 @@ import numpy as np
 import pyarrow as pa
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from acge_lightning.data import (
-    ClassificationDataModule,
-    ClusteringDataModule,
-    PairDataModule,
-    RerankingDataModule,
-    RetrievalDataModule,
-    STSDataModule,
-)
 from acge_lightning.data.base import CACHE, TaskDataModule, as_column, numbered
 from acge_lightning.data.readers import SUFFIXES, locate
 from acge_lightning.data.retrieval import Judged
+from acge_lightning.data.store import VERSION
 from acge_lightning.errors import InputError
 from acge_lightning.mteb_encoder import mteb_library
 from acge_lightning.protocols import SEED, Dataset
@@ -145,9 +138,8 @@ def _names(kind: str, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Family:
-    """A task family as mteb knows it: our reader, the name of mteb's class, its type, category, main score and constants."""
+    """A task family as mteb knows it: the name of its class, its type, category, main score, our rows and constants."""
 
-    data: type[TaskDataModule]
     base: str
     type: str
     category: str
@@ -165,16 +157,16 @@ _CLUSTERS = {
     "max_fraction_of_documents_to_embed": None,
 }
 _FAMILIES = {
-    "sts": _Family(STSDataModule, "AbsTaskSTS", "STS", "t2t", "cosine_spearman", _pairs),
-    "pair": _Family(PairDataModule, "AbsTaskPairClassification", "PairClassification", "t2t", "cosine_ap", _pairs),
+    "sts": _Family("AbsTaskSTS", "STS", "t2t", "cosine_spearman", _pairs),
+    "pair": _Family("AbsTaskPairClassification", "PairClassification", "t2t", "cosine_ap", _pairs),
     "classification": _Family(
-        ClassificationDataModule, "AbsTaskClassification", "Classification", "t2c", "accuracy", _labelled, _CLASSES
+        "AbsTaskClassification", "Classification", "t2c", "accuracy", _labelled, _CLASSES
     ),
     "clustering": _Family(
-        ClusteringDataModule, "AbsTaskClustering", "Clustering", "t2c", "v_measure", _labelled, _CLUSTERS
+        "AbsTaskClustering", "Clustering", "t2c", "v_measure", _labelled, _CLUSTERS
     ),
-    "retrieval": _Family(RetrievalDataModule, "AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged),
-    "reranking": _Family(RerankingDataModule, "AbsTaskRetrieval", "Reranking", "t2t", "map_at_1000", _judged),
+    "retrieval": _Family("AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged),
+    "reranking": _Family("AbsTaskRetrieval", "Reranking", "t2t", "map_at_1000", _judged),
 }  # fmt: skip
 
 
@@ -189,12 +181,9 @@ class _Local:
         if self.data_loaded:
             return
         source, family = self._source, _FAMILIES[self._source.family]
-        wanted = {source.split, "train"} if source.family == "classification" else {source.split}
-        limit = getattr(source, "limit", None)
-        unread = {role: None for role in ("train", "dev", "test") if role not in wanted}
-        data = family.data(source.path, splits=unread, holdout=0.0, max_dev=limit, cache_dir=self._cache_dir)
+        data = source.module(self._cache_dir, source.roles)
         data.setup()
-        missing = wanted - set(data.parts)
+        missing = source.roles - set(data.parts)
         if missing:
             raise InputError(f"{source.path} has no {min(missing)} split, which {source.family} needs: add its file")
         self.dataset = family.read(data, source.split)
@@ -209,8 +198,7 @@ def local_tasks(datasets: Sequence[Dataset], cache_dir: str | Path = CACHE) -> l
     from a task's own generator: make new tasks for each evaluation.
 
     Args:
-        datasets: each with `family` (sts, pair, classification, clustering, retrieval, reranking), `name`, `path` and `split`
-            (test, dev), as those of `acge_lightning.evaluation.find`.
+        datasets: as those of `acge_lightning.protocols.find`.
         cache_dir: of the checked rows.
 
     Raises:
@@ -250,9 +238,10 @@ def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Changes with any file of the folder."""
+    """Changes with any file of the folder, and with how it is read."""
     folder = locate(dataset.path)
-    digest = hashlib.sha256(f"{getattr(dataset, 'limit', None)}".encode())
+    kept = "" if dataset.on_bad_row == "raise" else " without bad rows"
+    digest = hashlib.sha256(f"{VERSION} {dataset.limit}{kept}".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
         with file.open("rb") as handle:

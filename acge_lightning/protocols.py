@@ -15,7 +15,7 @@ Draws follow from the seed (42), and are those of MTEB for the same rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from acge_lightning.data import (
     STSDataModule,
 )
 from acge_lightning.data.base import EvaluationSet, TaskDataModule
+from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import AveragePrecision, EmbeddingMetric, LinearProbe, Reranking, Retrieval, Spearman, VMeasure
 
@@ -52,23 +53,42 @@ class Dataset:
         path: its folder.
         split: what is scored, `test` or `dev`.
         limit: most rows of the split, evenly drawn; None for all.
+        on_bad_row: as in `TaskDataModule`.
+        max_bad_fraction: as in `TaskDataModule`.
     """
 
     family: str
     path: Path
     split: str
     limit: int | None = None
+    on_bad_row: OnBadRow = "raise"
+    max_bad_fraction: float = MAX_BAD
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
 
+    @property
+    def roles(self) -> set[str]:
+        """The splits that scoring takes."""
+        return {self.split, "train"} if self.family == "classification" else {self.split}
+
+    def module(self, cache_dir: str | Path, roles: Collection[str]) -> TaskDataModule:
+        """What reads its splits of these roles."""
+        return FAMILIES[self.family][0](
+            self.path,
+            splits={role: None for role in ("train", "dev", "test") if role not in roles},
+            on_bad_row=self.on_bad_row,
+            max_bad_fraction=self.max_bad_fraction,
+            holdout=0.0,
+            max_dev=self.limit,
+            cache_dir=cache_dir,
+        )
+
     def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
         """Its rows, checked, and what is scored."""
-        needed = {self.split, "train"} if self.family == "classification" else {self.split}
-        unread = {role: None for role in ("train", "dev", "test") if role not in needed}
-        data = FAMILIES[self.family][0](self.path, splits=unread, holdout=0.0, max_dev=self.limit, cache_dir=cache_dir)
+        data = self.module(cache_dir, self.roles)
         found = data.evaluation(self.split)
         if found is None:
             raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")
@@ -84,7 +104,12 @@ class Dataset:
 
 
 def find(
-    folder: str | Path, tasks: Sequence[str] | None = None, split: str | None = None, limit: int | None = None
+    folder: str | Path,
+    tasks: Sequence[str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    on_bad_row: OnBadRow = "raise",
+    max_bad_fraction: float = MAX_BAD,
 ) -> list[Dataset]:
     """The data sets under `folder`/<family>/<name>.
 
@@ -93,13 +118,15 @@ def find(
         tasks: names of data sets or of families; all by default.
         split: `test` or `dev`; by default `test`, or `dev` of a set without it.
         limit: as in `Dataset`.
+        on_bad_row: as in `Dataset`.
+        max_bad_fraction: as in `Dataset`.
 
     Raises:
         InputError: nothing there, or a name that is not there.
     """
     folder = Path(folder).expanduser()
     found = [
-        Dataset(family, path, split or _split(path), limit)
+        Dataset(family, path, split or _split(path), limit, on_bad_row, max_bad_fraction)
         for family in FAMILIES
         for path in sorted((folder / family).glob("*"))
         if path.is_dir()

@@ -17,8 +17,8 @@ Row = dict[str, Any]
 
 
 def failures(result: Mapping[str, Any]) -> list[Row]:
-    """The rows with an error or a note."""
-    return [row for row in result["rows"] if row["error"] or row["note"]]
+    """The rows without a score. What is noted of a score (queries that are left out) stands beside it."""
+    return [row for row in result["rows"] if row["error"]]
 
 
 def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float]:

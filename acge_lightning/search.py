@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from acge_lightning.adaptive import FunnelIndex, Hits
 from acge_lightning.adaptive.files import MANIFEST
 from acge_lightning.adaptive.stages import as_stages, label
 from acge_lightning.data.readers import SUFFIXES, rows
-from acge_lightning.data.records import RowError
+from acge_lightning.data.records import RowError, valid
+from acge_lightning.data.store import MAX_BAD, Left
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.pretrained import load
 
+_LOG = logging.getLogger(__name__)
 _PLAIN = (".txt", ".txt.gz", ".md", ".md.gz")
 _KNOWN = (*_PLAIN, *SUFFIXES)
 _WIDEST = 200  # characters of a hit that are shown
@@ -84,7 +88,7 @@ def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> Fun
     state = {
         "source": _digest(source, files),
         "model": encoder_hash(encoder),
-        "settings": {key: config[key] for key in ("field", "prompts", "stages")},
+        "settings": {key: config[key] for key in ("field", "on_bad_row", "prompts", "stages")},
     }
     folder = None if config["index"] is None else Path(config["index"]).expanduser()
     if folder is not None and (folder / MANIFEST).is_file():
@@ -99,7 +103,7 @@ def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> Fun
             )
         except InputError as error:
             console.print(f"{error}\nIt is built again.", soft_wrap=True, markup=False)
-    places, texts = zip(*_texts(source, files, config["field"]), strict=True)
+    places, texts = zip(*_texts(source, files, **_reading(config)), strict=True)
     stages, prompts = as_stages(config["stages"]), dict(config["prompts"] or {})
     progress = Console(stderr=True).is_terminal
     made = {"ids": places, "prompts": prompts, "force": config["force"], "progress": progress}
@@ -113,7 +117,7 @@ def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> Fun
 
 def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> None:
     source = Path(config["tune"]).expanduser()
-    queries = [text for _, text in _texts(source, _files(source), config["field"])]
+    queries = [text for _, text in _texts(source, _files(source), **_reading(config))]
     tuned = index.tune(queries, target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
     folder = Path(config["out"]).expanduser()
     tuned.write(folder / "funnel.json")
@@ -163,48 +167,71 @@ def _place(source: Path, file: Path) -> str:
     return str(file.relative_to(source)) if source.is_dir() else file.name
 
 
-def _texts(source: Path, files: Iterable[Path], field: str) -> list[tuple[str, str]]:
-    """(file:line, text) of all texts that are not blank."""
-    found = []
+def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("field", "on_bad_row", "max_bad_fraction")}
+
+
+def _texts(
+    source: Path, files: Iterable[Path], field: str, on_bad_row: str = "raise", max_bad_fraction: float = MAX_BAD
+) -> list[tuple[str, str]]:
+    """(file:line, text) of all texts that are not blank; a row without one is an error, or skipped and counted."""
+    if on_bad_row not in ("raise", "skip"):
+        raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose raise or skip")
+    found, left = [], Left(None)
     for file in files:
-        read = _plain(file) if file.name.endswith(_PLAIN) else _fields(file, field)
-        found += [(f"{_place(source, file)}:{line}", text.strip()) for line, text in read if text.strip()]
+        for line, text in _plain(file) if file.name.endswith(_PLAIN) else _fields(file, field):
+            if not isinstance(text, RowError):
+                found += [(f"{_place(source, file)}:{line}", text.strip())] if text.strip() else []
+            elif on_bad_row == "raise":
+                raise InputError(f"{file}, line {line}: {text}")
+            else:
+                left.bad(file, line, text, text)
+    left.report(source, len(found), max_bad_fraction)
     if not found:
         raise InputError(f"{source} holds no text: its files are empty")
     return found
 
 
-def _plain(file: Path) -> Iterator[tuple[int, str]]:
+def _plain(file: Path) -> Iterator[tuple[int, str | RowError]]:
     """Lines of a txt, paragraphs of a md, each with the number of its first line."""
     paragraphs = ".md" in file.suffixes
     block, first = [], 0
     opened = gzip.open if file.suffix == ".gz" else open
-    number = 0
     try:
-        with opened(file, "rt", encoding="utf-8-sig") as lines:
+        with opened(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
                 if not paragraphs:
-                    yield number, line
+                    yield number, _valid(line)
                 elif line.strip():
                     first = first if block else number
                     block.append(line.strip())
                 elif block:
-                    yield first, " ".join(block)
+                    yield first, _valid(" ".join(block))
                     block = []
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}, after line {number}: is not valid UTF-8: mend its encoding") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read ({error}): it may be incomplete, copy it again") from error
     if block:
-        yield first, " ".join(block)
+        yield first, _valid(" ".join(block))
 
 
-def _fields(file: Path, field: str) -> Iterator[tuple[int, str]]:
+def _fields(file: Path, field: str) -> Iterator[tuple[int, str | RowError]]:
+    """The texts of a column; those that are empty are told."""
+    empty = []
     for line, row in rows(file):
         if isinstance(row, RowError):
-            raise InputError(f"{file}, line {line}: {row}")
-        text = row.get(field)
-        if not isinstance(text, str):
+            yield line, row
+        elif isinstance(text := row.get(field), str):
+            yield line, _valid(text, field)
+            empty += [] if text.strip() else [line]
+        else:
             there = sorted(key for key, value in row.items() if isinstance(value, str))
-            raise InputError(f"{file}, line {line}: has no text in {field!r}: choose another, field=…, of {there}")
-        yield line, text
+            yield line, RowError(None, f"has no text in {field!r}: choose another, field=…, of {there}, or on_bad_row=skip")
+    if empty:
+        _LOG.warning("%s: %d rows of an empty %s are left out, the first in line %d", file, len(empty), field, empty[0])
+
+
+def _valid(text: str, field: str | None = None) -> str | RowError:
+    try:
+        return valid(text, field)
+    except RowError as error:
+        return error

@@ -221,7 +221,7 @@ class _Sequence:
         for name, task in self.tasks.items():
             taken = split if split in task.data.parts else "dev"
             if task.data.family in FAMILIES and taken in task.data.parts:
-                found.append(_TaskSet(task.data.family, Path(task.data.path), taken, None, name, task.data))
+                found.append(_TaskSet(task.data.family, Path(task.data.path), taken, task=name, data=task.data))
         return found
 
     def _scored(self, models: list[Model], split: str, out: Path, done: bool) -> dict[str, Any]:

@@ -123,9 +123,12 @@ def _task(cfg: DictConfig, name: str) -> dict[str, Any]:
     for key in node:
         if key not in known:
             raise InputError(f"task.{name}.{key} is unknown: choose from {list(known)}")
-    if "data" not in node:
+    if not node.get("data"):
         raise InputError(f"task.{name}.data is missing: say which data module and path")
-    parts = {key: instantiate(node.get(key), trusted=cfg.trusted) for key in known[:3]}
+    asked = {key: cfg.get(key) for key in ("on_bad_row", "max_bad_fraction")}  # of all tasks, where a task says nothing
+    rules = {key: value for key, value in asked.items() if value is not None and key not in node.data}
+    parts = {"data": instantiate(node.data, trusted=cfg.trusted, **rules)}
+    parts |= {key: instantiate(node.get(key), trusted=cfg.trusted) for key in known[1:3]}
     return parts | {key: node[key] for key in known[3:] if node.get(key) is not None}
 
 

@@ -29,7 +29,7 @@ from acge_lightning.fresh import static, transformer
 from acge_lightning.mteb_encoder import MTEBEncoder, as_mteb
 from acge_lightning.mteb_tasks import local_tasks
 from acge_lightning.pretrained import load
-from acge_lightning.protocols import find
+from acge_lightning.protocols import Dataset, find
 from acge_lightning.vocabulary import train_vocabulary
 
 FAMILIES = ("classification", "clustering", "pair", "reranking", "retrieval", "sts")
@@ -82,8 +82,8 @@ def written(path, lines):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def dataset(family, path, split="test", name=None):
-    return SimpleNamespace(family=family, name=name or path.name, path=path, split=split)
+def dataset(family, path, split="test"):
+    return Dataset(family, path, split)
 
 
 # ---- scores

@@ -138,7 +138,11 @@ def test_tuning_writes_what_the_report_draws(source, small_encoder, tmp_path, ca
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.txt", b"good\n\xff\xfe bad\n", r"a\.txt, after line .*UTF-8"),
+        ("a.txt", b"good\n\xff\xfe bad\n", r"a\.txt, line 2: is not valid UTF-8"),
+        ("a.md", b"good\n\ntext\n\xff bad\n", r"a\.md, line 3: is not valid UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}', r"a\.jsonl, line 2: field 'text' is not valid UTF-8"),
+        ("a.csv", b"text\nx\n\xff\n", r"a\.csv, line 3: field 'text' is not valid UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}', r"a\.jsonl, line 2: has no text in 'text'"),
         ("a.txt.gz", gzip.compress(b"words " * 99)[:-9], r"a\.txt\.gz cannot be read"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl, line 2: .*JSON"),
         ("a.jsonl", b'{"body": "x"}', r"a\.jsonl, line 1: .*field=….*\['body'\]"),
@@ -152,6 +156,28 @@ def test_files_that_cannot_be_indexed_are_named(tmp_path, name, content, told):
     file.write_bytes(content)
     with pytest.raises(InputError, match=told):
         _texts(file, _files(file), "text")
+
+
+def test_rows_without_a_text_can_be_skipped_and_are_counted(tmp_path, caplog):
+    lone, text = b'{"text": "\\ud800"}\n', b'{"text": "x"}\n'
+    (tmp_path / "a.jsonl").write_bytes(text + lone + b"{}\n" + text + b"{text\n" + b'{"text": " "}\n')
+    (tmp_path / "b.csv").write_bytes(b'text,n\n"a,1\nb,2\n\xff,3\n')
+    (tmp_path / "c.txt").write_bytes(b"good\n\xff bad\n\nlast\n")
+    (tmp_path / "d.md").write_bytes(b"one\n\xff two\n\nthree\n")
+    found = _texts(tmp_path, _files(tmp_path), "text", "skip", 0.6)
+    assert found == [
+        ("a.jsonl:1", "x"), ("a.jsonl:4", "x"), ("b.csv:3", "b"), ("c.txt:1", "good"), ("c.txt:4", "last"), ("d.md:4", "three")
+    ]  # fmt: skip
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith(f"{tmp_path / 'a.jsonl'}, line 2: field 'text' is not valid UTF-8")
+    assert f"{tmp_path / 'a.jsonl'}: 1 rows of an empty text are left out, the first in line 6" in told
+    assert told[-1] == f"{tmp_path}: 7 bad rows skipped, 6 kept"
+    with pytest.raises(
+        InputError, match=r"7 rows are bad, 53\.8% of all; max_bad_fraction allows 50\.0%.*max_bad_fraction=0\.539"
+    ):
+        _texts(tmp_path, _files(tmp_path), "text", "skip", 0.5)
+    with pytest.raises(InputError, match="on_bad_row='quarantine' is unknown: choose raise or skip"):
+        _texts(tmp_path, _files(tmp_path), "text", "quarantine")
 
 
 def test_a_source_without_files_is_told(tmp_path):

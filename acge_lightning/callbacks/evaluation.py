@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
+from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, score
@@ -36,6 +37,8 @@ class Evaluation(Callback):
         share: of the time since training began that scoring may take.
         limit: most rows of a set, evenly drawn.
         cache_dir: of checked rows.
+        on_bad_row: as in `TaskDataModule`; None for `raise`.
+        max_bad_fraction: as in `TaskDataModule`; None for its default.
 
     Raises:
         InputError: values that cannot work, nothing to score, or a set without a dev split.
@@ -59,12 +62,15 @@ class Evaluation(Callback):
         share: float = 0.1,
         limit: int | None = 1000,
         cache_dir: str | Path = CACHE,
+        on_bad_row: OnBadRow | None = None,
+        max_bad_fraction: float | None = None,
     ):
         if every < 1:
             raise InputError(f"callbacks.evaluation.every={every} must be at least 1")
         if not 0 < share <= 1:
             raise InputError(f"callbacks.evaluation.share={share} must be above 0 and at most 1: 0.1 is a tenth of the time")
-        self.datasets = find(folder, tasks, "dev", limit)
+        most = MAX_BAD if max_bad_fraction is None else max_bad_fraction
+        self.datasets = find(folder, tasks, "dev", limit, on_bad_row or "raise", most)
         self.dims, self.every, self.share = dims, every, share
         self.cache_dir = Path(cache_dir).expanduser()
         self.rows: list[Row] = []

@@ -52,10 +52,15 @@ def clean(value: Any, field: str) -> str:
     value = value.strip()
     if not value:
         raise RowError(field, "is empty: give a text, or on_bad_row=skip")
-    return _valid(value, field)
+    return valid(value, field)
 
 
-def _valid(value: str, field: str) -> str:
+def valid(value: str, field: str | None) -> str:
+    """The text itself.
+
+    Raises:
+        RowError: it has lone surrogates, from JSON or from bytes that are not UTF-8: no tokenizer takes them.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -115,7 +120,7 @@ def _part(value: Any, field: str) -> str:
     """A text that may be empty or null."""
     if value is not None and not isinstance(value, str):
         raise RowError(field, f"is {value!r:.60}, not a text")
-    return _valid(value or "", field)
+    return valid(value or "", field)
 
 
 def _binary(row: Row, field: str) -> int | None:

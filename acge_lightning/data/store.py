@@ -22,7 +22,7 @@ from acge_lightning.data.records import DocumentRecord, Record, RowError, text_i
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 3
+VERSION = 3  # of what reading a file means
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 65_536, 16_000_000
 _TYPES = {
     "str": pa.large_string(),
@@ -111,7 +111,7 @@ def open_store(
     if on_bad_row not in get_args(OnBadRow):
         raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose from {', '.join(get_args(OnBadRow))}")
     state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = json.dumps([_VERSION, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
+    key = json.dumps([VERSION, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
     target = Path(cache_dir).expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
     if not target.is_file():
         _write(target, files, record, columns, on_bad_row)
