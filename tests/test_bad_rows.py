@@ -30,7 +30,8 @@ def folder(tmp_path):
         write(tmp_path / f"classification/classes/{split}.jsonl", [{"text": f"{w} {split}", "label": w[:2]} for w in words])
     beir = tmp_path / "retrieval" / "beir"
     for name in ("corpus", "queries"):
-        write(beir / f"{name}.jsonl", [{"_id": f" {i}", "text": word} for i, word in enumerate(words)])
+        empty = 12 if name == "corpus" else None
+        write(beir / f"{name}.jsonl", [{"_id": f" {i}", "text": "" if i == empty else word} for i, word in enumerate(words)])
     (beir / "qrels").mkdir()
     for split in ("train", "test"):
         lines = ["query-id\tcorpus-id\tscore", *(f"{i}\t{i} \t1" for i in range(60))]

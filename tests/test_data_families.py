@@ -667,7 +667,7 @@ def small_beir(folder, pairs=(("1", "a", 1), ("2", "b", 1)), **names):
         ),
         ([("1", "a", 0)], "no query has a document of a grade above 0: check the score column"),
         ([], "the file has no judgements: give lines of query-id, corpus-id, score"),
-        ([("1", "a", "good")], "line 2: could not convert string to float: 'good'"),
+        ([("1", "a", "good")], "line 2: field 'score' is 'good', not a number: mend it, or on_bad_row=skip"),
         ([("1", "a", "nan")], "line 2: field 'score' is 'nan', not a finite number"),
         ([("1", "a", "inf")], "line 2: field 'score' is 'inf', not a finite number"),
         ([("1", "a", "1\textra")], "line 2: has 1 values more than the header"),
@@ -690,7 +690,7 @@ def test_judgements_without_a_header_or_columns(tmp_path, make):
     with pytest.raises(InputError, match=r"line 2: has \[.*\], not query-id, corpus-id and score: mend the header line"):
         make("retrieval").setup()
     write(tmp_path / "qrels" / "train.jsonl", [{"query-id": "1", "corpus-id": "a", "score": [1]}])
-    with pytest.raises(InputError, match=r"train\.jsonl, line 1: .*float"):
+    with pytest.raises(InputError, match=r"train\.jsonl, line 1: field 'score' is \[1\], not a number"):
         make("retrieval").setup()
 
 

@@ -161,6 +161,7 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path):
         (b'{"text": "a"', "is not JSON"),
         (b'{"text": "a"} {"text": "b"}', "is not JSON (Extra data"),
         (b'{"text": "a\tb"}', "is not JSON (Invalid control character"),
+        (b'{"text": "a", "label": 1, "text": "b"}', "is not JSON (it names 'text' twice)"),
         (b'{"text": "\xff\xfe"}', "is not valid UTF-8 (byte 11)"),
         (b'{"text": "\xe4\xbb"}', "is not valid UTF-8 (byte 11)"),
         (b"[" * 200_000, "is not JSON"),

@@ -157,7 +157,7 @@ def test_scores_that_are_not_finite(value):
         ScoredPairRecord.parse({"text1": "a", "text2": "b", "score": value})
 
 
-@pytest.mark.parametrize("value", ["two", "", None, [1], {}, "3,8", 10**400])
+@pytest.mark.parametrize("value", ["two", "", None, [1], {}, "3,8", "1_0", 10**400])
 def test_scores_that_are_no_number(value):
     with pytest.raises(RowError, match=r"^field 'score' is .*, not a number$"):
         ScoredPairRecord.parse({"text1": "a", "text2": "b", "score": value})

@@ -103,13 +103,24 @@ def _open(file: Path) -> IO[bytes]:
     return gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb")  # type: ignore[return-value]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return row
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _jsonl(lines: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
-            row = json.loads(text)
+            row = _JSON.decode(text)
         except UnicodeDecodeError as error:
             yield number, RowError(None, f"is not valid UTF-8 (byte {error.start + 1}): mend its encoding, or on_bad_row=skip")
         except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits

@@ -82,15 +82,20 @@ def _texts(row: Row, field: str, required: bool) -> tuple[str, ...]:
     return tuple(clean(item, field) for item in value)
 
 
-def _number(row: Row, field: str) -> float:
+def number(row: Row, field: str) -> float:
+    """A finite number, or a text that is one.
+
+    Raises:
+        RowError: it is missing, or something else.
+    """
     value = _value(row, field)
     try:
-        number = float(value)
+        found = float(value.replace("_", "?") if isinstance(value, str) else value)  # 1_0 is a number in Python only
     except (TypeError, ValueError, OverflowError):
         raise RowError(field, f"is {value!r:.60}, not a number") from None
-    if not math.isfinite(number):
-        raise RowError(field, f"is {value!r}, not a finite number")
-    return number
+    if not math.isfinite(found):
+        raise RowError(field, f"is {value!r:.60}, not a finite number")
+    return found
 
 
 def _word(value: Any, field: str, what: str) -> str:
@@ -167,7 +172,7 @@ class ScoredPairRecord:
     def parse(cls, row: Row) -> Self | None:
         """From a row; None for a neutral label."""
         graded = "score" in row or "label" not in row
-        score = _number(row, "score") if graded else _binary(row, "label")
+        score = number(row, "score") if graded else _binary(row, "label")
         texts = _text(row, "text1"), _text(row, "text2")
         return None if score is None else cls(*texts, float(score))
 

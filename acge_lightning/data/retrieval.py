@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ import torch
 
 from acge_lightning.data.base import EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.readers import is_beir, rows, split_files
-from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord, identifier
+from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord, identifier, number
 from acge_lightning.data.store import Left, Store, aside
 from acge_lightning.errors import InputError
 from acge_lightning.losses import InfoNCE
@@ -409,26 +408,23 @@ class _Judgements:
 
     def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
         for file in self.files:
-            for number, row in rows(file):
+            for line, row in rows(file):
                 try:
                     query, doc, grade = _judgement(row)
-                except (RowError, TypeError, ValueError, OverflowError) as error:
+                except RowError as error:
                     if self.on_bad_row == "raise":
                         remedy = "" if "on_bad_row" in str(error) else ": mend it, or on_bad_row=skip"
-                        raise InputError(f"{file}, line {number}: {error}{remedy}") from None
-                    self.left.bad(file, number, row, error)
+                        raise InputError(f"{file}, line {line}: {error}{remedy}") from None
+                    self.left.bad(file, line, row, error)
                 else:
                     self.left.spaced += query != str(row["query-id"]) or doc != str(row["corpus-id"])
-                    yield (file, number), query, doc, grade
+                    yield (file, line), query, doc, grade
 
 
 def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
     """The names of a query and a document, and a grade."""
     if isinstance(row, RowError):
         raise row
-    values = [row.get(name) for name in ("query-id", "corpus-id", "score")]
-    if None in values:
+    if not {"query-id", "corpus-id", "score"} <= row.keys():
         raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
-    if not math.isfinite(grade := float(values[2])):
-        raise RowError("score", f"is {values[2]!r}, not a finite number")
-    return identifier(values[0], "query-id"), identifier(values[1], "corpus-id"), grade
+    return identifier(row["query-id"], "query-id"), identifier(row["corpus-id"], "corpus-id"), number(row, "score")
