@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from acge_lightning.batch import Tokens
-from acge_lightning.errors import InputError
+from acge_lightning.errors import InputError, check_unicode
 from acge_lightning.layers import packed_weights, use_packed_weights
 from acge_lightning.packed import is_packed, packed_states, pool_packed
 
@@ -121,18 +121,27 @@ class Tokenize:
         self.special_tokens = special_tokens
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of the texts; an empty list gives no rows."""
+        """Token ids of the texts; an empty list gives no rows.
+
+        Raises:
+            InputError: a text with a lone surrogate.
+        """
         if not texts:
             return Tokens.from_lists([])
-        encoded = self.tokenizer(
-            list(texts),
-            add_special_tokens=self.special_tokens,
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        try:
+            encoded = self.tokenizer(
+                list(texts),
+                add_special_tokens=self.special_tokens,
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+        except TypeError:  # which says neither what is wrong nor where
+            for i, text in enumerate(texts):
+                check_unicode(text, f"texts[{i}]")
+            raise
         return Tokens.from_lists(encoded["input_ids"])
 
     @property
@@ -305,10 +314,11 @@ class Encoder(nn.Module):
             progress: show a progress bar.
 
         Returns:
-            Float32[n, dim] on the CPU, one row a text, also for a single string; (0, dim) for an empty list.
+            Float32[n, dim] on the CPU, one row a text, also for a single string; (0, dim) for an empty list. A text without
+            tokens has zeros.
 
         Raises:
-            InputError: a `dim` outside 1 … D, an unknown prompt, or an item that is not a string.
+            InputError: a `dim` outside 1 … D, an unknown prompt, an item that is not a string or has a lone surrogate.
         """
         texts = self._with_prompt([texts] if isinstance(texts, str) else list(texts), prompt)
         dim = self.check_dim(self.truncate_dim if dim is None else dim)
@@ -345,6 +355,7 @@ class Encoder(nn.Module):
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] is {type(text).__name__} ({text!r:.60}), not a string")
+            check_unicode(text, f"texts[{i}]")
         if prompt is None:
             return texts
         if prompt not in self.prompts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import logging
 import sys
 import time
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from acge_lightning.adaptive import FunnelIndex, Hits
+from acge_lightning.adaptive import FunnelIndex
 from acge_lightning.adaptive.files import MANIFEST
 from acge_lightning.adaptive.stages import as_stages, label
 from acge_lightning.data.readers import SUFFIXES, rows
@@ -30,7 +31,7 @@ from acge_lightning.pretrained import load
 _LOG = logging.getLogger(__name__)
 _PLAIN = (".txt", ".txt.gz", ".md", ".md.gz")
 _KNOWN = (*_PLAIN, *SUFFIXES)
-_WIDEST = 200  # characters of a hit that are shown
+_WIDEST = 200  # characters of a query or a hit that are shown
 
 
 def search(config: Mapping[str, Any]) -> None:
@@ -47,16 +48,27 @@ def search(config: Mapping[str, Any]) -> None:
     index = _index(config, encoder, console)
     if config["tune"] is not None:
         _tune(config, index, console)
-    queries = [config["query"]] if isinstance(config["query"], str) else config["query"]
-    for query in _typed() if queries is None else queries:
-        start = time.perf_counter()
-        vector = encoder.encode(query, encoder.dim, prompt=index.prompts.get("query"))
-        encoded = time.perf_counter() - start
-        console.print(*_answer(query, index, index.search(vector, config["k"]), encoded), sep="\n")
+    given = config["query"]
+    queries = _typed() if given is None else map(str, given if isinstance(given, list) else [given])
+    asked = failed = 0
+    for query in queries:
+        asked += 1
+        try:
+            console.print(*_answer(query, index, config["k"]), sep="\n")
+        except InputError as error:  # the others are answered all the same
+            failed += 1
+            Console(stderr=True).print(f"{_cut(query)!r} has no answer: {error}", markup=False, soft_wrap=True)
+    if failed:
+        message = f"{failed} of {asked} queries had no answer"
+        if given is not None:
+            raise InputError(f"{message}: the reasons are above")
+        Console(stderr=True).print(message)
 
 
 def _typed() -> Iterator[str]:
-    """Lines of the standard input that are not blank."""
+    """Lines of the standard input that are not blank; bytes that are no text become lone surrogates."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("query> " if sys.stdin.isatty() else "").strip()
@@ -66,16 +78,24 @@ def _typed() -> Iterator[str]:
             yield line
 
 
-def _answer(query: str, index: FunnelIndex, hits: Hits, encoded: float) -> tuple[Table, Text]:
-    table = Table(title=Text(query), title_justify="left", title_style="bold")
+def _answer(query: str, index: FunnelIndex, k: int) -> tuple[Table, Text]:
+    start = time.perf_counter()
+    vector = index.encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
+    encoded = time.perf_counter() - start
+    hits = index.search(vector, k)
+    table = Table(title=Text(_cut(query)), title_justify="left", title_style="bold")
     table.add_column("cosine", justify="right")
     table.add_column("where", overflow="fold")
     table.add_column("text", overflow="fold")
     there = hits.rows[0][hits.rows[0] >= 0]
     for score, place, text in zip(hits.scores[0].tolist(), hits.ids[0], index.rows.texts_of(there), strict=False):
-        table.add_row(f"{score:.4f}", Text(str(place)), Text(text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"))
+        table.add_row(f"{score:.4f}", Text(str(place)), Text(_cut(text)))
     stages = [f"{stage.label} {seconds * 1e3:.2f} ms" for stage, seconds in zip(index.stages, hits.seconds, strict=True)]
     return table, Text(f"of {len(index):,} texts; query encoded {encoded * 1e3:.2f} ms, {', '.join(stages)}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 # ---- the index
@@ -117,8 +137,14 @@ def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> Fun
 
 def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> None:
     source = Path(config["tune"]).expanduser()
-    queries = [text for _, text in _texts(source, _files(source), **_reading(config))]
-    tuned = index.tune(queries, target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
+    places, queries = zip(*_texts(source, _files(source), **_reading(config)), strict=True)
+    vectors = index.encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
+    kept = index.has_direction(vectors)
+    if not kept.all():
+        others = [place for place, has in zip(places, kept.tolist(), strict=True) if not has]
+        told = f"{len(others)} of {len(queries)} queries have no direction and are left out: {', '.join(others[:10])}"
+        console.print(told, soft_wrap=True, markup=False)
+    tuned = index.tune(vectors[kept], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
     folder = Path(config["out"]).expanduser()
     tuned.write(folder / "funnel.json")
     try:

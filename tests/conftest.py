@@ -28,3 +28,16 @@ def small_encoder(tmp_path_factory):
 
     tokenizer = train_vocabulary(["今天天气很好，我们去公园。", "怎么退货？", "how do I return this"] * 3, "bpe", 200)
     return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "small")
+
+
+@pytest.fixture(scope="session")
+def cleaning_encoder(tmp_path_factory):
+    """Folder of a small static encoder whose tokenizer drops characters without width, so that a text may have no token."""
+    from acge_lightning.export import export
+    from acge_lightning.fresh import static
+    from acge_lightning.vocabulary import train_vocabulary
+
+    tokenizer = train_vocabulary(
+        ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this 2024"] * 3, "wordpiece", 200
+    )
+    return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "cleaning")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from acge_lightning import load
 from acge_lightning.adaptive import FunnelIndex, Stage
 from acge_lightning.adaptive.stages import check_stages, default_stages
 from acge_lightning.adaptive.vectors import Vectors, prefix
@@ -236,6 +237,7 @@ def test_the_length_of_a_vector_does_not_matter(size):
         (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x", 1]), r"ids\[1\] is 1"),
         (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x"]), "1 ids for 2 rows"),
         (lambda i: i.add(np.ones((1, 16), np.float32), ids=["x"], texts=["t"]), "has no texts"),
+        (lambda i: i.add(np.ones((2, 16), np.float32), ids=["x", "\ud800"]), r"ids\[1\] has half a surrogate pair"),
         (lambda i: i.rows.texts_of(np.array([0])), "has no texts"),
     ],
 )
@@ -341,3 +343,42 @@ def test_the_largest_integer_products_do_not_overflow():
     found = Vectors(1792, "int8").extended(torch.ones(3, 1792))
     scores, _ = found.nearest(prefix(torch.tensor([1.0, -1.0])[:, None].expand(2, 1792), 1792), 3)
     torch.testing.assert_close(scores, torch.tensor([[1.0] * 3, [-1.0] * 3]), atol=1e-5, rtol=0)
+
+
+# ---- texts without direction
+
+EMPTY = "\u200b\u200d"  # of no width: no token of this encoder
+
+
+def by_cosine(encoder, texts, query):
+    """Those with a vector, the nearest first."""
+    scores = {text: float(encoder.encode(query) @ encoder.encode(text).T) for text in texts if encoder.encode(text).any()}
+    return sorted(scores, key=scores.get, reverse=True)
+
+
+@pytest.mark.parametrize("ids", [None, ["a", "b", "c", "d"]])
+def test_texts_without_direction_are_left_out_and_named(ids, cleaning_encoder, caplog):
+    encoder = load(cleaning_encoder)
+    texts = ["天气", EMPTY, "公园", ""]
+    assert not encoder.encode([EMPTY, ""]).any()
+    index = FunnelIndex.from_texts(texts, encoder, ids=ids)
+    assert "2 of 4 texts have no direction and are left out: " + ("1, 3" if ids is None else "b, d") in caplog.text
+    hits = index.search("公园", 4)
+    assert [texts[(ids or range(4)).index(key)] for key in hits.ids[0]] == by_cosine(encoder, texts, "公园")
+    assert index.rows.texts_of(hits.rows[0]) == ["公园", "天气"]
+    with pytest.raises(InputError, match="query 1 is zero"):
+        index.search(["天气", EMPTY])
+    with pytest.raises(InputError, match="none of 2 texts has a direction"):
+        index.add([EMPTY, ""], ids=["x", "y"])
+    with pytest.raises(InputError, match=r"texts\[1\] has half a surrogate pair"):
+        index.add(["天气", "\ud83d"], ids=["x", "y"])
+    index.add(["退货", EMPTY], ids=["e", "f"] if ids else [4, 5])
+    assert index.search("退货", 1).ids == [["e" if ids else 4]]
+    assert len(index) == 3
+
+
+def test_texts_without_direction_are_an_error_where_rows_have_no_ids(cleaning_encoder):
+    index = FunnelIndex.from_texts(["天气", "公园"], load(cleaning_encoder))
+    with pytest.raises(InputError, match="row 1 is zero"):
+        index.add(["退货", EMPTY])
+    assert len(index) == 2

@@ -257,6 +257,15 @@ def test_an_item_that_is_not_a_string_is_named(item, kind):
         static_encoder().encode(["red", item])
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "caf\udce9", "\udc00\ud800"])
+def test_half_a_surrogate_pair_is_named(minilm, text):
+    with pytest.raises(InputError, match=r"texts\[2\] has half a surrogate pair at"):
+        minilm.encode(["good", "a much longer text", text])
+    with pytest.raises(InputError, match=r"texts\[1\] has half a surrogate pair"):
+        minilm.tokenize(["good", text])
+    assert minilm.encode("\U0001f642").shape == (1, 384)
+
+
 def test_a_prompt_is_put_before_every_text():
     model = static_encoder(prompts={"query": "query: "})
     torch.testing.assert_close(model.encode(["red", "fish"], prompt="query"), model.encode(["query: red", "query: fish"]))

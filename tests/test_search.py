@@ -1,6 +1,7 @@
 """`acge search`: files of texts to hits, what is kept between calls, and what is told of files that cannot be read."""
 
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from acge_lightning import load
 from acge_lightning.adaptive import FunnelIndex
 from acge_lightning.errors import InputError
+from acge_lightning.export import export
 from acge_lightning.search import _files, _texts
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +193,59 @@ def test_wrong_stages_are_told(source, small_encoder):
     for stages, told in (("[{dim: 8}, {dim: 16}]", "not trained"), ("[{dims: 8}]", "has 'dims'"), ("8", "no list of stages")):
         with pytest.raises(InputError, match=told):
             run(small_encoder, source, f"stages={stages}", "query=x")
+
+
+EMPTY = "\u200b\u200d"  # of no width: no token of this encoder
+
+
+def test_texts_without_direction_are_left_out_with_file_and_line(source, cleaning_encoder, caplog, capsys):
+    (source / "e.txt").write_text(f"公园\n{EMPTY}\n", encoding="utf-8")
+    run(cleaning_encoder, source, "query='公园'", "k=9")
+    assert "1 of 9 texts have no direction and are left out: e.txt:2" in caplog.text
+    out = capsys.readouterr().out
+    assert "8 texts of 5 files are indexed" in out
+    assert "e.txt:1" in out
+    assert sum("│" in line for line in out.splitlines()) == 8
+
+
+def test_a_bad_query_does_not_end_the_others(source, cleaning_encoder, monkeypatch, capsys):
+    piped = [
+        "退货".encode(),
+        b"",
+        b"\xff\xfe",
+        EMPTY.encode(),
+        b"\xe5\x85 cut",
+        b"long " * 20_000,
+        "公园\0".encode(),
+        "天气".encode(),
+    ]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(piped)), encoding="utf-8"))
+    run(cleaning_encoder, source, "k=1")
+    told = capsys.readouterr()
+    assert told.out.count("query encoded") == 4
+    lines = [line.strip() for line in told.out.splitlines()]
+    assert lines.index("退货") < lines.index("天气")
+    assert "'\\udcff\\udcfe' has no answer: texts[0] has half a surrogate pair" in told.err
+    assert "'\\u200b\\u200d' has no answer: query 0 is zero" in told.err
+    assert "3 of 7 queries had no answer" in told.err
+
+
+def test_a_bad_query_among_those_given_is_an_error_at_the_end(source, cleaning_encoder, capsys):
+    with pytest.raises(InputError, match="1 of 3 queries had no answer"):
+        run(cleaning_encoder, source, f"query=['退货','{EMPTY}',2024]", "k=1")
+    assert capsys.readouterr().out.count("query encoded") == 2
+    run(cleaning_encoder, source, "query=2024", "k=1")
+
+
+def test_queries_without_direction_do_not_tune(source, cleaning_encoder, tmp_path, capsys):
+    encoder = load(cleaning_encoder)
+    encoder.matryoshka_dims = (16, 8)
+    trained = export(encoder, tmp_path / "trained")
+    (tmp_path / "queries.txt").write_text(f"退货\n{EMPTY}\n公园\n", encoding="utf-8")
+    run(trained, source, f"tune={tmp_path / 'queries.txt'}", f"out={tmp_path / 'funnel'}", "k=2", "query='退货'")
+    told = capsys.readouterr().out
+    assert "1 of 3 queries have no direction and are left out: queries.txt:2" in told
+    assert "is the fastest" in told
 
 
 @pytest.mark.heavy

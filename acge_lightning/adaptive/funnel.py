@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from acge_lightning.adaptive.tune import Tuned
     from acge_lightning.encoder import Encoder
 
+_LOG = logging.getLogger(__name__)
 Array = np.ndarray | Tensor
 _TOGETHER = 4096  # queries that are searched for together
+_NAMED = 10  # texts that a warning names
 Judgements = Sequence[Mapping[Key, float]]
 
 
@@ -132,7 +135,11 @@ class FunnelIndex:
         force: bool = False,
         progress: bool = False,
     ) -> FunnelIndex:
-        """From texts, which are stored; the arguments are those of `build`, the trained prefixes the encoder's."""
+        """From texts, which are stored; the arguments are those of `build`, the trained prefixes the encoder's.
+
+        Texts to which the encoder gives no direction (none of their tokens says anything) are left out, and a warning names
+        them; without `ids`, a text's id is its number among `texts` then.
+        """
         stages = default_stages(encoder.dim, encoder.matryoshka_dims) if stages is None else tuple(stages)
         index = cls(encoder.dim, stages, tuple(encoder.matryoshka_dims), force, encoder, dict(prompts or {}))
         index.add(texts, ids=ids, progress=progress)
@@ -154,14 +161,41 @@ class FunnelIndex:
         texts: Sequence[str] | None = None,
         progress: bool = False,
     ) -> None:
-        """More rows, Float[m, D] or m texts; all of them or, on an error, none."""
-        if not isinstance(items, (np.ndarray, Tensor)):
+        """More rows, Float[m, D] or m texts; all of them or, on an error, none.
+
+        Texts to which the encoder gives no direction are left out, as in `from_texts`; where rows have no ids, and so no other
+        number than their own, they are an error, and so are vectors without direction.
+        """
+        given = not isinstance(items, (np.ndarray, Tensor))
+        if given:
             texts = list(items) if texts is None else texts
         vectors = self._vectors(items, "document", progress)
+        if given and (ids is not None or len(self) == 0):
+            vectors, ids, texts = self._with_direction(vectors, ids, texts)
         rows = self.rows.extended(len(self), len(vectors), ids, texts)
         self._check(vectors, "row")
         self.parts = [part.extended(vectors) for part in reversed(self.parts)][::-1]  # FAISS's last, as it changes in place
         self.rows = rows
+
+    def has_direction(self, vectors: Tensor) -> Tensor:
+        """Whether vectors are not zero at the shortest prefix: Float[n, D] -> Bool[n]."""
+        return (vectors[:, : self.stages[0].dim] != 0).any(1)
+
+    def _with_direction(
+        self, vectors: Tensor, ids: Sequence[Key] | None, texts: Sequence[str]
+    ) -> tuple[Tensor, Sequence[Key] | None, Sequence[str]]:
+        """Vectors, ids and texts of those that have one; a warning names the others."""
+        kept = self.has_direction(vectors)
+        if kept.all() or not len(vectors) == len(texts) == len(texts if ids is None else ids):
+            return vectors, ids, texts
+        if not kept.any():
+            raise InputError(f"none of {len(texts)} texts has a direction: the encoder knows none of their tokens")
+        ids = range(len(texts)) if ids is None else ids
+        others = (~kept).nonzero()[:, 0].tolist()
+        named = ", ".join(str(ids[i]) for i in others[:_NAMED]) + (" …" if len(others) > _NAMED else "")
+        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(others), len(texts), named)
+        rows = kept.nonzero()[:, 0].tolist()
+        return vectors[kept], [ids[i] for i in rows], [texts[i] for i in rows]
 
     def search(self, queries: Array | str | Sequence[str], k: int = 10) -> Hits:
         """The `k` rows nearest to each query, or all rows if there are fewer.
@@ -286,7 +320,7 @@ class FunnelIndex:
             block = vectors[start : start + BLOCK]
             checks = {
                 "is NaN or infinite somewhere": ~block.isfinite().all(1),
-                f"is zero in its first {shortest} dims": (block[:, :shortest] == 0).all(1),
+                f"is zero in its first {shortest} dims": ~self.has_direction(block),
             }
             for what, wrong in checks.items():
                 if wrong.any():

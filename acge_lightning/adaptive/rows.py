@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from acge_lightning.errors import InputError
+from acge_lightning.errors import InputError, check_unicode
 
 Key = str | int
 
@@ -104,10 +104,12 @@ def _column(name: str, values: Sequence[Key]) -> pa.Array:
         if type(value) not in kinds or type(value) is not type(values[0]):
             wanted = "a text" if name == "text" else "a word or a whole number, as the first"
             raise InputError(f"{name}s[{place}] is {value!r:.60}, not {wanted}")
+        if isinstance(value, str):
+            check_unicode(value, f"{name}s[{place}]")
     try:
         return pa.array(values, pa.int64() if values and isinstance(values[0], int) else pa.large_string())
-    except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:
-        raise InputError(f"{name}s cannot be stored ({error}): whole numbers have 64 bits, texts are valid UTF-8") from error
+    except (OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{name}s cannot be stored ({error}): whole numbers have 64 bits") from error
 
 
 def _check_distinct(column: pa.ChunkedArray) -> None:
