@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
-from acge_lightning.jobs import needs_own_process, run_in_own_process, set_command
+from acge_lightning.jobs import config_flags, needs_own_process, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
 
 _QUIET = (
@@ -55,15 +55,16 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
             traceback.print_exc()
         return math.nan  # the other jobs go on, and the summary names this one
 
-    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
     def command(count: int = 1) -> None:
-        words[:] = sys.argv[:count]
+        start, given = sys.argv[:count], sys.argv[count:]
+        words[:] = [*start, *config_flags(given)]
         try:
-            sys.argv = [" ".join(words), *arguments(sys.argv[count:])]
+            sys.argv = [" ".join(start), *arguments(given)]
         except InputError as error:
             sys.exit(f"\nerror: {error}")
-        start()
+        main()
 
     return command
 

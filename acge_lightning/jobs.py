@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,22 @@ def set_command(words: list[str]) -> None:
     Lightning appends the folder `hydra.run.dir` in double quotes: it becomes that of the job, which in a multirun it is not.
 
     Args:
-        words: that start the program, such as `acge train`.
+        words: that start the program, such as `acge train`, and its flags.
     """
     job = HydraConfig.get()
     with read_write(job):
         job.run.dir = quote(job.runtime.output_dir)[1:-1]
-    folders = [f"--config-dir={source.path}" for source in job.runtime.config_sources if source.provider == "command-line"]
     given = [restated(text) for text in (*job.overrides.hydra, *job.overrides.task) if not text.startswith("hydra.mode=")]
-    sys.argv = [*words, *folders, f"--config-name={job.job.config_name}", *given, "hydra.mode=RUN"]
+    sys.argv = [*words, *given, "hydra.mode=RUN"]
+
+
+def config_flags(given: Sequence[str]) -> list[str]:
+    """Those of Hydra's flags that say where configs lie."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, short in (("config-dir", "cd"), ("config-name", "cn"), ("config-path", "cp"), ("cfg", "c")):
+        parser.add_argument(f"--{name}", f"-{short}", dest=name)
+    found = vars(parser.parse_known_args(given)[0])
+    return [f"--{name}={value}" for name, value in found.items() if value is not None and name != "cfg"]
 
 
 def needs_own_process(cfg: DictConfig) -> bool:

@@ -9,6 +9,7 @@ from conftest import SAMPLE
 from hydra import compose, initialize_config_dir
 
 from acge_lightning.config import config_dir
+from acge_lightning.overrides import arguments
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -39,7 +40,7 @@ def test_a_command_composes(command):
 def test_a_key_composes(key):
     overrides = ["task=[scored_pairs]"] if "scored_pairs" in key else []
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        assert compose("train", [*overrides, shlex.split(key)[0]])
+        assert compose("train", arguments([*overrides, shlex.split(key)[0]]))
 
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))

@@ -77,7 +77,15 @@ def test_installed_package_finds_its_configuration(home, tmp_path):
     assert files(Path(config)) == files(ROOT / "conf")
 
 
-def test_program_runs_from_an_empty_folder(home, tmp_path):
-    command = ["-m", "acge_lightning.cli", "train", "+experiment=quickstart", "trainer.max_steps=2"]
-    run(str(python(home)), *command, cwd=tmp_path)
-    assert len(list(tmp_path.rglob("export/modules.json"))) == 1
+SHORT = ["+experiment=quickstart", "trainer.max_steps=2"]
+DEVICES = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
+
+
+@pytest.mark.parametrize("start", ["acge", "-m acge_lightning.cli"])
+@pytest.mark.parametrize("devices", [[], DEVICES], ids=["one", "two"])
+def test_program_runs_from_an_empty_folder(start, devices, home, tmp_path):
+    folder = tmp_path / "一 (1)"
+    folder.mkdir()
+    command = [str(python(home).with_name(start))] if start == "acge" else [str(python(home)), *start.split()]
+    run(*command, "train", *SHORT, *devices, cwd=folder)
+    assert len(list(folder.rglob("export/modules.json"))) == 1

@@ -1,0 +1,99 @@
+"""A run on several devices, and a job of a multirun, however they were started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from acge_lightning.train import wait_for_ranks
+
+ROOT = Path(__file__).parents[1]
+WAYS = {
+    "acge": [str(Path(sys.executable).with_name("acge")), "train"],
+    "-m": [sys.executable, "-m", "acge_lightning.cli", "train"],
+    "train.py": [sys.executable, os.path.relpath(ROOT / "train.py")],
+}
+TINY = ["task=[sample_sts]", "encoder.dim=8", "encoder.tokenizer.vocab_size=1200", "callbacks.progress=null", "logger=none"]
+TINY += ["trainer.max_steps=1", "trainer.accelerator=cpu"]
+TWO = ["trainer.devices=2", "+trainer.strategy=ddp"]
+
+
+def run(way, *arguments, cwd, **env):
+    command = [os.path.abspath(part) if part.endswith("train.py") else part for part in WAYS[way]]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    return subprocess.run([*command, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+
+def own_configs(folder):
+    """An experiment of one's own in a folder beside the run."""
+    folder.mkdir(parents=True)
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nname: ours\n", encoding="utf-8")
+    return ["--config-dir", folder.name, "+experiment=mine"]
+
+
+@pytest.mark.parametrize("way", ["acge", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("-m", "train.py"))])
+def test_two_devices_start_each_way(way, tmp_path, cache):
+    folder = tmp_path / '一 "1" (x)'
+    own = own_configs(folder / "my conf")
+    done = run(way, *own, *TINY, *TWO, f"paths.cache_dir={cache}", "+note=[退货] 'a'", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    (left,) = (folder / "outputs" / "ours").iterdir()
+    training = json.loads((left / "export" / "training.json").read_text(encoding="utf-8"))
+    assert training["config"]["note"] == "[退货] 'a'"
+    assert sorted(p.name for p in folder.iterdir()) == ["my conf", "outputs"]
+
+
+@pytest.mark.heavy
+def test_jobs_of_a_multirun_on_two_devices_go_on_when_one_fails(tmp_path, cache):
+    sweep = ["-m", *TINY, *TWO, f"paths.cache_dir={cache}", "optim.optimizer.lr=1e40,0.001", "name=我的 (1)"]
+    done = run("acge", *sweep, "optim=adamw_static", "hydra.sweep.dir=all", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 of the jobs failed" in done.stderr
+    assert "not finite" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["0", "1", "multirun.yaml", "summary.csv"]
+    scored = [(tmp_path / "all" / str(job) / "result.json").is_file() for job in range(2)]
+    assert scored == [False, True]
+    assert [p.name for p in tmp_path.iterdir()] == ["all"]
+
+
+@pytest.mark.heavy
+def test_a_device_that_fails_fails_the_run(tmp_path, cache):
+    wrong = "test=${oc.decode:${oc.env:LOCAL_RANK,false}}"  # a number on the second device only
+    done = run("-m", *TINY, *TWO, f"paths.cache_dir={cache}", wrong, cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert "error: test=1 must be true or false" in done.stderr
+
+
+def test_a_device_that_fails_at_the_end_fails_the_run():
+    def trainer(*statuses):
+        children = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"]) for status in statuses]
+        return SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=children)))
+
+    wait_for_ranks(trainer(0, 0))
+    wait_for_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
+    with pytest.raises(ChildProcessError, match="rank 2 ended with status 3"):
+        wait_for_ranks(trainer(0, 3))
+
+
+def test_sigterm_is_passed_on_and_waited_for(tmp_path):
+    """What the process saves on its way out is whole when the multirun has ended."""
+    child = "import signal, sys, time\ndef leave(*_): time.sleep(0.5), open('saved', 'w').close(), sys.exit(143)\n"
+    child += "signal.signal(signal.SIGTERM, leave)\nprint('ready', flush=True)\ntime.sleep(60)"
+    parent = "import subprocess, sys\nfrom acge_lightning.jobs import _wait\n"
+    parent += f"_wait(subprocess.Popen([sys.executable, '-c', {child!r}]))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    process.stdout.close()
+    assert (tmp_path / "saved").is_file()
