@@ -230,6 +230,49 @@ def test_equal_texts_of_a_label_are_in_different_groups(tmp_path):
         assert len({i % 40 for i in group}) == 4
 
 
+# ---- random negatives in place of positives that come again
+
+
+def shared(folder, **options):
+    """96 questions, half of which share an answer."""
+    rows = [{"query": f"q{i}", "positive": [f"a{i if i % 2 else 0}"], "negative": [f"a{(i + 2) % 96}"]} for i in range(96)]
+    return RetrievalDataModule(write(folder, rows), batch_size=16, holdout=0.0, cache_dir=folder / "cache", **options)
+
+
+def test_random_negatives_make_up_for_positives_that_come_again(tmp_path):
+    data = shared(tmp_path, negatives=0)
+    for batch in epoch_of(data):
+        alone = data.examples(batch.positions, batch.draws)
+        with_them = data.examples(batch.positions, batch.draws, batch.random_negatives)
+        repeats = 16 - len(set(alone.columns[1]))
+        assert len(alone.columns) == 2
+        assert 6 <= repeats <= 8
+        assert len(set(with_them.columns[2])) == len(with_them.columns[2]) == repeats
+        assert not set(with_them.columns[2]) & set(with_them.columns[1])
+        assert all(int(text[1:]) % 2 for text in with_them.columns[2])  # other rows' answers
+
+
+def test_random_negatives_follow_from_the_draws_and_change_with_them(tmp_path):
+    data = shared(tmp_path)
+    first, again = (epoch_of(data) for _ in range(2))
+    assert all((a.random_negatives == b.random_negatives).all() for a, b in zip(first, again, strict=True))
+    assert len({tuple(batch.random_negatives.tolist()) for batch in first}) == len(first)
+    counts = Counter(np.concatenate([batch.random_negatives for batch in first]).tolist())
+    assert len(counts) > 25
+    for batch in first:  # nor are they what a query brings along itself
+        own = data.examples(batch.positions, batch.draws).columns[2]
+        assert not set(data.train.read_texts(batch.random_negatives)) & set(own)
+
+
+def test_distinct_positives_and_rerank_lists_get_no_random_negatives(tmp_path):
+    rows = [{"query": f"q{i}", "positive": [f"a{i}"], "negative": ["n"]} for i in range(32)]
+    data = RetrievalDataModule(write(tmp_path / "a", rows), batch_size=8, holdout=0.0, cache_dir=tmp_path / "cache")
+    assert not any(len(batch.random_negatives) for batch in epoch_of(data))
+    kind, size, rows = FILES["rerank lists of shared texts"]
+    data = kind(write(tmp_path / "b", rows), batch_size=size, holdout=0.0, cache_dir=tmp_path / "cache")
+    assert not any(len(batch.random_negatives) for batch in epoch_of(data))
+
+
 # ---- nothing to learn
 
 SAME = {"query": "q", "positive": "p", "negative": "n"}

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 Role = Literal["train", "dev", "test"]
 CACHE = "~/.cache/acge_lightning"
 _BLOCK = 4096  # rows read together
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -314,12 +315,17 @@ class TaskDataModule(LightningDataModule):
                 self.path, others, len(labels), name, values[counts.argmax()], batches - others, batches,
             )  # fmt: skip
 
-    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+    def random_negatives(self, positions: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Further texts for a batch of these rows, of all devices together: Int64[m] numbers of texts; here none."""
+        return NO_ROWS
+
+    def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """The texts of these training rows.
 
         Args:
             positions: Int64[n] rows.
             draws: Float64[n] in [0, 1), one a row and epoch: all the randomness there is.
+            random_negatives: Int64[m] numbers of texts that come along.
         """
         raise NotImplementedError
 

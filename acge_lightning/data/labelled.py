@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column
 from acge_lightning.data.epoch import deal, even_sizes
 from acge_lightning.data.records import LabelledRecord
 from acge_lightning.errors import InputError
@@ -81,7 +81,7 @@ class ClusteringDataModule(TaskDataModule):
         if np.bincount(texts_and_labels[1]).max() < 2:
             raise InputError(f"its {len(self)} training rows have no two texts of one label: check the label column")
 
-    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+    def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """The texts and their class numbers."""
         rows = self.train.take(positions)
         ids = np.array([row["ids"][0] for row in rows], dtype=np.int64)
@@ -89,7 +89,7 @@ class ClusteringDataModule(TaskDataModule):
         return Examples(([row["text"] for row in rows],), ("text",), (ids,), labels)
 
     def _evaluation(self, part: Rows) -> EvaluationSet:
-        return self._labelled(part, np.empty(0, dtype=np.int64))
+        return self._labelled(part, NO_ROWS)
 
     def _labelled(self, part: Rows, draws: np.ndarray) -> EvaluationSet:
         """The texts of `part`, after the training texts that a bit of `draws` (Int64[training rows]) names."""

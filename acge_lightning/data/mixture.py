@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from acge_lightning.batch import TextBatch, Tokens
-from acge_lightning.data.base import EvaluationSet, Role, TaskDataModule
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Role, TaskDataModule
 from acge_lightning.data.sampler import TaskBatchSampler
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
@@ -253,9 +253,9 @@ class Collate:
         prefix = self.prefix.get(role, "")
         return self.tokenize([prefix + text for text in texts] if prefix else texts)
 
-    def training(self, positions: np.ndarray, draws: np.ndarray) -> TextBatch:
+    def training(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> TextBatch:
         """The batch of these training rows."""
-        found = self.data.examples(positions, draws)
+        found = self.data.examples(positions, draws, random_negatives)
         columns = tuple(self.tokens(texts, role) for texts, role in zip(found.columns, found.roles, strict=True))
         return TextBatch(self.task, columns, found.labels, tuple(torch.from_numpy(ids) for ids in found.ids))
 
@@ -269,7 +269,8 @@ class StepDataset(Dataset):
     def __getitem__(self, step: int) -> TextBatch:
         batch = self.sampler[step]
         mine = device_rows(len(batch.positions), self.rank, self.world)
-        return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine])
+        more = batch.random_negatives[self.rank :: self.world]
+        return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine], more)
 
 
 def device_rows(rows: int, rank: int, world: int) -> slice:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.epoch import deal_by_rank
 from acge_lightning.data.records import PairRecord, ScoredPairRecord
 from acge_lightning.losses import CoSENT
@@ -46,7 +46,7 @@ class STSDataModule(TaskDataModule):
         super().check_learnable()
         self.check_labels(self.train.column(self.label), self.label)
 
-    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+    def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """Both texts of each pair, and the label."""
         rows = self.train.take(positions)
         ids = np.array([row["ids"] for row in rows], dtype=np.int64).reshape(-1, 2)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from acge_lightning.data.base import EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.readers import is_beir, rows, split_files
 from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord, identifier, number
 from acge_lightning.data.store import Left, Store, aside
@@ -118,8 +118,9 @@ def _renumbered(read: Callable[[np.ndarray], list[str]], numbers: np.ndarray, ch
 class RetrievalDataModule(TaskDataModule):
     """Retrieval: a BEIR folder (`corpus`, `queries`, `qrels/<split>.tsv`), or rows of `query, positive[, negative]`.
 
-    A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Texts judged positive
-    for a query are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows.
+    A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Where queries of a batch
+    share a positive, other queries' positives, drawn at random, make up for it as negatives. Texts judged positive for a query
+    are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows.
 
     What published BEIR folders have is told and counted, and is no error, under `on_bad_row=raise` either, while it is at most
     `max_bad_fraction` of a file: empty texts, which stay in the evaluation, as in mteb, but nothing is learnt from them; and
@@ -203,7 +204,7 @@ class RetrievalDataModule(TaskDataModule):
         positive = start + (draws * count).astype(np.int64)
         others = part.offsets[positions + 1] - start - count
         if not self.negatives or not others.any():
-            return positive, np.empty(0, dtype=np.int64)
+            return positive, NO_ROWS
         step = np.arange(self.negatives)
         first = (draws * 2**20 % 1 * others).astype(np.int64)  # other digits of the draw, so as not to follow the positive
         turn = (first[:, None] + step) % np.maximum(others, 1)[:, None]
@@ -233,10 +234,30 @@ class RetrievalDataModule(TaskDataModule):
         if alone and not self.in_batch:
             _LOG.warning("%s: %d of %d training rows list no negative and teach nothing", self.path, alone, len(part))
 
-    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+    def random_negatives(self, positions: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """A positive of other queries in place of each positive that comes again, so that every query has as many negatives."""
+        part: Judged = self.train
+        positive, negative = self._chosen(positions, draws)
+        room = len(positive) - len(np.unique(part.ids[positive]))
+        if not room or not self.in_batch:
+            return NO_ROWS
+        rng = np.random.default_rng((draws[:4] * 2**53).astype(np.int64))
+        drawn = self._positives[rng.integers(len(self._positives), size=4 * room)]
+        _, first = np.unique(part.ids[drawn], return_index=True)
+        drawn = drawn[np.sort(first)]
+        return drawn[~np.isin(part.ids[drawn], part.ids[np.append(positive, negative)])][:room]
+
+    @cached_property
+    def _positives(self) -> np.ndarray:
+        """One number of each distinct positive."""
+        right = np.flatnonzero(self.train.grades > 0)
+        return right[np.unique(self.train.ids[right], return_index=True)[1]]
+
+    def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """Queries, one positive each, distinct negatives, and all judgements of these queries."""
         part: Judged = self.train
         positive, negative = self._chosen(positions, draws)
+        negative = np.append(negative, random_negatives)
         _, first = np.unique(part.ids[negative], return_index=True)
         negative = negative[np.sort(first)]
         negative = negative[~np.isin(part.ids[negative], part.ids[positive])]

@@ -20,11 +20,13 @@ class Batch:
         task: name.
         positions: Int64[n] training rows, over all devices.
         draws: Float64[n], the rows' randomness in this epoch.
+        random_negatives: Int64[m] numbers of texts that come along, over all devices.
     """
 
     task: str
     positions: np.ndarray
     draws: np.ndarray
+    random_negatives: np.ndarray
 
 
 class TaskBatchSampler:
@@ -81,7 +83,7 @@ class TaskBatchSampler:
         epoch, i = divmod(self.drawn(name, step), self.batches[name])
         batches, draws = self._epoch(name, epoch)
         positions = batches[i]
-        return Batch(name, positions, draws[positions])
+        return Batch(name, positions, draws[positions], self.tasks[name].random_negatives(positions, draws[positions]))
 
     def drawn(self, name: str, step: int) -> int:
         """How many batches of a task come before a step."""

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from acge_lightning.data.base import EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column
 from acge_lightning.data.records import TextRecord
 from acge_lightning.errors import InputError
 from acge_lightning.losses import SimCSE
@@ -44,7 +44,7 @@ class UnlabelledDataModule(TaskDataModule):
             raise InputError(f"augment={augment!r} is unknown: choose from {list(get_args(Augment))}")
         self.augment: Augment = augment
 
-    def examples(self, positions: np.ndarray, draws: np.ndarray) -> Examples:
+    def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """Each text and its second view."""
         rows = self.train.take(positions)
         texts = [row["text"] for row in rows]
