@@ -34,6 +34,7 @@ def suite_scores(
     dims: Sequence[int] | None = None,
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
+    exclude_own_id: str | Sequence[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores by mteb's own program: encoder at dim -> task -> metric -> value.
 
@@ -46,6 +47,7 @@ def suite_scores(
         dims: prefix sizes; as in `Model.dims`.
         on_bad_row: with `local`, as in `find`.
         max_bad_fraction: with `local`, as in `find`.
+        exclude_own_id: with `local`, as in `find`.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for model in models:
@@ -54,7 +56,8 @@ def suite_scores(
         for dim in model.dims(dims):
             given = {"dim": dim, "prompts": model.prompts}
             if suite == "local":
-                datasets = find(paths["data_dir"], tasks, on_bad_row=on_bad_row, max_bad_fraction=max_bad_fraction)
+                kept = {"on_bad_row": on_bad_row, "max_bad_fraction": max_bad_fraction, "exclude_own_id": exclude_own_id}
+                datasets = find(paths["data_dir"], tasks, **kept)
                 scores = run_local(model.encoder, model.name, datasets, out, cache_dir=paths["cache_dir"], **given)
             else:
                 scores = run_suite(model.encoder, model.name, suite, out, **given)

@@ -160,10 +160,11 @@ def _evaluate(cfg: DictConfig) -> None:
     models = open_models(config["model"], config["device"], config["prompts"])
     if config["suite"]:
         folder = Path(config["out"]).with_suffix("")
-        scores = suite_scores(models, config["suite"], folder, config["paths"], tasks, config["dims"], **_bad_rows(config))
+        given = {"tasks": tasks, "dims": config["dims"], "exclude_own_id": config["exclude_own_id"], **_bad_rows(config)}
+        scores = suite_scores(models, config["suite"], folder, config["paths"], **given)
         show(suite_table(scores), f"The results, in mteb's format, are in {folder}")
         return
-    datasets = find(config["paths"]["data_dir"], tasks, **_bad_rows(config))
+    datasets = find(config["paths"]["data_dir"], tasks, exclude_own_id=config["exclude_own_id"], **_bad_rows(config))
     line = progress_line(len(models) * len(datasets))
     result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)
     show(leak_table(result), *evaluation_tables(result), f"The scores are in {config['out']}")

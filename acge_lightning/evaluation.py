@@ -239,7 +239,8 @@ def score(
         if isinstance(vectors, Tensor) and not vectors.isfinite().all():
             raise InputError("the encoder gave vectors that are not finite (NaN or infinity)")
         for dim in dims:
-            measured = metric.units(vectors if dim is None else normalize(vectors[:, :dim], dim=-1), found.labels)
+            cut = vectors if dim in (None, vectors.shape[1]) else normalize(vectors[:, :dim], dim=-1)
+            measured = metric.units(cut, found.labels)
             values, seconds = metric.values(measured), time.perf_counter() - start
             rows.append(_row(model, dataset, dim, values, len(found.keys), seconds, data.note(dataset.split)))
             units, start = measured if units is None else units, time.perf_counter()

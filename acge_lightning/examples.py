@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,18 +86,16 @@ def _pairs(vectors: Tensor, found: EvaluationSet) -> list[dict[str, str]]:
 def _searches(vectors: Tensor, found: EvaluationSet) -> Example:
     queries = found.roles[0][0]
     documents = vectors[queries:]
-    right: dict[int, set[int]] = {}
-    for query, document, grade in found.labels.tolist():
-        if grade > 0:
-            right.setdefault(int(query), set()).add(int(document))
-    asked = np.array(sorted(q for q in right if q < queries))
+    right, hidden = {}, {}
+    for query, _, grade, _, document in found.labels.tolist():
+        if not grade <= 0:
+            (hidden if math.isnan(grade) else right).setdefault(int(query), set()).add(int(document))
+    asked = np.array(sorted(right))
     neighbours, errors = [], []
     for place, q in enumerate(asked[np.linspace(0, len(asked) - 1, min(_POINTS, len(asked))).round().astype(int)].tolist()):
-        scores = documents @ vectors[q]
-        best = scores.topk(min(_HITS, len(scores)))
-        answers = sorted(d - queries for d in right[q] if d >= queries)
-        if not answers:  # a text that is both query and document
-            continue
+        scores, answers, others = documents @ vectors[q], sorted(right[q]), sorted(hidden.get(q, ()))
+        scores[others] = -torch.inf
+        best = scores.topk(min(_HITS, len(scores) - len(others)))
         hits = [
             {"text": _text(found, queries + d), "score": round(value, 4), "right": d in answers}
             for value, d in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -104,7 +103,7 @@ def _searches(vectors: Tensor, found: EvaluationSet) -> Example:
         if place < _QUERIES:
             neighbours.append({"query": _text(found, q), "hits": hits})
         rank = int((scores > scores[answers].max()).sum()) + 1
-        if rank > 1:
+        if rank > 1 and hits:
             nearest = answers[int(scores[answers].argmax())]
             expected = f"{_text(found, queries + nearest)} (rank {rank})"
             errors.append((rank, {"text": _text(found, q), "expected": expected, "found": hits[0]["text"]}))

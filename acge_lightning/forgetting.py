@@ -82,11 +82,11 @@ def old_index_recall(queries: Tensor, documents: Tensor, labels: Tensor, k: int 
     Args:
         queries: Float[n, D], the new encoder's vectors of all numbered texts.
         documents: Float[n, D], the old one's.
-        labels: Float64[r, 3] judgements: numbers of query and document, grade.
+        labels: Float64[r, 5] or Float64[r, 3] judgements, as in `metrics`.
         k: length of the ranking.
     """
     asking = torch.zeros(len(queries), dtype=torch.bool)
-    asking[labels[:, 0].long()] = True
+    asking[labels[labels[:, -2] >= 0, 0].long()] = True  # not those of documents that are only there to be found
     metric = Retrieval(k)
     return metric.values(metric.units(torch.where(asking[:, None], queries, documents), labels))["recall"]
 

@@ -1,13 +1,19 @@
 """One metric a task family, as torchmetrics metrics over embeddings.
 
-Evaluation texts are unique and numbered. A metric is fed batches of `update(embeddings, ids, labels)`, with
+Evaluation texts are numbered. A metric is fed batches of `update(embeddings, ids, labels)`, with
 
-- `ids` Int64[n]: the texts' numbers,
-- `labels`: Float64[r, 3] judgements (text number, text number, value) for `Spearman`, `AveragePrecision`, `Retrieval`,
-  `Reranking`; Int64[n, 2] (class, not 0 if the text may be learnt from) for `KNNAccuracy`, `LinearProbe`, `VMeasure`.
+- `ids` Int64[n]: the texts' numbers; a text that comes twice counts once,
+- `labels`: Float64[r, 3] judgements (text number, text number, value) for `Spearman` and `AveragePrecision`; Int64[n, 2]
+  (class, not 0 if the text may be learnt from) for `KNNAccuracy`, `LinearProbe` and `VMeasure`; Float64[r, 5] for `Retrieval`
+  and `Reranking`: text number of the query, text number of the document, grade, number of the query, number of the document.
+  So queries, and documents, that have one text each count, and their scores are equal. A grade of NaN: the query's ranking
+  leaves the document out; with the query -1: the document is only there to be found. Float64[r, 3] will do where each text is
+  one query or one document: texts named second, and all that are not named, are the documents.
 
 Batches may come in any order and from any number of processes: `compute` puts everything together, then scores it with a
 pure function. Each returns a dict of values; `main` names the one that counts. Similarity is cosine.
+
+Rankings are those of trec_eval: scores are rounded to 32 bits, and of documents with equal scores the later one comes first.
 """
 
 from __future__ import annotations
@@ -31,6 +37,8 @@ from torchmetrics.functional.classification import binary_average_precision
 from acge_lightning.errors import InputError
 
 Vectors = Any  # Float[n, d] tensor, or a SciPy sparse matrix of n rows
+_DOCUMENTS, _QUERIES = 8192, 256  # whose scores are in memory together
+_DEPTH = 1000  # of the ranking that a reranking is judged by, in MTEB
 
 
 class EmbeddingMetric(Metric):
@@ -62,11 +70,12 @@ class EmbeddingMetric(Metric):
         embeddings, ids, labels = (torch.cat(list(x)) if isinstance(x, list) else x for x in self._states())
         if not torch.isfinite(embeddings).all():
             raise InputError("the encoder gave vectors that are not finite (NaN or infinity)")
-        order = ids.argsort()
+        order = ids.argsort(stable=True)
+        order = order[ids[order].diff(prepend=ids.new_tensor([-1])) != 0]
         if labels.shape[1] == 2:  # one row a text, in step with the embeddings
             return self.score(embeddings[order], labels[order])
         number = torch.full((int(ids.max()) + 1,), -1, device=ids.device)
-        number[ids[order]] = torch.arange(len(ids), device=ids.device)
+        number[ids[order]] = torch.arange(len(order), device=ids.device)
         named = labels[:, :2].long()
         unseen = ~torch.isin(named, ids)
         if unseen.any():
@@ -77,7 +86,7 @@ class EmbeddingMetric(Metric):
         return self.embeddings, self.ids, self.labels
 
     def score(self, embeddings: Vectors, labels: Tensor) -> dict[str, float]:
-        """The scores of normalised embeddings Float[n, d] (or a SciPy sparse matrix); judgements number their rows."""
+        """The scores of normalised embeddings Float[n, d] (or a SciPy sparse matrix); labels number their rows."""
         return self.values(self.units(embeddings, labels))
 
     @abstractmethod
@@ -97,10 +106,51 @@ def _cosines(embeddings: Vectors, pairs: Tensor) -> Tensor:
     return torch.cat([1 - (embeddings[i] - embeddings[j]).square().sum(-1) / 2 for i, j in halves])
 
 
-def _products(embeddings: Vectors, rows: Tensor, columns: Tensor) -> Tensor:
-    if isinstance(embeddings, Tensor):
-        return embeddings[rows] @ embeddings[columns].T
-    return torch.from_numpy((embeddings[rows.numpy()] @ embeddings[columns.numpy()].T).toarray())
+def similarities(queries: Vectors, documents: Vectors) -> Tensor:
+    """Float32[q, d]: products of rows, equal for equal rows wherever they stand.
+
+    Products of 32 bits differ in the last ones with the place of a row in a matrix; these are made in 64 and rounded.
+    """
+    if isinstance(queries, Tensor):
+        return (queries.double() @ documents.double().T).float()
+    return torch.from_numpy((queries @ documents.T).toarray())
+
+
+def _pair_products(embeddings: Vectors, first: Tensor, second: Tensor) -> Tensor:
+    """Float[r]: the same for a row and its partner."""
+    if not isinstance(embeddings, Tensor):
+        return torch.from_numpy(np.asarray(embeddings[first.numpy()].multiply(embeddings[second.numpy()]).sum(1)).ravel())
+    halves = zip(first.split(_DOCUMENTS), second.split(_DOCUMENTS), strict=True)
+    return torch.cat([(embeddings[i].double() * embeddings[j].double()).sum(-1).float() for i, j in halves])
+
+
+def _rows(embeddings: Vectors, numbers: Tensor) -> Vectors:
+    return embeddings[numbers].double() if isinstance(embeddings, Tensor) else embeddings[numbers.numpy()]
+
+
+def _order(*keys: Tensor) -> Tensor:
+    """Int64[n]: the order by the last key, equal ones by the one before it, and so on, as in `numpy.lexsort`."""
+    order = keys[0].argsort(stable=True)
+    for key in keys[1:]:
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def _lines(labels: Tensor, texts: int) -> Tensor:
+    """Float64[r, 5] as the module has them, where each text may be one query or one document."""
+    if labels.shape[1] == 5:
+        return labels
+    others = torch.ones(texts, dtype=torch.bool, device=labels.device)
+    others[labels[:, :2].long().ravel()] = False
+    number = others.nonzero().to(labels)
+    nan, nobody = torch.full_like(number, torch.nan), torch.full_like(number, -1)
+    return torch.cat([torch.cat([labels, labels[:, :2]], dim=1), torch.cat([number, number, nan, nobody, number], dim=1)])
+
+
+def _numbered(numbers: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Int64[r]: `numbers` without gaps; Int64[n]: the text of each."""
+    distinct, of = numbers.unique(return_inverse=True)
+    return of, of.new_empty(len(distinct)).scatter_(0, of, texts.long())
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -108,13 +158,19 @@ def _ranks(values: Tensor) -> Tensor:
     return (counts.cumsum(0) - (counts.double() - 1) / 2)[inverse]
 
 
+def _need_two(values: Tensor, message: str) -> None:
+    if len(values) and (values == values[0]).all():
+        raise InputError(f"{message} {values[0]:g}: give a split with others too, or none")
+
+
 class Spearman(EmbeddingMetric):
-    """STS: rank correlation of cosine and score (ties share their mean rank). 0 if all scores are equal."""
+    """STS: rank correlation of cosine and score (ties share their mean rank). 0 if all cosines are equal."""
 
     main = "spearman"
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
-        """Cosine and score of each pair."""
+        """Cosine and score of each pair; an `InputError` if there are no two scores."""
+        _need_two(labels[:, 2], "scores of sts are compared: all pairs of the evaluation split have the score")
         return torch.stack([_cosines(embeddings, labels).double(), labels[:, 2]], dim=1)
 
     def values(self, units: Tensor) -> dict[str, float]:
@@ -130,7 +186,8 @@ class AveragePrecision(EmbeddingMetric):
     main = "ap"
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
-        """Cosine and label of each pair."""
+        """Cosine and label of each pair; an `InputError` if there are no two labels."""
+        _need_two(labels[:, 2], "pairs are told apart: all those of the evaluation split have the label")
         return torch.stack([_cosines(embeddings, labels).double(), labels[:, 2]], dim=1)
 
     def values(self, units: Tensor) -> dict[str, float]:
@@ -140,9 +197,7 @@ class AveragePrecision(EmbeddingMetric):
 
 
 class Retrieval(EmbeddingMetric):
-    """Retrieval: every query against the whole corpus.
-
-    Texts named second in a judgement, and all that no judgement names first, are the corpus.
+    """Retrieval: every query against all documents, scored as in trec_eval.
 
     Args:
         k: length of the ranking that is judged.
@@ -156,38 +211,85 @@ class Retrieval(EmbeddingMetric):
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
         """The nDCG (gain = grade, as in trec_eval), reciprocal rank and recall of each query that has a relevant document."""
-        queries, query_of = torch.unique(labels[:, 0].long(), return_inverse=True)
-        is_doc = torch.ones(embeddings.shape[0], dtype=torch.bool, device=labels.device)
-        is_doc[queries] = False
-        is_doc[labels[:, 1].long()] = True
-        docs = is_doc.nonzero().squeeze(1)
-        doc_of = torch.searchsorted(docs, labels[:, 1].long().contiguous())
-        k = min(self.k, len(docs))
-        found = torch.cat([_products(embeddings, q, docs).topk(k).indices for q in queries.split(256)])
-        grades = torch.zeros(len(queries), k, dtype=torch.double, device=labels.device)
-        ideal = torch.zeros(len(queries), self.k, dtype=torch.double, device=labels.device)
-        relevant = torch.zeros(len(queries), dtype=torch.double, device=labels.device)
-        by_query = query_of.argsort(stable=True)
-        sizes = torch.bincount(query_of, minlength=len(queries)).tolist()
-        for row, judged in enumerate(by_query.split(sizes)):
-            grade, doc = labels[judged, 2].double().clamp(min=0), doc_of[judged]
-            hits = found[row][:, None] == doc[None]
-            grades[row] = (hits * grade).amax(1)
-            best = grade.sort(descending=True).values[: self.k]
-            ideal[row, : len(best)] = best
-            relevant[row] = (grade > 0).sum()
+        lines = _lines(labels, embeddings.shape[0])
+        document, texts = _numbered(lines[:, 4], lines[:, 1])
+        asked = lines[:, 3] >= 0
+        query, asking = _numbered(lines[asked, 3], lines[asked, 0])
+        pair, grade = query * len(texts) + document[asked], lines[asked, 2]
+        hidden, judged = pair[grade.isnan()], ~grade.isnan()
+        pair, grade = _best(pair[judged], grade[judged].double().clamp(min=0))
+        ideal, relevant = self._ideal(pair // len(texts), grade, len(asking))
+        gains = self._gains(embeddings, asking, texts, pair, grade, hidden)
         keep = relevant > 0
         if not keep.any():
             raise InputError("no query of the evaluation split has a relevant document")
-        grades, ideal, relevant = grades[keep], ideal[keep], relevant[keep]
+        gains, ideal, relevant = gains[keep], ideal[keep], relevant[keep]
         discount = 1 / torch.log2(torch.arange(2, self.k + 2, dtype=torch.double, device=labels.device))
-        ndcg = (grades * discount[:k]).sum(1) / (ideal * discount).sum(1)
-        rank = 1 / torch.arange(1, k + 1, dtype=torch.double, device=labels.device)
-        return torch.stack([ndcg, ((grades > 0) * rank).amax(1), (grades > 0).sum(1) / relevant], dim=1)
+        ndcg = (gains * discount[: gains.shape[1]]).sum(1) / (ideal * discount).sum(1)
+        rank = torch.arange(1, gains.shape[1] + 1, dtype=torch.double, device=labels.device)
+        return torch.stack([ndcg, ((gains > 0) / rank).amax(1), (gains > 0).sum(1) / relevant], dim=1)
+
+    def _ideal(self, query: Tensor, grade: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+        """Float64[queries, k]: the best grades of each query; Float64[queries]: how many are above 0."""
+        order = _order(-grade, query)
+        query, grade = query[order], grade[order]
+        rank = torch.arange(len(query), device=query.device) - torch.searchsorted(query, query)
+        ideal = grade.new_zeros(queries, self.k)
+        ideal[query[rank < self.k], rank[rank < self.k]] = grade[rank < self.k]
+        return ideal, torch.bincount(query, (grade > 0).double(), minlength=queries)
+
+    def _gains(self, embeddings: Vectors, asking: Tensor, texts: Tensor, pair: Tensor, grade: Tensor, hidden: Tensor) -> Tensor:
+        """Float64[queries, k]: the grades of what each query finds, in order; `pair` ascends."""
+        spare = int(torch.bincount(hidden // len(texts)).max()) if len(hidden) else 0
+        found = _ranking(embeddings, asking, texts, self.k + spare)
+        found += len(texts) * torch.arange(len(asking), device=found.device)[:, None]
+        left_out = torch.isin(found, hidden)
+        place = torch.searchsorted(pair, found).clamp(max=len(pair) - 1)
+        gains = torch.where((pair[place] == found) & ~left_out, grade[place], 0.0)
+        return gains.gather(1, left_out.byte().argsort(dim=1, stable=True))[:, : self.k]
 
     def values(self, units: Tensor) -> dict[str, float]:
         """`ndcg`, `mrr` and `recall`, all at k, means over queries."""
         return dict(zip(("ndcg", "mrr", "recall"), units.mean(0).tolist(), strict=True))
+
+
+def _best(pair: Tensor, grade: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pair once, ascending, with its best grade."""
+    order = _order(-grade, pair)
+    pair, grade = pair[order], grade[order]
+    first = pair.diff(prepend=pair.new_tensor([-1])) != 0
+    return pair[first], grade[first]
+
+
+def _ranking(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int) -> Tensor:
+    """Int64[queries, k or all]: the documents in order of their scores, of equal ones the later first.
+
+    Args:
+        embeddings: of texts.
+        asking: Int64[queries], the text of each query.
+        texts: Int64[documents], the text of each document.
+        k: length of the ranking.
+    """
+    distinct, of = texts.unique(return_inverse=True)
+    document = len(of) - 1 - of.flip(0).argsort(stable=True)  # by text, later ones first
+    rank = torch.arange(len(of), device=of.device) - torch.searchsorted(of[document], of[document])
+    document = document[rank < k]  # of those with one text only the last k can be among the first k
+    best = torch.empty(len(asking), 0, dtype=torch.long, device=of.device)
+    for start in range(0, len(distinct), _DOCUMENTS):
+        ends = torch.searchsorted(of[document], torch.tensor([start, start + _DOCUMENTS], device=of.device)).tolist()
+        block = document[slice(*ends)]
+        vectors, spread = _rows(embeddings, distinct[start : start + _DOCUMENTS]), of[block] - start
+        found = [_first(similarities(_rows(embeddings, part), vectors)[:, spread], block, k) for part in asking.split(_QUERIES)]
+        best = torch.cat([best, torch.cat(found)], dim=1)
+        best = best.topk(min(k, best.shape[1])).values
+    return best & 0xFFFFFFFF
+
+
+def _first(scores: Tensor, documents: Tensor, k: int) -> Tensor:
+    """Int64[q, k or all]: of the best documents the score, as an integer of the same order, above the number in 32 bits."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # no -0
+    ranked = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | documents
+    return ranked.topk(min(k, len(documents))).values
 
 
 class Reranking(EmbeddingMetric):
@@ -196,25 +298,27 @@ class Reranking(EmbeddingMetric):
     main = "map"
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
-        """Average precision, and reciprocal rank at 10, of each query that has both kinds of candidates."""
-        cosine = _cosines(embeddings, labels)
-        query_of = torch.unique(labels[:, 0].long(), return_inverse=True)[1]
-        found = []
-        for judged in query_of.argsort(stable=True).split(torch.bincount(query_of).tolist()):
-            judged = judged.flip(0)  # of equal cosines the later one first, as in trec_eval: ties count against the positives
-            order = judged[cosine[judged].argsort(descending=True, stable=True)]
-            relevant = (labels[order, 2] > 0).double()
-            if not 0 < relevant.sum() < len(relevant):
-                continue
-            rank = torch.arange(1, len(relevant) + 1, device=relevant.device)
-            precision = ((relevant.cumsum(0) / rank) * relevant).sum() / relevant.sum()
-            found.append(torch.stack([precision, (relevant / rank)[:10].max()]))
-        if not found:
+        """Average precision at 1000, and reciprocal rank at 10, of each query that has both kinds of candidates."""
+        lines = _lines(labels, embeddings.shape[0])
+        lines = lines[~lines[:, 2].isnan()]
+        query = lines[:, 3].unique(return_inverse=True)[1]
+        cosine = _pair_products(embeddings, *lines[:, :2].long().unbind(1))
+        order = _order(-lines[:, 4], -cosine, query)
+        query, relevant = query[order], (lines[order, 2] > 0).double()
+        start = torch.searchsorted(query, query)
+        rank = torch.arange(len(query), device=query.device) - start + 1
+        above = relevant.cumsum(0) - relevant
+        precision = relevant * (above - above[start] + 1) / rank * (rank <= _DEPTH)
+        reciprocal = relevant / rank * (rank <= 10)
+        sizes, relevant = torch.bincount(query), torch.bincount(query, relevant)
+        keep = (relevant > 0) & (relevant < sizes)
+        if not keep.any():
             raise InputError("no query of the evaluation split has both relevant and other candidates")
-        return torch.stack(found)
+        first = torch.zeros_like(relevant).scatter_reduce_(0, query, reciprocal, "amax")
+        return torch.stack([torch.bincount(query, precision) / relevant, first], dim=1)[keep]
 
     def values(self, units: Tensor) -> dict[str, float]:
-        """`map` and `mrr` at 10, means over queries."""
+        """`map` at 1000 and `mrr` at 10, means over queries."""
         return dict(zip(("map", "mrr"), units.mean(0).tolist(), strict=True))
 
 
@@ -318,6 +422,10 @@ class VMeasure(EmbeddingMetric):
         clusters = len(set(truth.tolist()))
         if clusters < 2:
             raise InputError("clustering needs texts of at least two labels")
+        if self.draws and clusters > self.size:
+            raise InputError(
+                f"clustering draws {self.size} texts, too few for {clusters} labels: give a split with fewer labels"
+            )
         rng = random.Random(self.seed)
         rows = [np.array(rng.choices(range(len(truth)), k=self.size)) for _ in range(self.draws)] or [np.arange(len(truth))]
         vectors = _numpy(embeddings)

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from acge_lightning.data.base import numbered
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.errors import InputError
+from acge_lightning.metrics import similarities
+
+_ROWS = 256  # of queries whose scores of 64 bits are in memory
 
 
 def mteb_library() -> Any:
@@ -59,10 +63,12 @@ class MTEBEncoder:
         return vectors[number]
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of every row with every row, on the device that mteb chooses."""
-        from mteb.similarity_functions import cos_sim
-
-        return cos_sim(embeddings1, embeddings2)
+        """Float32[n, m] cosines of every row with every row, on a GPU if there is one; those of equal rows are equal."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        first, second = (torch.as_tensor(values, device=device) for values in (embeddings1, embeddings2))
+        distinct, of = second.unique(dim=0, return_inverse=True)
+        distinct = distinct.double()
+        return torch.cat([similarities(part, distinct)[:, of].cpu() for part in first.split(_ROWS)])
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosine of each row with its partner."""

@@ -1,10 +1,10 @@
 """mteb's own task classes on local folders.
 
 What defines each local protocol, so that its numbers can be had without mteb. `X` holds Float32 vectors of length 1 of the
-rows in the order of the files; `y` their labels; scikit-learn gets NumPy arrays of 32 bits. The seed is 42 everywhere. mteb
-writes values with 6 decimals, those of retrieval and reranking with 5.
+rows in the order of the files; `y` their labels; scikit-learn gets NumPy arrays of 32 bits. The seed is 42 everywhere. Values
+have 6 decimals, also those of retrieval and reranking, of which mteb by itself would keep 5.
 
-**sts** (`cosine_spearman`): `scipy.stats.spearmanr(scores, cosines)`.
+**sts** (`cosine_spearman`): `scipy.stats.spearmanr(scores, cosines)`; NaN where all scores or all cosines are equal.
 
 **pair** (`cosine_ap`): `sklearn.metrics.average_precision_score(labels, cosines)`.
 
@@ -28,12 +28,22 @@ time from the same seed, with as many clusters as the whole split has labels::
         value = v_measure_score(y[chosen], means.fit_predict(X[chosen]))
 
 **retrieval** (`ndcg_at_10`): trec_eval's `ndcg_cut_10` over the whole corpus (without one, over the distinct texts of the
-split's rows), the mean over queries; gain = grade, below 0 counts as 0, the best one where a text is judged twice. Queries
-without a grade above 0 are left out, as they are everywhere in this package. Of documents with equal cosines, the one that
-stands later in the corpus ranks first.
+split's rows), the mean over queries; gain = grade, below 0 counts as 0, the best one where a document is judged twice. Queries
+without a grade above 0 are left out, as they are everywhere in this package. With `exclude_own_id`, the document that has the
+query's `_id` is not in its ranking (mteb's `ignore_identical_ids`); a grade that it has still counts in the ideal one.
 
 **reranking** (`map_at_1000`): trec_eval's `map_cut_1000` over each query's own candidates, the mean over queries that have
-relevant and other ones. Each listed candidate is a document, positives first; of equal cosines, the later one ranks first.
+relevant and other ones. Each listed candidate is a document, positives first, though its text be listed twice.
+
+Each row of queries, and of documents, counts by itself, also where another has the same text. The run file of both, with
+names that ascend with the rows::
+
+    cosines = (Q.astype(float) @ D.astype(float).T).astype(np.float32)
+
+trec_eval reads scores as 32 bits and ranks of equal ones the document of the later name first: the later row. Products in 32
+bits would differ in the last ones with the place of a row in the matrix, and part documents of equal text. mteb encodes
+50,000 documents at a time, and keeps 1000 a query: in a larger corpus the vectors of equal texts may differ in their last
+bits, and among more than 1000 documents of one score it is not said which are kept.
 """
 
 from __future__ import annotations
@@ -49,7 +59,7 @@ import numpy as np
 import pyarrow as pa
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from acge_lightning.data.base import CACHE, TaskDataModule, as_column, numbered
+from acge_lightning.data.base import CACHE, TaskDataModule
 from acge_lightning.data.readers import SUFFIXES, locate
 from acge_lightning.data.retrieval import Judged
 from acge_lightning.data.store import VERSION
@@ -57,6 +67,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.mteb_encoder import mteb_library
 from acge_lightning.protocols import SEED, Dataset
 
+_VERSION = 2  # of how rows are made into a task: results of another one are not taken for its own
 _UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
 
 
@@ -98,22 +109,19 @@ def _judged(data: TaskDataModule, split: str) -> Any:
         part = part.select(np.flatnonzero((part.positives > 0) & (part.positives < np.diff(part.offsets))))
         if not len(part):
             raise InputError(f"{data.path}: no query of {split} has both relevant and other candidates")
-    numbers, query = part.of(np.arange(len(part)))
-    if listed:
-        texts, place = as_column(part.read_texts(numbers)), numbers
-    elif part.corpus is None:
-        names, place = numbered(part.read_texts(numbers))
-        texts = as_column(names)
-    else:
-        texts, place = part.corpus
+    column, text, answer = data.documents(part)
+    texts = column.take(pa.array(text)) if listed else column
     grade = (part.grades > 0).astype(float) if listed else part.grades.clip(min=0)
     if (grade % 1).any():
         raise InputError(f"{data.path}: {split} has the grade {grade[grade % 1 > 0][0]:g}: trec_eval needs whole numbers")
-    queries, documents = _names("q", len(part)), _names("d", len(texts))
+    documents = _names("d", len(text))
+    own = data.own_documents(part).tolist()
+    queries = [documents[place] if place >= 0 else name for place, name in zip(own, _names("q", len(part)), strict=True)]
     relevant: dict[str, dict[str, int]] = {name: {} for name in queries}
-    for asked, answer, value in zip(query.tolist(), place.tolist(), grade.tolist(), strict=True):
-        known = relevant[queries[asked]]
-        known[documents[answer]] = max(int(value), known.get(documents[answer], 0))
+    asked = part.of(np.arange(len(part)))[1]
+    for query, document, value in zip(asked.tolist(), answer.tolist(), grade.tolist(), strict=True):
+        known = relevant[queries[query]]
+        known[documents[document]] = max(int(value), known.get(documents[document], 0))
     found = {
         "corpus": Dataset(pa.table({"id": documents, "text": texts})),
         "queries": Dataset.from_dict({"id": queries, "text": part.read_queries(np.arange(len(part)))}),
@@ -170,6 +178,9 @@ _FAMILIES = {
 }  # fmt: skip
 
 
+_MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}  # of trec_eval
+
+
 class _Local:
     """Stands before a class of mteb: the rows of a folder instead of the hub's."""
 
@@ -188,6 +199,14 @@ class _Local:
             raise InputError(f"{source.path} has no {min(missing)} split, which {source.family} needs: add its file")
         self.dataset = family.read(data, source.split)
         self.data_loaded = True
+
+    def task_specific_scores(self, scores: Mapping[str, Mapping[str, float]], *others: Any, **more: Any) -> dict[str, float]:
+        """trec_eval's means over queries, for retrieval and reranking, which mteb would round to 5 decimals."""
+        means = {}
+        for measure in next(iter(scores.values())):
+            kind, _, depth = measure.rpartition("_")
+            means[f"{_MEASURES[kind]}_at_{depth}"] = float(np.mean([values[measure] for values in scores.values()]))
+        return means
 
 
 @isolate_rng()
@@ -234,6 +253,7 @@ def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
         is_public=False,
     )
     body = {**family.constants, "metadata": metadata, "_source": dataset, "_cache_dir": cache_dir, "__module__": __name__}
+    body["ignore_identical_ids"] = getattr(dataset, "exclude_own_id", False)
     return type(metadata.name, (_Local, getattr(abstasks, family.base)), body)(seed=SEED)
 
 
@@ -241,7 +261,7 @@ def _digest(dataset: Dataset) -> str:
     """Changes with any file of the folder, and with how it is read."""
     folder = locate(dataset.path)
     kept = "" if dataset.on_bad_row == "raise" else " without bad rows"
-    digest = hashlib.sha256(f"{VERSION} {dataset.limit}{kept}".encode())
+    digest = hashlib.sha256(f"{VERSION} {_VERSION} {dataset.limit} {dataset.exclude_own_id}{kept}".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
         with file.open("rb") as handle:

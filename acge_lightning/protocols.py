@@ -6,10 +6,11 @@
 | pair | average precision of the cosine | |
 | classification | accuracy of logistic regression | 8 training texts a class, 10 draws |
 | clustering | v-measure of mini-batch k-means | 2048 texts drawn with replacement, 10 draws |
-| retrieval | nDCG@10; MRR@10, recall@10 | |
-| reranking | mean average precision; MRR@10 | |
+| retrieval | nDCG@10; MRR@10, recall@10 | as trec_eval does; `exclude_own_id` where queries are documents |
+| reranking | mean average precision; MRR@10 | as trec_eval does, over the listed candidates |
 
-Draws follow from the seed (42), and are those of MTEB for the same rows.
+Each query counts by itself, whatever its text, and of documents with equal scores the later one ranks first. Draws follow
+from the seed (42), and are those of MTEB for the same rows.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Dataset:
         limit: most rows of the split, evenly drawn; None for all.
         on_bad_row: as in `TaskDataModule`.
         max_bad_fraction: as in `TaskDataModule`.
+        exclude_own_id: as in `RetrievalDataModule`.
     """
 
     family: str
@@ -63,6 +65,7 @@ class Dataset:
     limit: int | None = None
     on_bad_row: OnBadRow = "raise"
     max_bad_fraction: float = MAX_BAD
+    exclude_own_id: bool = False
 
     @property
     def name(self) -> str:
@@ -84,6 +87,7 @@ class Dataset:
             holdout=0.0,
             max_dev=self.limit,
             cache_dir=cache_dir,
+            **({"exclude_own_id": True} if self.exclude_own_id else {}),
         )
 
     def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
@@ -110,6 +114,7 @@ def find(
     limit: int | None = None,
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
+    exclude_own_id: str | Sequence[str] | None = None,
 ) -> list[Dataset]:
     """The data sets under `folder`/<family>/<name>.
 
@@ -120,19 +125,26 @@ def find(
         limit: as in `Dataset`.
         on_bad_row: as in `Dataset`.
         max_bad_fraction: as in `Dataset`.
+        exclude_own_id: name or names of the retrieval sets in which it is set.
 
     Raises:
         InputError: nothing there, or a name that is not there.
     """
     folder = Path(folder).expanduser()
+    own = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
     found = [
-        Dataset(family, path, split or _split(path), limit, on_bad_row, max_bad_fraction)
+        Dataset(
+            family, path, split or _split(path), limit, on_bad_row, max_bad_fraction, family == "retrieval" and path.name in own
+        )
         for family in FAMILIES
         for path in sorted((folder / family).glob("*"))
         if path.is_dir()
     ]
     if not found:
         raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
+    strange = own - {d.name for d in found if d.family == "retrieval"}
+    if strange:
+        raise InputError(f"exclude_own_id: {min(strange)!r} is no retrieval set under {folder}: give names of such sets")
     if tasks is None:
         return found
     unknown = set(tasks) - {d.name for d in found} - {d.family for d in found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,16 @@ def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits:
         prompts = data.prompts
         vectors = encoder.encode(queries, prompt=prompts.get("query"))
         scores = similarity(vectors, encoder.encode(documents, prompt=prompts.get("document")))
-        answers = {(int(i), int(j)) for i, j, grade in found.labels.tolist() if grade > 0}
+        grades = {(int(i), int(j)): grade for i, _, grade, _, j in found.labels.tolist()}
         table = Table(title=f"Searches in {len(documents)} documents of {name}", title_justify="left")
         for column in ("query", "cosine", "hit", "right"):
             table.add_column(column)
         for row, query in enumerate(queries):
-            best = scores[row].topk(min(hits, len(documents)))
+            hidden = [j for (i, j), grade in grades.items() if i == chosen[row] and math.isnan(grade)]
+            scores[row, hidden] = -math.inf
+            best = scores[row].topk(min(hits, len(documents) - len(hidden)))
             for place, (value, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                right = "✓" if (int(chosen[row]), boundary + i) in answers else ""
+                right = "✓" if grades.get((int(chosen[row]), i), 0) > 0 else ""
                 end = place == len(best.indices) - 1
                 table.add_row(_cut(query) if place == 0 else "", f"{value:.3f}", _cut(documents[i]), right, end_section=end)
         return table

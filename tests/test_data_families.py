@@ -621,9 +621,13 @@ def test_beir_evaluation(tmp_path, make):
     assert found.roles == ((len(answered), "query"), (len(answered) + len(docs), "document"))
     assert sorted(texts[: len(answered)]) == sorted(asked[q] for q in answered)
     assert texts[len(answered) :] == list(docs.values())  # the whole corpus
-    told = {(texts[int(q)], texts[int(d)]): g for q, d, g in found.labels.tolist()}
+    told = {(texts[int(q)], texts[int(d)]): g for q, d, g, query, _ in found.labels.tolist() if query >= 0}
     assert told == {(asked[q], docs[d]): g for q in answered for d, g in grades[q].items()}
-    assert len(found.labels) == len(told)
+    lines = found.labels.tolist()
+    assert sorted({d for *_, d in lines}) == list(range(len(docs)))  # those that nobody judges too
+    assert len(lines) == len(told) + len(docs) - len({d for _, d in told})
+    assert all(len(answered) + document == text for _, text, _, _, document in lines)
+    assert all(np.isnan(grade) == (query < 0) for _, _, grade, query, _ in lines)
     assert sorted(found.keys.tolist()) == sorted(text_id(asked[q]) for q in answered)
 
 
@@ -946,26 +950,65 @@ def test_row_evaluation(tmp_path, make, family):
     assert texts[:3] == ["q", "r", "a"]
     assert sorted(texts[3:]) == ["a", "b", "c", "d", "e", "q"]
     assert found.roles == ((3, "query"), (9, "document"))
-    told = [(texts[int(q)], texts[int(d)], g) for q, d, g in found.labels.tolist()]
+    told = [(texts[int(q)], texts[int(d)], g, query) for q, d, g, query, _ in found.labels.tolist()]
     assert sorted(told) == sorted(
-        (row["query"], d, int(d in row["positive"])) for row in rows for d in row["positive"] + row["negative"]
+        (row["query"], d, int(d in row["positive"]), i) for i, row in enumerate(rows) for d in row["positive"] + row["negative"]
     )
-    assert all(q < 3 <= d for q, d, _ in found.labels.tolist())
+    assert all(q < 3 <= d for q, d, *_ in found.labels.tolist())
+    numbers = [int(d) for *_, d in found.labels.tolist()]
+    assert len(set(numbers)) == (6 if family == "retrieval" else 9)  # documents are texts; candidates are listed
 
 
-@pytest.mark.parametrize("family", ["retrieval", "reranking"])
-def test_a_text_judged_twice_for_a_query_counts_once(tmp_path, make, family):
-    rows = [
-        {"query": "q", "positive": ["a", "a"], "negative": ["n", "n"]},
-        {"query": "q", "positive": ["a", "b"], "negative": ["c"]},
-        {"query": "q", "positive": ["c"], "negative": ["b"]},
-    ]
-    write(tmp_path / "dev.jsonl", rows)
-    data = make(family)
+def test_equal_queries_and_documents_count_by_themselves_and_have_one_text(tmp_path, make):
+    write(tmp_path / "corpus.jsonl", [{"_id": key, "text": text} for key, text in zip("abcd", "xyxz", strict=True)])
+    write(tmp_path / "queries.jsonl", [{"_id": key, "text": "q"} for key in "12"])
+    qrels(tmp_path, "dev", [("1", "c", 2), ("2", "b", 1)])
+    found = make("retrieval", holdout=0.0).evaluation("dev")
+    assert texts_of(found) == ["q", "x", "y", "x", "z"]
+    lines = [tuple(int(n) for n in (q, d, query, document)) for q, d, g, query, document in found.labels.tolist() if g > 0]
+    assert lines == [(0, 1, 0, 2), (0, 2, 1, 1)]
+    assert len(found.keys) == 2
+    data = make("retrieval", holdout=0.0, max_dev=1)
+    assert {int(query) for *_, query, _ in data.evaluation("dev").labels.tolist()} == {-1, 0}
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_the_document_of_the_querys_own_id_is_left_out(tmp_path, make, limit):
+    write(tmp_path / "corpus.jsonl", [{"_id": f"d{i}", "text": f"doc {i}"} for i in range(9)])
+    write(tmp_path / "queries.jsonl", [{"_id": f"d{i}" if i % 2 else f"q{i}", "text": f"query {i}"} for i in range(6)])
+    qrels(tmp_path, "dev", [(f"d{i}" if i % 2 else f"q{i}", f"d{8 - i}", 1) for i in range(6)])
+    data = make("retrieval", exclude_own_id=True, holdout=0.0, max_dev=limit)
     found = data.evaluation("dev")
     texts = texts_of(found)
-    told = [(texts[int(q)], texts[int(d)], g) for q, d, g in found.labels.tolist()]
-    assert sorted(told) == [("q", "a", 1), ("q", "b", 1), ("q", "c", 1), ("q", "n", 0)]
+    hidden = {(texts[int(q)], texts[int(d)]) for q, d, g, query, _ in found.labels.tolist() if np.isnan(g) and query >= 0}
+    asked = texts[: found.roles[0][0]]
+    assert hidden == {(f"query {i}", f"doc {i}") for i in (1, 3, 5) if f"query {i}" in asked}
+    assert len(hidden) == 3 or limit
+    plain = make("retrieval", holdout=0.0, max_dev=limit).evaluation("dev")
+    assert not any(np.isnan(g) and query >= 0 for *_, g, query, _ in plain.labels.tolist())
+
+
+def test_own_ids_where_there_are_none(tmp_path, make):
+    small_beir(tmp_path)
+    with pytest.raises(InputError, match="exclude_own_id=true, but no query has the _id of a document: leave it out"):
+        make("retrieval", exclude_own_id=True).evaluation("dev")
+    write(tmp_path / "rows" / "dev.jsonl", [{"query": "q", "positive": "p"}])
+    with pytest.raises(InputError, match="exclude_own_id=true needs the ids of a BEIR folder"):
+        make("retrieval", tmp_path / "rows", exclude_own_id=True).setup()
+    with pytest.raises(InputError, match="exclude_own_id=true is for retrieval from a corpus"):
+        make("reranking", tmp_path / "rows", exclude_own_id=True)
+
+
+def test_reranking_says_how_many_queries_have_candidates_of_one_kind(tmp_path, make):
+    rows = [{"query": f"q{i}", "positive": ["a"], "negative": ["b"] * (i % 2)} for i in range(5)]
+    write(tmp_path / "dev.jsonl", rows)
+    data = make("reranking")
+    data.setup()
+    assert data.note("dev") == "3 queries without both relevant and other candidates are left out"
+    write(tmp_path / "dev.jsonl", rows[1:2])
+    data = make("reranking")
+    data.setup()
+    assert data.note("dev") is None
 
 
 def test_a_perfect_ranking_scores_one_though_rows_repeat(tmp_path, make):
@@ -1133,7 +1176,9 @@ def test_a_real_corpus_against_its_files(tmp_path, make, name, split):
     expected = {(queries[q].strip(), corpus[d]): float(g) for q, d, g in (line.split("\t") for line in lines)}
     found = make("retrieval", DATA / name).evaluation(split)
     texts = texts_of(found)
-    assert {(texts[int(q)], texts[int(d)]): g for q, d, g in found.labels.tolist()} == expected
+    judged = [line for line in found.labels.tolist() if line[3] >= 0]
+    assert {(texts[int(q)], texts[int(d)]): g for q, d, g, _, _ in judged} == expected
+    assert len({int(d) for *_, d in found.labels.tolist()}) == len(corpus)
     assert len(texts) == len(corpus) + len({q for q, _ in expected})
 
 

@@ -253,6 +253,55 @@ def test_mtebs_own_program_gives_the_same_scores(small_encoder, tmp_path, capsys
         suite_scores(open_models("bm25"), "local", tmp_path, {"data_dir": str(SAMPLE), "cache_dir": str(tmp_path)})
 
 
+def arguments(folder):
+    """A set like ArguAna: queries are documents, and what answers one is another document."""
+    home = folder / "retrieval" / "arguments"
+    (home / "qrels").mkdir(parents=True)
+    texts = {f"a{i}": f"{word}有两面" for i, word in enumerate(["退货", "天气", "公园", "客服", "发票", "快递"])}
+    for name in ("corpus", "queries"):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (home / f"{name}.jsonl").write_text("\n".join(lines))
+    pairs = "".join(f"a{i}\ta{(i + 1) % 6}\t1\n" for i in range(6))
+    (home / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{pairs}")
+    return texts
+
+
+def test_own_ids_are_not_ranked_where_the_command_says_so(small_encoder, tmp_path, capsys):
+    import pytrec_eval
+    from hydra import compose, initialize_config_dir
+
+    from acge_lightning.cli import _evaluate
+    from acge_lightning.config import config_dir
+
+    texts = arguments(tmp_path / "data")
+    fixed = [f"model={{a: {small_encoder}}}", f"paths.data_dir={tmp_path / 'data'}", "paths.output_dir=.", "dims=[]"]
+    fixed.append(f"paths.cache_dir={tmp_path / 'cache'}")
+    vectors = load(small_encoder).encode(list(texts.values())).double()
+    relevant, values = {f"a{i}": {f"a{(i + 1) % 6}": 1} for i in range(6)}, {}
+    for number, own in enumerate(("null", "arguments", "[arguments]")):
+        out = f"out={tmp_path / str(number) / 'r.json'}"
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            _evaluate(compose("evaluate", [*fixed, f"exclude_own_id={own}", out]))
+            capsys.readouterr()
+            _evaluate(compose("evaluate", [*fixed, f"exclude_own_id={own}", out, "suite=local"]))
+        (row,) = json.loads((tmp_path / str(number) / "r.json").read_text())["rows"]
+        assert f"{row['value']:.4f}" in capsys.readouterr().out
+        run = {f"a{i}": {f"a{j}": float(vectors[i] @ vectors[j]) for j in range(6)} for i in range(6)}
+        for query, found in run.items():
+            found.pop(query if own != "null" else None, None)
+        scores = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(run).values()
+        assert row["value"] == pytest.approx(np.mean([score["ndcg_cut_10"] for score in scores]), abs=1e-6)
+        values[own] = row["value"]
+    assert values["null"] < values["arguments"] == values["[arguments]"]
+    with pytest.raises(InputError, match="exclude_own_id: 'other' is no retrieval set under"):
+        find(tmp_path / "data", exclude_own_id=["arguments", "other"])
+    (dataset,) = find(tmp_path / "data", exclude_own_id="arguments")
+    _, found = dataset.open(tmp_path)
+    for example in examples("retrieval", load(small_encoder).encode(found.texts.to_pylist()), found)["neighbours"]:
+        assert example["query"] not in {hit["text"] for hit in example["hits"]}
+        assert len(example["hits"]) == 3
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [(["nope"], "'nope' is not under"), (None, "holds no data set")],
@@ -396,14 +445,15 @@ def test_retrieval_equals_trec_eval(name, small_encoder, tmp_path):
     _, found = dataset.open(tmp_path)
     vectors = torch.nn.functional.normalize(torch.randn(len(found), 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     units = Retrieval().units(vectors, found.labels)
-    asked = sorted({int(q) for q in found.labels[:, 0]})
-    documents = sorted(set(range(len(found))) - set(asked) | {int(d) for d in found.labels[:, 1]})
-    judged, ranked = {}, {}
-    for q, d, grade in found.labels.tolist():
-        judged.setdefault(str(int(q)), {})[str(int(d))] = int(grade)
+    text = {int(d): int(number) for _, number, _, _, d in found.labels.tolist()}
+    asking = {int(q): int(number) for number, _, _, q, _ in found.labels.tolist() if q >= 0}
+    asked, documents, judged, ranked = sorted(asking), sorted(text), {}, {}
+    for _, _, grade, q, d in found.labels.tolist():
+        if q >= 0:
+            judged.setdefault(str(int(q)), {})[f"{int(d):09d}"] = int(grade)
     for q in asked:
-        similar = (vectors[q] @ vectors[documents].T).tolist()
-        ranked[str(q)] = {str(d): value for d, value in zip(documents, similar, strict=True)}
+        similar = (vectors[asking[q]].double() @ vectors[[text[d] for d in documents]].double().T).tolist()
+        ranked[str(q)] = {f"{d:09d}": value for d, value in zip(documents, similar, strict=True)}
     scores = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10"}).evaluate(ranked)
     expected = [[scores[str(q)]["ndcg_cut_10"], scores[str(q)]["recall_10"]] for q in asked]
     np.testing.assert_allclose(units[:, [0, 2]].numpy(), expected, atol=1e-6)

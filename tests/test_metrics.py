@@ -4,7 +4,11 @@ import socket
 
 import numpy as np
 import pytest
+import pytrec_eval
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
@@ -12,6 +16,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from acge_lightning import metrics
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import (
     AveragePrecision,
@@ -85,14 +90,22 @@ def test_spearman_of_very_many_equal_scores_equals_scipy():
     assert scored(Spearman(), embeddings, labels)["spearman"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_spearman_is_one_for_the_right_order_minus_one_for_the_reverse_and_zero_for_equal_scores():
+def test_spearman_is_one_for_the_right_order_minus_one_for_the_reverse_and_zero_for_equal_cosines():
     angles = torch.linspace(0, 3, 5)
     embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
     results = []
-    for scores in ([4, 3, 2, 1], [1, 2, 3, 4], [7, 7, 7, 7]):
+    for vectors, scores in ((embeddings, [4, 3, 2, 1]), (embeddings, [1, 2, 3, 4]), (torch.ones(5, 2), [1, 2, 3, 4])):
         labels = torch.tensor([[0, i + 1, s] for i, s in enumerate(scores)], dtype=torch.double)
-        results.append(scored(Spearman(), embeddings, labels)["spearman"])
+        results.append(scored(Spearman(), vectors, labels)["spearman"])
     assert results == pytest.approx([1, -1, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Spearman, "have the score 1"), (AveragePrecision, "have the label 1")])
+def test_pairs_of_one_score_or_label_are_refused(kind, message):
+    """scipy gives NaN for them, scikit-learn 1."""
+    labels = torch.tensor([[0, i, 1] for i in range(1, 5)], dtype=torch.double)
+    with pytest.raises(InputError, match=message):
+        scored(kind(), texts(5), labels)
 
 
 # ---- AveragePrecision
@@ -235,6 +248,140 @@ def test_reranking_without_both_kinds_of_candidates_is_refused(grade):
         scored(Reranking(), texts(3), judged)
 
 
+# ---- rankings as trec_eval has them
+
+
+def trec_eval(vectors, lines, measures, ranked):
+    """Float64[queries, measures]; scores are products of 64 bits of the normalised vectors of 32."""
+    vectors = torch.nn.functional.normalize(vectors, dim=1).double().numpy()
+    text, relevant, listed, hidden = {}, {}, {}, set()
+    for query_text, document_text, grade, query, document in lines:
+        text[document] = document_text
+        if query >= 0:
+            text["q", query] = query_text
+            if np.isnan(grade):
+                hidden.add((query, document))
+            else:
+                listed.setdefault(query, []).append(document)
+                known = relevant.setdefault(f"q{query:03d}", {})
+                known[f"d{document:03d}"] = int(grade)
+    run = {}
+    for query, own in listed.items():
+        pool = own if ranked == "listed" else [number for number in text if not isinstance(number, tuple)]
+        scores = {d: float(vectors[text["q", query]] @ vectors[text[d]]) for d in pool if (query, d) not in hidden}
+        run[f"q{query:03d}"] = {f"d{d:03d}": value for d, value in scores.items()}
+    found = pytrec_eval.RelevanceEvaluator(relevant, set(measures)).evaluate(run)
+    names = [measure.replace(".", "_") for measure in measures]
+    return {query: [found[query][name] for name in names] for query in sorted(relevant)}, relevant
+
+
+@st.composite
+def lines_of(draw, listed):
+    """Vectors of few directions, and lines: texts that several queries or documents have, several grades, hidden documents."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    queries, documents = draw(st.integers(1, 6)), draw(st.integers(1, 25))
+    vectors = torch.tensor(rng.integers(-1, 2, (8, 3)) + rng.choice([0.0, 0.5]), dtype=torch.float32)
+    if draw(st.booleans()):
+        vectors = torch.tensor(rng.normal(size=(8, 3)), dtype=torch.float32)
+    asking, text = rng.integers(0, 2, queries), rng.integers(0, 8, documents)
+    found = []
+    for query in range(queries):
+        chosen = rng.choice(documents, rng.integers(1, documents + 1), replace=False)
+        grades = rng.integers(0, 2, len(chosen)) if listed else rng.integers(-1, 4, len(chosen))
+        found += [(asking[query], text[d], g, query, d) for d, g in zip(chosen, grades, strict=True)]
+        if not listed and rng.random() < 0.5:
+            own = rng.integers(0, documents)
+            found.append((asking[query], text[own], np.nan, query, own))
+    if not listed:
+        found += [(text[d], text[d], np.nan, -1, d) for d in range(documents)]
+    rng.shuffle(found)
+    return vectors, [(int(a), int(b), g, int(q), int(d)) for a, b, g, q, d in found]
+
+
+def needs_other_queries(relevant, both):
+    kinds = [{grade > 0 for grade in known.values()} for known in relevant.values()]
+    return [query for query, kind in zip(relevant, kinds, strict=True) if (len(kind) == 2 if both else True in kind)]
+
+
+@given(lines_of(listed=False), st.sampled_from([1, 3, 10]))
+@settings(max_examples=300, deadline=None)
+def test_retrieval_equals_trec_eval(case, k):
+    vectors, lines = case
+    expected, relevant = trec_eval(vectors, lines, [f"ndcg_cut.{k}", f"recall.{k}"], "all")
+    kept = needs_other_queries(relevant, both=False)
+    labels = torch.tensor(lines, dtype=torch.double)
+    normalised = torch.nn.functional.normalize(vectors, dim=1)
+    if not kept:
+        with pytest.raises(InputError, match="no query"):
+            Retrieval(k).units(normalised, labels)
+        return
+    units = Retrieval(k).units(normalised, labels)
+    np.testing.assert_allclose(units[:, [0, 2]], [expected[query] for query in sorted(kept)], atol=1e-12)
+    assert scored(Retrieval(k), vectors, labels)["ndcg"] == pytest.approx(float(units[:, 0].mean()), abs=1e-12)
+
+
+@given(lines_of(listed=True))
+@settings(max_examples=300, deadline=None)
+def test_reranking_equals_trec_eval(case):
+    vectors, lines = case
+    expected, relevant = trec_eval(vectors, lines, ["map_cut.1000"], "listed")
+    kept = needs_other_queries(relevant, both=True)
+    labels = torch.tensor(lines, dtype=torch.double)
+    if not kept:
+        with pytest.raises(InputError, match="both relevant and other"):
+            Reranking().units(vectors, labels)
+        return
+    units = Reranking().units(torch.nn.functional.normalize(vectors, dim=1), labels)
+    np.testing.assert_allclose(units[:, 0], [expected[query][0] for query in sorted(kept)], atol=1e-12)
+
+
+@given(lines_of(listed=False))
+@settings(max_examples=50, deadline=None)
+def test_sparse_vectors_rank_as_dense_ones(case):
+    vectors, lines = case
+    vectors, labels = (8 * vectors).round(), torch.tensor(lines, dtype=torch.double)  # whole numbers: no rounding
+    for metric in (Retrieval(), Reranking()):
+        try:
+            expected = metric.units(vectors, labels)
+        except InputError:
+            continue
+        assert torch.equal(metric.units(csr_matrix(vectors.numpy()), labels), expected)
+
+
+def test_a_candidate_below_rank_1000_counts_for_nothing():
+    angles = torch.linspace(0, 1.5, 1203)
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    lines = [(0, d, int(d in (1, 1200)), 0, d) for d in range(1, 1203)]
+    expected, _ = trec_eval(vectors, [(a, b, g, q, d) for a, b, g, q, d in lines], ["map_cut.1000"], "listed")
+    assert expected["q000"] == [0.5]
+    assert scored(Reranking(), vectors, torch.tensor(lines, dtype=torch.double))["map"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("sizes", [(7, 3), (8192, 256)])
+def test_blocks_of_documents_and_queries_do_not_matter_and_the_corpus_is_copied_once(monkeypatch, sizes):
+    vectors, judged = texts(900), random_judgements(600, 300, 5, 3)
+    judged[:, 1] = 600 + judged[:, 1] % 40  # many documents that nobody judges
+    expected = retrieval_loop(vectors, torch.tensor(list({(q, d): (q, d, g) for q, d, g in judged.tolist()}.values())), 10)
+    taken, rows = [], metrics._rows
+    monkeypatch.setattr(metrics, "_rows", lambda embeddings, numbers: taken.append(numbers) or rows(embeddings, numbers))
+    monkeypatch.setattr(metrics, "_DOCUMENTS", sizes[0])
+    monkeypatch.setattr(metrics, "_QUERIES", sizes[1])
+    judged = torch.tensor(list({(q, d): (q, d, g) for q, d, g in judged.tolist()}.values()))
+    assert scored(Retrieval(), vectors, judged) == pytest.approx(expected, abs=1e-9)
+    copied = torch.cat(taken)
+    assert copied[copied >= 600].tolist() == list(range(600, 900))
+
+
+def test_equal_documents_have_equal_scores_wherever_they_stand():
+    """Products of 32 bits differ in the last ones with the place of a column."""
+    vectors = torch.nn.functional.normalize(texts(41, dim=384), dim=1)
+    documents = vectors[torch.arange(1000) % 41]
+    scores = metrics.similarities(vectors[:7], documents)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, scores[:, torch.arange(1000) % 41])
+    assert torch.equal(scores[:, :41], torch.tensor(vectors[:7].double().numpy() @ vectors.double().numpy().T).float())
+
+
 # ---- classification
 
 
@@ -315,6 +462,13 @@ def test_v_measure_of_clear_clusters_equals_scikit_learn(swapped):
 def test_v_measure_needs_two_labels():
     with pytest.raises(InputError, match="at least two labels"):
         scored(VMeasure(), texts(6), torch.tensor([[3, 0]] * 6))
+
+
+def test_v_measure_needs_a_text_a_label_in_each_draw():
+    labels = torch.stack([torch.arange(9), torch.zeros(9, dtype=torch.long)], dim=1)
+    with pytest.raises(InputError, match="draws 8 texts, too few for 9 labels"):
+        VMeasure(draws=2, size=8).units(texts(9), labels)
+    assert VMeasure(draws=2, size=9).units(texts(9), labels).shape == (2, 1)
 
 
 def test_each_draw_has_one_thread(monkeypatch):
@@ -443,6 +597,16 @@ def test_two_processes_give_the_same_as_one():
         name, value = results.get()
         kind = {"Retrieval": Retrieval, "KNNAccuracy": KNNAccuracy}[name]
         assert value == pytest.approx(scored(kind(), texts(42), METRICS[kind]), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Spearman, KNNAccuracy, Retrieval])
+def test_texts_that_come_twice_count_once(kind):
+    embeddings, labels = texts(42), METRICS[kind]
+    metric = kind()
+    again = torch.tensor([3, 41, 3])
+    metric.update(embeddings[again], again, labels[again] if labels.shape[1] == 2 else labels[:0])
+    metric.update(embeddings, torch.arange(42), labels)
+    assert metric.compute() == pytest.approx(scored(kind(), embeddings, labels), abs=1e-9)
 
 
 def test_a_metric_of_ones_own_needs_units_and_values():

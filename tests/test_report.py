@@ -154,6 +154,21 @@ def test_judged_wrong_is_not_right_and_brackets_are_no_markup(encoder, tmp_path)
     assert len(lines) == 2
 
 
+def test_a_query_does_not_find_itself_where_own_ids_are_left_out(encoder, tmp_path):
+    texts = ["怎么退货", "今天天气", "公园在哪"]
+    for name in ("corpus", "queries"):
+        lines = [json.dumps({"_id": str(i), "text": text}) for i, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "qrels").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t1\n1\t2\t1\n2\t0\t1\n")
+    for own in (False, True):
+        data = RetrievalDataModule(tmp_path, exclude_own_id=own, cache_dir=tmp_path / "cache")
+        lines = printed(searches(encoder, MixtureDataModule({"tiny": data}), count=3, hits=9))[1:]
+        assert len(lines) == 9 - 3 * own
+        assert (texts[0] in {line[2] for line in lines[: 3 - own]}) == (not own)
+
+
 def test_nothing_to_search_in(encoder, folder):
     tasks = {
         "plain": UnlabelledDataModule("sample:unlabelled/sample_zh", holdout=0.05, cache_dir=folder),

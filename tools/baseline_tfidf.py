@@ -32,7 +32,7 @@ def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> di
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), dtype=np.float32).fit(texts + own)
     matrix = vectors.transform(own)
     used = matrix[:, matrix.getnnz(axis=0) > 0]  # terms that no text of the split has change nothing
-    dense = used.toarray() if found.labels.shape[1] == 3 else rotated(used)
+    dense = used.toarray() if found.labels.shape[1] != 2 else rotated(used)
     metric.update(torch.from_numpy(dense), torch.arange(len(own)), found.labels)
     return metric.compute()
 

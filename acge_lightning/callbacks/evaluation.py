@@ -36,6 +36,7 @@ class Evaluation(Callback):
         every: optimizer steps.
         share: of the time since training began that scoring may take.
         limit: most rows of a set, evenly drawn.
+        exclude_own_id: names of the retrieval sets in which queries are documents (see `RetrievalDataModule`).
         cache_dir: of checked rows.
         on_bad_row: as in `TaskDataModule`; None for `raise`.
         max_bad_fraction: as in `TaskDataModule`; None for its default.
@@ -61,6 +62,7 @@ class Evaluation(Callback):
         every: int = 500,
         share: float = 0.1,
         limit: int | None = 1000,
+        exclude_own_id: str | Sequence[str] | None = None,
         cache_dir: str | Path = CACHE,
         on_bad_row: OnBadRow | None = None,
         max_bad_fraction: float | None = None,
@@ -70,7 +72,7 @@ class Evaluation(Callback):
         if not 0 < share <= 1:
             raise InputError(f"callbacks.evaluation.share={share} must be above 0 and at most 1: 0.1 is a tenth of the time")
         most = MAX_BAD if max_bad_fraction is None else max_bad_fraction
-        self.datasets = find(folder, tasks, "dev", limit, on_bad_row or "raise", most)
+        self.datasets = find(folder, tasks, "dev", limit, on_bad_row or "raise", most, exclude_own_id)
         self.dims, self.every, self.share = dims, every, share
         self.cache_dir = Path(cache_dir).expanduser()
         self.rows: list[Row] = []

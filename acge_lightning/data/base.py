@@ -54,7 +54,7 @@ class EvaluationSet:
     Args:
         texts: the number of a text is its place here; may lie on disk.
         roles: (first number after, role) for runs of texts of one role.
-        labels: Float64[r, 3] judgements, or Int64[texts, 2] classes.
+        labels: Float64[r, 3] or Float64[r, 5] judgements, or Int64[texts, 2] classes, as in `acge_lightning.metrics`.
         keys: Int64[rows] hashes by which a row is found again in training data.
     """
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, TaskDataModule, as_column, numbered
 from acge_lightning.data.readers import is_beir, rows, split_files
 from acge_lightning.data.records import DocumentRecord, RowError, TripletRecord, identifier, number
 from acge_lightning.data.store import Left, Store, aside
@@ -24,6 +24,7 @@ from acge_lightning.losses import InfoNCE
 from acge_lightning.metrics import Reranking, Retrieval
 
 _LOG = logging.getLogger(__name__)
+_BLOCK = 4096  # texts read together
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Judged:
         places: Int64[r]: the place of each judged text among all documents.
         unanswered: queries that were left out because no judged text is a positive.
         unmatched: judgements that were left out because their query or document is not there.
+        own: Int64[n] the place in the corpus of the document that has the query's `_id`, -1 where none has; None without ids.
     """
 
     queries: np.ndarray
@@ -53,6 +55,7 @@ class Judged:
     places: np.ndarray | None = None
     unanswered: int = 0
     unmatched: int = 0
+    own: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -108,6 +111,7 @@ class Judged:
             read_queries=partial(_renumbered, self.read_queries, numbers),
             read_texts=partial(_renumbered, self.read_texts, texts),
             places=None if self.places is None else self.places[texts],
+            own=None if self.own is None else self.own[numbers],
         )
 
 
@@ -129,6 +133,8 @@ class RetrievalDataModule(TaskDataModule):
 
     Args:
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
+        exclude_own_id: leave the document that has the query's own `_id` out of its ranking, where queries are documents
+            themselves, as in BEIR's ArguAna and Quora.
         **others: as in `TaskDataModule`; prompt roles are `query` and `document`.
 
     YAML::
@@ -144,14 +150,18 @@ class RetrievalDataModule(TaskDataModule):
     role_names = ("query", "document")
     in_batch: ClassVar[bool] = True  # whether the positives of other queries are negatives
 
-    def __init__(self, *args: Any, negatives: int = 1, **others: Any):
+    def __init__(self, *args: Any, negatives: int = 1, exclude_own_id: bool = False, **others: Any):
         super().__init__(*args, **others)
         if negatives < 0:
             raise InputError(f"negatives={negatives} must be 0 or more")
-        self.negatives = negatives
+        self.negatives, self.exclude_own_id = negatives, exclude_own_id
 
     def _open(self, source: Path, role: str) -> Judged | None:
         if not is_beir(source):
+            if self.exclude_own_id:
+                raise InputError(
+                    f"{source}: exclude_own_id=true needs the ids of a BEIR folder, and rows have none: leave it out"
+                )
             files = self._files(source, role)
             return _from_rows(self._store(files, TripletRecord)) if files else None
         qrels = self._files(source / "qrels", role)
@@ -272,21 +282,44 @@ class RetrievalDataModule(TaskDataModule):
         roles = ("query", "document", "document")[: len(columns)]
         return Examples(tuple(columns), roles, tuple(ids), torch.from_numpy(labels.astype(np.int64)))
 
+    def documents(self, part: Judged) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+        """What a split's queries are ranked against.
+
+        Returns:
+            Texts, Int64[documents] the number of each document's text among them (of equal ones the first), and Int64[r] the
+            document that each judged text is.
+        """
+        if part.corpus is not None:
+            return part.corpus[0], _first_equal(part.corpus[0]), part.corpus[1]
+        names, document = numbered(part.read_texts(np.arange(len(part.ids))))
+        return as_column(names), np.arange(len(names)), document
+
+    def own_documents(self, part: Judged) -> np.ndarray:
+        """Int64[n]: the document that is left out of each query's ranking, -1 for none.
+
+        Raises:
+            InputError: there is none for any query, though `exclude_own_id` is set.
+        """
+        if not self.exclude_own_id:
+            return np.full(len(part), -1)
+        if not (part.own >= 0).any():
+            raise InputError(f"{self.path}: exclude_own_id=true, but no query has the _id of a document: leave it out")
+        return part.own
+
     def _evaluation(self, part: Judged) -> EvaluationSet:
-        judged, query = part.of(np.arange(len(part)))
-        queries, first = numbered(part.read_queries(np.arange(len(part))))
-        if part.corpus is None:
-            texts, second = numbered(part.read_texts(judged))
-            docs = as_column(texts)
-        else:
-            docs, second = part.corpus
-        column = pa.chunked_array([*as_column(queries).chunks, *docs.chunks])
-        roles = ((len(queries), "query"), (len(column), "document"))
-        asked, answer = first[query], len(queries) + second
-        order = np.lexsort([-part.grades, answer, asked])  # of a text judged twice for a query, the best grade counts
-        pairs = np.stack([asked, answer], axis=1)[order]
-        kept = np.sort(order[np.append(True, np.any(pairs[1:] != pairs[:-1], axis=1))])
-        return EvaluationSet(column, roles, judgements(asked[kept], answer[kept], part.grades[kept]), self.keys(part))
+        everything = np.arange(len(part))
+        queries, asking = numbered(part.read_queries(everything))
+        column, text, judged = self.documents(part)
+        query, own = part.of(everything)[1], self.own_documents(part)
+        hiding, unjudged = np.flatnonzero(own >= 0), np.setdiff1d(np.arange(len(text)), judged)
+        document = np.concatenate([judged, own[hiding], unjudged])
+        grade = np.append(part.grades, np.full(len(hiding) + len(unjudged), np.nan))
+        query = np.concatenate([query, hiding, np.full(len(unjudged), -1)])
+        answer = len(queries) + text[document]
+        lines = [np.where(query < 0, answer, asking[query]), answer, grade, query, document]
+        texts = pa.chunked_array([*as_column(queries).chunks, *column.chunks])
+        roles = ((len(queries), "query"), (len(texts), "document"))
+        return EvaluationSet(texts, roles, torch.from_numpy(np.stack(lines, axis=1).astype(np.float64)), self.keys(part))
 
 
 class RerankingDataModule(RetrievalDataModule):
@@ -312,6 +345,33 @@ class RerankingDataModule(RetrievalDataModule):
 
     def __init__(self, *args: Any, negatives: int = 7, **others: Any):
         super().__init__(*args, negatives=negatives, **others)
+        if self.exclude_own_id:
+            raise InputError(
+                "exclude_own_id=true is for retrieval from a corpus: candidates of reranking are listed, leave it out"
+            )
+
+    def note(self, role: str) -> str | None:
+        """How many queries have candidates of one kind only."""
+        part: Judged = self.parts[role]
+        left = int(np.sum((part.positives == 0) | (part.positives == np.diff(part.offsets)))) + part.unanswered
+        return f"{left} queries without both relevant and other candidates are left out" if left else None
+
+    def documents(self, part: Judged) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+        """The same: every listed candidate is a document of its own, though its text may be listed elsewhere too."""
+        names, text = numbered(part.read_texts(np.arange(len(part.ids))))
+        return as_column(names), text, np.arange(len(text))
+
+
+def _first_equal(texts: pa.ChunkedArray) -> np.ndarray:
+    """Int64[n]: the place of the first text that equals each one, by hashes of 64 bits; texts may lie on disk."""
+    digests = (
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+        for batch in texts.chunks
+        for start in range(0, len(batch), _BLOCK)
+        for text in batch.slice(start, _BLOCK).to_pylist()
+    )
+    _, first, of = np.unique(np.frombuffer(b"".join(digests), dtype=np.int64), return_index=True, return_inverse=True)
+    return first[of]
 
 
 def _from_rows(store: Store) -> Judged:
@@ -382,6 +442,7 @@ def _from_beir(corpus: Store, queries: Store, judgements: _Judgements, learn: bo
         doc,
         unanswered=asked - len(kept),
         unmatched=judgements.unmatched,
+        own=_own(corpus.column("key"), queries.column("key").take(pa.array(kept))),
     )
     if part.note:
         _LOG.warning("%s: %s", judgements.files[0], part.note)
@@ -390,6 +451,11 @@ def _from_beir(corpus: Store, queries: Store, judgements: _Judgements, learn: bo
 
 def _is_empty(store: Store) -> np.ndarray:
     return pc.equal(pc.binary_length(store.column("text")), 0).to_numpy()
+
+
+def _own(corpus: pa.ChunkedArray, queries: pa.ChunkedArray) -> np.ndarray:
+    found = pc.index_in(queries, value_set=corpus.combine_chunks())
+    return found.fill_null(-1).combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 @dataclass
