@@ -44,6 +44,13 @@ def gather_batch(
     return vectors, labels, hashes
 
 
+def anywhere(here: Sequence[bool], device: torch.device) -> list[bool]:
+    """Of some questions that every rank answers for itself: to which any of them says yes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(here)
+    return torch.stack(_gathered(torch.tensor(here, dtype=torch.int32, device=device))).any(0).tolist()
+
+
 def _gathered(own: Tensor) -> list[Tensor]:
     """What each rank gave, without gradient; all of one shape."""
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]

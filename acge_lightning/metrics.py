@@ -33,10 +33,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from acge_lightning.errors import InputError
 
 Vectors = Any  # Float[n, d] tensor, or a SciPy sparse matrix of n rows
+_DTYPES = (torch.float32, torch.float64, torch.int64)  # of states
+_GATHERED = 65536  # rows of a state that travel together
 _DOCUMENTS, _QUERIES = 8192, 256  # whose scores are in memory together
 _DEPTH = 1000  # of the ranking that a reranking is judged by, in MTEB
 
@@ -53,9 +56,25 @@ class EmbeddingMetric(Metric):
     labels: list[Tensor]
 
     def __init__(self, **kwargs: object):
-        super().__init__(compute_on_cpu=True, **kwargs)
+        super().__init__(compute_on_cpu=True, dist_sync_fn=self._gather, **kwargs)
         for name in ("embeddings", "ids", "labels"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def _gather(self, state: Tensor, group: Any = None) -> list[Tensor]:
+        """Every process's part of a state; one that has seen no text has an empty part.
+
+        States wait on the CPU and travel by the metric's own device, since NCCL takes nothing from a CPU: some rows at a time.
+        """
+
+        def gathered(part: Tensor) -> list[Tensor]:
+            return [other.cpu() for other in gather_all_tensors(part.to(self.device), group)]
+
+        head = torch.tensor([len(state), state.ndim, state.shape[-1], _DTYPES.index(state.dtype)])
+        rows, ndim, width, dtype = max(other.tolist() for other in gathered(head))
+        if not len(state):
+            state = torch.empty((0, width)[:ndim], dtype=_DTYPES[dtype])
+        pieces = [gathered(state[start : start + _GATHERED]) for start in range(0, max(rows, 1), _GATHERED)]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     def update(self, embeddings: Tensor, ids: Tensor, labels: Tensor) -> None:
         """Take in Float[n, d] embeddings, Int64[n] numbers and labels (see the module)."""

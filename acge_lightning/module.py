@@ -17,7 +17,7 @@ from acge_lightning.data.base import TaskDataModule
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
-from acge_lightning.gather import gather_batch
+from acge_lightning.gather import anywhere, gather_batch
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.optim import Optim
 from acge_lightning.optimized import OptimizedModule
@@ -168,8 +168,9 @@ class EmbeddingModule(OptimizedModule):
     def _score(self, prefix: str, role: str) -> None:
         values: Score = {}
         families: dict[str, list[float]] = {}
-        for name, metric in self.metrics.items():
-            if metric.update_called:
+        seen = anywhere([metric.update_called for metric in self.metrics.values()], self.device)
+        for (name, metric), any_rank in zip(self.metrics.items(), seen, strict=True):
+            if any_rank:  # every rank takes part then: the others wait for its texts, even for none
                 scores = metric.compute()
                 values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
                 families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])

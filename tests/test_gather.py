@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import socket
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import acge_lightning
 from acge_lightning.batch import TextBatch
 from acge_lightning.data import (
     ClassificationDataModule,
+    ClusteringDataModule,
     MixtureDataModule,
     PairDataModule,
     RerankingDataModule,
@@ -22,7 +24,8 @@ from acge_lightning.data import (
     STSDataModule,
     UnlabelledDataModule,
 )
-from acge_lightning.data.mixture import Collate, StepDataset
+from acge_lightning.data.mixture import Collate, EvaluationTexts, StepDataset
+from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
 from acge_lightning.gather import gather_batch
 from acge_lightning.module import EmbeddingModule, Task
@@ -139,6 +142,64 @@ def test_ranks_share_the_global_batch_of_one_process(cache):
                 assert np.array_equal(together, np.sort(whole.ids[column].numpy()))
 
 
+def validating(rank, world, port, cache, folder, out):
+    """Scores the dev split of `folder` in one of several processes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    torch.manual_seed(0)
+    encoder = static(train_vocabulary(["a b c d e f"] * 20, "bpe", 100), dim=8)
+    kinds = {"classes": ClusteringDataModule, "pairs": STSDataModule, "search": RetrievalDataModule}
+    data = {name: kind(f"{folder}/{name}", cache_dir=f"{cache}/{rank}") for name, kind in kinds.items()}
+    module = EmbeddingModule(encoder, {name: Task(d) for name, d in data.items()})
+    scores = {}
+    module.log_dict = lambda values: scores.update({key: float(value) for key, value in values.items()})
+    module.log = lambda key, value, **others: scores.update({key: float(value)})
+    module.on_validation_epoch_start()
+    for name, d in data.items():
+        batches = EvaluationTexts(d.evaluation("dev"), Collate(name, d, encoder), rank, world)
+        assert len(batches)
+        for i in range(len(batches)):
+            module.validation_step(batches[i], i)
+    module.on_validation_epoch_end()
+    torch.save(scores, f"{out}/{world}.{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_a_process_without_texts_takes_part_in_the_scores(cache, monkeypatch):
+    """It goes to the gathering, where the others wait for it; alone, the metric says that it has seen no text."""
+    data, _, encoder = made(cache)
+    module = EmbeddingModule(encoder, {"sts": Task(data["sts"])})
+    with pytest.raises(InputError, match="no task has a dev split"):
+        module.on_validation_epoch_end()
+    monkeypatch.setattr("acge_lightning.module.anywhere", lambda here, device: [True for _ in here])
+    with pytest.raises(InputError, match="has seen no texts"), pytest.warns(UserWarning, match="was called before"):
+        module.on_validation_epoch_end()
+
+
+@pytest.mark.heavy
+def test_more_processes_than_texts_give_the_scores_of_one(tmp_path):
+    """Three texts and four processes: each takes part, none waits for another."""
+    home = {"classes": [{"text": "a b", "label": "x"}, {"text": "c d", "label": "y"}, {"text": "a c", "label": "x"}]}
+    home["pairs"] = [{"text1": "a b", "text2": "c d", "score": 1}, {"text1": "a b", "text2": "a c", "score": 2}]
+    home["search"] = [{"query": "a b", "positive": "a c", "negative": "a c"}, {"query": "a b", "positive": "c d"}]
+    for name, rows in home.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, str(tmp_path / "cache"), str(tmp_path), str(tmp_path))
+    validating(0, 1, *arguments)
+    mp.spawn(validating, (4, *arguments), nprocs=4)
+    expected = torch.load(tmp_path / "1.0.pt")
+    assert {"val/classes/v_measure", "val/pairs/spearman", "val/search/ndcg", "val/mean"} < expected.keys()
+    for rank in range(4):
+        assert torch.load(tmp_path / f"4.{rank}.pt") == pytest.approx(expected, abs=1e-6)
+
+
 def logged(file):
     """The last scores that the evaluation callback gave."""
     with file.open() as handle:
@@ -150,7 +211,6 @@ def logged(file):
 @pytest.mark.heavy
 def test_two_processes_train_the_same_encoder(tmp_path, cache):
     """A whole run of the program on two gloo processes, against one of a single process."""
-    import json
     import subprocess
     import sys
     from pathlib import Path

@@ -579,6 +579,10 @@ def one_of_two(rank, port, results):
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     try:
         for kind in (Retrieval, KNNAccuracy):
+            nothing = kind()
+            if rank:  # the other has seen no text
+                nothing.update(texts(42), torch.arange(42), METRICS[kind])
+            results.put((kind.__name__, nothing.compute()))
             ids = torch.arange(42).split([10, 32])[rank]
             labels = METRICS[kind][ids] if kind is KNNAccuracy else METRICS[kind][rank::2]
             value = fed_in_batches(kind(), texts(42)[ids], ids, labels, 8, seed=rank)
@@ -587,16 +591,45 @@ def one_of_two(rank, port, results):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_two_processes_give_the_same_as_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     torch.multiprocessing.spawn(one_of_two, args=(port, results), nprocs=2)
-    for _ in range(4):
+    for _ in range(8):
         name, value = results.get()
         kind = {"Retrieval": Retrieval, "KNNAccuracy": KNNAccuracy}[name]
         assert value == pytest.approx(scored(kind(), texts(42), METRICS[kind]), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_states_travel_by_the_device_of_the_metric(kind, monkeypatch):
+    """NCCL refuses tensors of a CPU, where states wait; here "meta" is the device, and the transport gives the tensor back."""
+    sent = []
+
+    def gather(tensor, group):
+        if tensor.device.type == "cpu":
+            raise RuntimeError("No backend type associated with device type cpu")
+        return [sent.pop()] * 2
+
+    def to(self, *args, **kwargs):
+        sent.append(self)
+        return moved(self, *args, **kwargs)
+
+    moved = torch.Tensor.to
+    metric = kind().to("meta")
+    metric.distributed_available_fn = lambda: True
+    metric.update(texts(42), torch.arange(42), METRICS[kind])
+    monkeypatch.setattr(metrics, "gather_all_tensors", gather)
+    monkeypatch.setattr(metrics, "_GATHERED", 5)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    metric.sync(metric.dist_sync_fn)
+    monkeypatch.undo()
+    assert metric.embeddings.device.type == "cpu"
+    assert metric.ids.tolist() == [*range(42), *range(42)]
+    metric.unsync()
 
 
 @pytest.mark.parametrize("kind", [Spearman, KNNAccuracy, Retrieval])

@@ -310,11 +310,15 @@ class LateLoader(DataLoader):
 
 
 class EvaluationTexts(Dataset):
-    """Batches of a split's texts, a contiguous part a rank; judgements come with the first batch of rank 0."""
+    """Batches of a split's texts, a contiguous part a rank; judgements come with the first batch of rank 0.
+
+    A rank for which there is no text has one that another has too: Lightning would not validate there, and the others wait.
+    """
 
     def __init__(self, found: EvaluationSet, collate: Collate, rank: int, world: int):
-        self.found, self.collate = found, collate
+        self.found, self.collate, self.rank = found, collate, rank
         cuts = [len(found) * r // world for r in (rank, rank + 1)]
+        cuts[1] = max(cuts[1], min(cuts[0] + 1, len(found)))
         ends = [end for end, _ in found.roles if cuts[0] < end < cuts[1]]
         bounds = sorted({*range(cuts[0], cuts[1], _EVALUATION_TEXTS), *ends, cuts[1]})
         self.spans = list(pairwise(bounds))
@@ -329,6 +333,6 @@ class EvaluationTexts(Dataset):
         labels = self.found.labels
         if labels.shape[1] == 2:
             labels = labels[start:end]
-        elif start > 0:
+        elif self.rank or i:
             labels = labels[:0]
         return TextBatch(self.collate.task, (tokens,), labels, (torch.arange(start, end),))
