@@ -128,8 +128,8 @@ class RetrievalDataModule(TaskDataModule):
 
     What published BEIR folders have is told and counted, and is no error, under `on_bad_row=raise` either, while it is at most
     `max_bad_fraction` of a file: empty texts, which stay in the evaluation, as in mteb, but nothing is learnt from them; and
-    judgements of queries or documents that are not there, which are left out. Ids are read without the white space around them;
-    one that comes twice is a bad row.
+    judgements of queries or documents that are not there, which are left out (trec_eval counts such a document as not found).
+    Ids are read without the white space around them; one that comes twice is a bad row.
 
     Args:
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
