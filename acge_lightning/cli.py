@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
-from acge_lightning.jobs import config_flags, needs_own_process, run_in_own_process, set_command
+from acge_lightning.jobs import config_flags, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
 
 _QUIET = (
@@ -42,7 +42,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
         _quieten()
         set_command(words)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        _drop_unchosen(cfg, list(HydraConfig.get().overrides.task))
+        _drop_unchosen(cfg, overrides("task"))
         try:
             return job(cfg)
         except (InputError, ChildProcessError) as error:
@@ -69,15 +69,15 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
     return command
 
 
-def _drop_unchosen(cfg: DictConfig, overrides: list[str]) -> None:
+def _drop_unchosen(cfg: DictConfig, given: list[str]) -> None:
     """Forget what an experiment sets for its own tasks where the command line has put others in their place.
 
     Hydra replaces a choice of tasks by `task=[…]`, but keeps the weights and limits that the experiment's body gives the
     former ones. What the command line itself sets for a task that is not chosen stays, and is an error later.
     """
-    if not any(text.startswith("task=") for text in overrides) or not cfg.get("task"):
+    if not any(text.startswith("task=") for text in given) or not cfg.get("task"):
         return
-    named = {text.lstrip("+~").partition("=")[0].split(".")[1] for text in overrides if text.lstrip("+~").startswith("task.")}
+    named = {text.lstrip("+~").partition("=")[0].split(".")[1] for text in given if text.lstrip("+~").startswith("task.")}
     chosen = [n for n in cfg.task if n in named or OmegaConf.select(cfg.task, f"{n}.data._target_") is not None]
     cfg.task = OmegaConf.masked_copy(cfg.task, chosen)
 

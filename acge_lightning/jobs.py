@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_original_cwd, to_absolute_path
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from acge_lightning.overrides import quote, restated
 
@@ -32,8 +32,13 @@ def set_command(words: list[str]) -> None:
     job = HydraConfig.get()
     with read_write(job):
         job.run.dir = quote(job.runtime.output_dir)[1:-1]
-    given = [restated(text) for text in (*job.overrides.hydra, *job.overrides.task) if not text.startswith("hydra.mode=")]
+    given = [restated(text) for text in overrides("hydra") + overrides("task") if not text.startswith("hydra.mode=")]
     sys.argv = [*words, *given, "hydra.mode=RUN"]
+
+
+def overrides(kind: str) -> list[str]:
+    """The job's overrides of the `task` or of `hydra`, as they were given: interpolations stay what they are."""
+    return OmegaConf.to_container(HydraConfig.get().overrides[kind], resolve=False)
 
 
 def config_flags(given: Sequence[str]) -> list[str]:

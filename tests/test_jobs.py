@@ -10,7 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
+from acge_lightning import cli
+from acge_lightning.config import plain
+from acge_lightning.overrides import quote
 from acge_lightning.train import wait_for_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +53,36 @@ def test_two_devices_start_each_way(way, tmp_path, cache):
     training = json.loads((left / "export" / "training.json").read_text(encoding="utf-8"))
     assert training["config"]["note"] == "[退货] 'a'"
     assert sorted(p.name for p in folder.iterdir()) == ["my conf", "outputs"]
+
+
+def test_the_command_of_a_job_composes_it_again(tmp_path, monkeypatch):
+    """Alone, though it comes from a multirun; also where a value is an interpolation, or looks like one."""
+    monkeypatch.chdir(tmp_path)
+    own = own_configs(tmp_path / "my conf")
+    typed = [
+        "name=a 'b' [c],模 型",
+        "paths.data_dir=${oc.env:HOME}/x",
+        "+paths.data=1\\${x",
+        "trainer.devices=1,2",
+        "~optim.schedule",
+    ]
+
+    def jobs_of(arguments):
+        seen = []
+        keep = lambda cfg: seen.append((list(sys.argv), plain(cfg), HydraConfig.get().runtime.output_dir))  # noqa: E731
+        monkeypatch.setattr(sys, "argv", ["acge", "train", *arguments])
+        cli.program("train", keep)(2)
+        return seen
+
+    swept = jobs_of(["-m", *own, *typed])
+    assert [(c["name"], c["trainer"]["devices"]) for _, c, _ in swept] == [
+        (n, d) for n in ("a 'b' [c]", "模 型") for d in (1, 2)
+    ]
+    for argv, config, folder in swept:
+        ((again, same, place),) = jobs_of([*argv[2:], f"hydra.run.dir={quote(folder)}", "hydra.output_subdir=null"])
+        assert (same, place, again[:2]) == (config, folder, ["acge", "train"])
+        assert config["paths"]["data"] == "1\\${x"
+        assert config["paths"]["data_dir"] == f"{os.environ['HOME']}/x"
 
 
 @pytest.mark.heavy
