@@ -7,6 +7,7 @@ from test_conf import composed
 
 from acge_lightning import cli
 from acge_lightning.errors import InputError
+from acge_lightning.train import train
 
 LONE = "\\ud800"  # half of a character: valid JSON, and no text
 REMEDY = ["on_bad_row=skip", "max_bad_fraction=0.05"]
@@ -124,8 +125,8 @@ def test_train(given, folder):
     arguments = [*given[1:], *tasks(folder, "scored_pairs", "triplets")]
     arguments += ["callbacks.progress=null", "trainer.max_epochs=1", "encoder.dim=16", "encoder.tokenizer.vocab_size=200"]
     with pytest.raises(InputError, match=r"line 31: .* on_bad_row=skip"):
-        cli._train(composed(arguments))
-    cli._train(composed([*arguments, *REMEDY]))
+        train(composed(arguments))
+    train(composed([*arguments, *REMEDY]))
 
 
 def test_a_task_keeps_a_rule_of_its_own(given, folder):
