@@ -297,7 +297,8 @@ def _ranking(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int) -> Tens
     for start in range(0, len(distinct), _DOCUMENTS):
         ends = torch.searchsorted(of[document], torch.tensor([start, start + _DOCUMENTS], device=of.device)).tolist()
         block = document[slice(*ends)]
-        vectors, spread = _rows(embeddings, distinct[start : start + _DOCUMENTS]), of[block] - start
+        vectors = _rows(embeddings, distinct[start : start + _DOCUMENTS])
+        spread = slice(None) if len(block) == vectors.shape[0] else of[block] - start
         found = [_first(similarities(_rows(embeddings, part), vectors)[:, spread], block, k) for part in asking.split(_QUERIES)]
         best = torch.cat([best, torch.cat(found)], dim=1)
         best = best.topk(min(k, best.shape[1])).values
@@ -305,10 +306,19 @@ def _ranking(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int) -> Tens
 
 
 def _first(scores: Tensor, documents: Tensor, k: int) -> Tensor:
-    """Int64[q, k or all]: of the best documents the score, as an integer of the same order, above the number in 32 bits."""
+    """Int64[q, k or all]: the best documents of each query, as `_keys`."""
+    values, found = scores.topk(min(k + 1, len(documents)))
+    keys = _keys(values[:, :k], documents[found[:, :k]])
+    tied = values[:, k - 1] == values[:, -1] if len(documents) > k else values.new_zeros(len(values), dtype=torch.bool)
+    if tied.any():  # more documents have the last score than there is room for
+        keys[tied] = _keys(scores[tied], documents).topk(k).values
+    return keys
+
+
+def _keys(scores: Tensor, documents: Tensor) -> Tensor:
+    """Int64: the score, as an integer of the same order, above the document's number in 32 bits."""
     bits = (scores.float() + 0.0).view(torch.int32)  # no -0
-    ranked = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | documents
-    return ranked.topk(min(k, len(documents))).values
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | documents
 
 
 class Reranking(EmbeddingMetric):
