@@ -60,8 +60,8 @@ import pyarrow as pa
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from acge_lightning.data.base import CACHE, TaskDataModule
+from acge_lightning.data.judged import Judged
 from acge_lightning.data.readers import SUFFIXES, locate
-from acge_lightning.data.retrieval import Judged
 from acge_lightning.data.store import VERSION
 from acge_lightning.errors import InputError
 from acge_lightning.mteb_encoder import mteb_library
