@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from acge_lightning.anchor import Anchor
+from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.module import Task
@@ -76,7 +77,8 @@ def replay_weights(
         share: of the batches, in [0, 1).
         temperature: of the mixture.
     """
-    batches = {name: max(1, len(task.data) // task.data.batch_size) for name, task in tasks.items() if task.weight > 0}
+    data = {name: task.data for name, task in tasks.items() if task.weight > 0}
+    batches = {name: len(batch_sizes(len(rows), rows.batch_size)) for name, rows in data.items()}
     drawn = {name: tasks[name].weight * count ** (1 / temperature) for name, count in batches.items()}
     of_old = sum(drawn[name] for name in drawn if name in old)
     of_new = sum(drawn[name] for name in drawn if name not in old)
