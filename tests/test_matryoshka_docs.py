@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from acge_lightning import cli
 from acge_lightning.config import config_dir
+from acge_lightning.overrides import arguments
 
 PAGE = (Path(__file__).parents[1] / "docs" / "matryoshka.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
@@ -28,7 +29,7 @@ def test_a_command_composes(command):
     name = "train" if words[0] == "python" else words[1]
     assert name in cli.COMMANDS
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose(name, [cli._quoted(word) if name == "search" else word for word in words[2:]])
+        cfg = compose(name, arguments(words[2:]))
     assert all(key.partition("=")[0].lstrip("+").split(".")[0] in {*cfg, "experiment"} for key in words[2:])
 
 

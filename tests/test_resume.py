@@ -261,7 +261,7 @@ PLACES = ["before_optimizer_step", "validation_batch_start", "saved"]
 @pytest.mark.parametrize("name", CODES)
 def test_a_signal_saves_and_ends(name, tmp_path, tokenizer, cache):
     """In training, in a validation, while a checkpoint is written: within a step, and the run goes on exactly."""
-    whole, runs = interrupted(WITH_VALIDATION, 5, PLACES, tmp_path, tokenizer, cache, signal=name)
+    whole, runs = interrupted(WITH_VALIDATION, 6, PLACES, tmp_path, tokenizer, cache, signal=name)
     assert {run["event"] for run in runs} == set(PLACES)
     check(whole, runs, CODES[name], len(runs))
     before = [whole["events"][: run["at"]].count("before_optimizer_step") for run in runs]
