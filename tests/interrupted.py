@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 
 from acge_lightning.checkpoint import SafeCheckpointIO, newest, read
 from acge_lightning.config import config_dir, instantiate, plain
-from acge_lightning.train import checked, make_encoder, make_tasks, make_trainer
+from acge_lightning.train import make_encoder, make_tasks, make_trainer
 
 
 class Events(Callback):
@@ -73,7 +73,7 @@ def fit(overrides, resume=False, events=None):
     """What `train` does around the fit; the digests of what it ends with."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides)
-    config = checked(cfg)
+    config = plain(cfg)
     tasks = make_tasks(cfg)
     data = {name: task.data for name, task in tasks.items()}
     weights = {name: task.weight for name, task in tasks.items()}
