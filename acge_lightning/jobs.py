@@ -54,7 +54,8 @@ def needs_own_process(cfg: DictConfig) -> bool:
     """Whether it is a job of a multirun that starts processes: what they leave behind would be in the way of the next job."""
     from acge_lightning.train import make_trainer
 
-    return HydraConfig.get().mode == RunMode.MULTIRUN and make_trainer(cfg).strategy.launcher is not None
+    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return several and make_trainer(cfg).strategy.launcher is not None
 
 
 def run_in_own_process(cfg: DictConfig) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -28,6 +31,8 @@ from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
 from acge_lightning.runs import read_runs
 from acge_lightning.vocabulary import Texts
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float:
@@ -61,6 +66,8 @@ def train(cfg: DictConfig) -> float:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
     trainer = make_trainer(cfg)
+    if trainer.world_size > 1:
+        atexit.register(disconnect)
 
     resume = newest(folder / "checkpoints") if config["resume"] == "auto" else config["resume"]
 
@@ -234,8 +241,16 @@ def wait_for_ranks(trainer: Trainer) -> None:
     """Until the processes that this one has started for the other devices have ended.
 
     Raises:
-        ChildProcessError: one of them failed.
+        ChildProcessError: one of them failed. One that a signal ended has done its work by now, so that is a warning.
     """
     for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", ()), 1):
-        if process.wait():
+        if process.wait() > 0:
             raise ChildProcessError(f"rank {rank} ended with status {process.returncode}: its message is above")
+        if process.returncode:
+            _LOG.warning("rank %d was ended by signal %d after its work was done", rank, -process.returncode)
+
+
+def disconnect() -> None:
+    """Leave the group of the devices: threads of gloo may abort a process that ends within it (NCCL's is left by Lightning)."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()

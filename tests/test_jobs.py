@@ -10,12 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 
 from acge_lightning import cli
 from acge_lightning.config import plain
 from acge_lightning.overrides import quote
-from acge_lightning.train import wait_for_ranks
+from acge_lightning.train import disconnect, wait_for_ranks
 
 ROOT = Path(__file__).parents[1]
 WAYS = {
@@ -115,6 +116,19 @@ def test_a_device_that_fails_at_the_end_fails_the_run():
     wait_for_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
     with pytest.raises(ChildProcessError, match="rank 2 ended with status 3"):
         wait_for_ranks(trainer(0, 3))
+
+
+def test_a_device_that_is_aborted_after_its_work_is_told(caplog):
+    aborted = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
+    wait_for_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[aborted]))))
+    assert "rank 1 was ended by signal 6 after its work was done" in caplog.text
+
+
+def test_a_process_leaves_the_group_of_the_devices(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    disconnect()
+    assert not dist.is_initialized()
+    disconnect()
 
 
 def test_sigterm_is_passed_on_and_waited_for(tmp_path):
