@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from acge_lightning.errors import InputError
+from acge_lightning.files import to_disk
 
 _LOG = logging.getLogger(__name__)
 _HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
@@ -175,7 +176,7 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
         old = _digests(path) if path.exists() else []
         _write_manifest(path, [new, *(digest for digest in old if digest != new)])
         os.replace(draft, path)
-        _folder_to_disk(path.parent)
+        to_disk(path.parent)
         _write_manifest(path, [new])
     except RuntimeError as error:  # torch wraps the error of a file that cannot be written
         raise OSError(error) from error
@@ -191,7 +192,7 @@ def _write_manifest(path: Path, digests: list[str]) -> None:
             file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
             _to_disk(file)
         os.replace(draft, manifest)
-        _folder_to_disk(path.parent)
+        to_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -213,14 +214,6 @@ class _Hashed:
 def _to_disk(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _folder_to_disk(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _draft(path: Path) -> Path:

@@ -23,6 +23,7 @@ import acge_lightning
 from acge_lightning.card import model_card
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
+from acge_lightning.files import to_disk
 from acge_lightning.fresh import quiet
 from acge_lightning.pretrained import load
 
@@ -201,5 +202,4 @@ def _flush(folder: Path) -> None:
     """Puts the folder's files on the disk, so that the rename never outruns them."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            to_disk(file)

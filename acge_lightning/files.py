@@ -27,9 +27,9 @@ def whole(file: str | Path) -> Iterator[Path]:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         yield draft
-        _to_disk(draft)
+        to_disk(draft)
         os.replace(draft, file)
-        _to_disk(file.parent)
+        to_disk(file.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -40,7 +40,8 @@ def write_text(file: str | Path, text: str) -> None:
         draft.write_bytes(text.encode(errors="replace"))
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Put a file, or the names of a folder's files, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -29,6 +29,7 @@ from acge_lightning.adaptive.rows import Rows
 from acge_lightning.adaptive.stages import Stage
 from acge_lightning.adaptive.vectors import Vectors
 from acge_lightning.errors import InputError
+from acge_lightning.files import to_disk
 
 if TYPE_CHECKING:
     from acge_lightning.encoder import Encoder
@@ -83,10 +84,10 @@ def _write_manifest(index: FunnelIndex, folder: Path, new: Path) -> None:
     """Files to disk, then the manifest that names them: its rename is the switch."""
     files = {}
     for file in sorted(new.iterdir()):
+        to_disk(file)
         with file.open("rb") as handle:
-            os.fsync(handle.fileno())
             files[file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-    _folder_to_disk(new)
+    to_disk(new)
     manifest = {
         "format": _FORMAT,
         "version": new.name,
@@ -100,12 +101,10 @@ def _write_manifest(index: FunnelIndex, folder: Path, new: Path) -> None:
         "files": files,
     }
     draft = folder / f".{MANIFEST}"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+    draft.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    to_disk(draft)
     os.replace(draft, folder / MANIFEST)
-    _folder_to_disk(folder)
+    to_disk(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -117,14 +116,6 @@ def _sweep(folder: Path) -> None:
     for path in folder.iterdir():
         if _VERSION.fullmatch(path.name) and path.name != current and (current or not (folder / MANIFEST).exists()):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _folder_to_disk(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -86,7 +87,7 @@ class Rows:
         return self.store.column(name).take(pa.array(self.numbers)).to_numpy()
 
 
-class TaskDataModule(LightningDataModule):
+class TaskDataModule(LightningDataModule, ABC):
     """One data set of one task family; also trains alone, as a mixture of one.
 
     Args:
@@ -319,6 +320,7 @@ class TaskDataModule(LightningDataModule):
         """Further texts for a batch of these rows, of all devices together: Int64[m] numbers of texts; here none."""
         return NO_ROWS
 
+    @abstractmethod
     def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """The texts of these training rows.
 
@@ -327,15 +329,15 @@ class TaskDataModule(LightningDataModule):
             draws: Float64[n] in [0, 1), one a row and epoch: all the randomness there is.
             random_negatives: Int64[m] numbers of texts that come along.
         """
-        raise NotImplementedError
 
     def evaluation(self, role: Role) -> EvaluationSet | None:
         """The texts of a split and their labels; None if the split is absent."""
         self.setup()
         return self._evaluation(self.parts[role]) if role in self.parts else None
 
+    @abstractmethod
     def _evaluation(self, part: Any) -> EvaluationSet:
-        raise NotImplementedError
+        """The texts of the rows of a split and their labels."""
 
     def note(self, role: Role) -> str | None:
         """What of a split cannot be scored, if anything."""
