@@ -36,11 +36,10 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from acge_lightning.errors import InputError
+from acge_lightning.ranking import Vectors, as_lines, best_grades, lexsort, pair_products, ranked_documents, renumbered
 
-Vectors = Any  # Float[n, d] tensor, or a SciPy sparse matrix of n rows
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of states
 _GATHERED = 65536  # rows of a state that travel together
-_DOCUMENTS, _QUERIES = 8192, 256  # whose scores are in memory together
 _DEPTH = 1000  # of the ranking that a reranking is judged by, in MTEB
 
 
@@ -125,53 +124,6 @@ def _cosines(embeddings: Vectors, pairs: Tensor) -> Tensor:
     return torch.cat([1 - (embeddings[i] - embeddings[j]).square().sum(-1) / 2 for i, j in halves])
 
 
-def similarities(queries: Vectors, documents: Vectors) -> Tensor:
-    """Float32[q, d]: products of rows, equal for equal rows wherever they stand.
-
-    Products of 32 bits differ in the last ones with the place of a row in a matrix; these are made in 64 and rounded.
-    """
-    if isinstance(queries, Tensor):
-        return (queries.double() @ documents.double().T).float()
-    return torch.from_numpy((queries @ documents.T).toarray())
-
-
-def _pair_products(embeddings: Vectors, first: Tensor, second: Tensor) -> Tensor:
-    """Float[r]: the same for a row and its partner."""
-    if not isinstance(embeddings, Tensor):
-        return torch.from_numpy(np.asarray(embeddings[first.numpy()].multiply(embeddings[second.numpy()]).sum(1)).ravel())
-    halves = zip(first.split(_DOCUMENTS), second.split(_DOCUMENTS), strict=True)
-    return torch.cat([(embeddings[i].double() * embeddings[j].double()).sum(-1).float() for i, j in halves])
-
-
-def _rows(embeddings: Vectors, numbers: Tensor) -> Vectors:
-    return embeddings[numbers].double() if isinstance(embeddings, Tensor) else embeddings[numbers.numpy()]
-
-
-def _order(*keys: Tensor) -> Tensor:
-    """Int64[n]: the order by the last key, equal ones by the one before it, and so on, as in `numpy.lexsort`."""
-    order = keys[0].argsort(stable=True)
-    for key in keys[1:]:
-        order = order[key[order].argsort(stable=True)]
-    return order
-
-
-def _lines(labels: Tensor, texts: int) -> Tensor:
-    """Float64[r, 5] as the module has them, where each text may be one query or one document."""
-    if labels.shape[1] == 5:
-        return labels
-    others = torch.ones(texts, dtype=torch.bool, device=labels.device)
-    others[labels[:, :2].long().ravel()] = False
-    number = others.nonzero().to(labels)
-    nan, nobody = torch.full_like(number, torch.nan), torch.full_like(number, -1)
-    return torch.cat([torch.cat([labels, labels[:, :2]], dim=1), torch.cat([number, number, nan, nobody, number], dim=1)])
-
-
-def _numbered(numbers: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Int64[r]: `numbers` without gaps; Int64[n]: the text of each."""
-    distinct, of = numbers.unique(return_inverse=True)
-    return of, of.new_empty(len(distinct)).scatter_(0, of, texts.long())
-
-
 def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts.double() - 1) / 2)[inverse]
@@ -230,13 +182,13 @@ class Retrieval(EmbeddingMetric):
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
         """The nDCG (gain = grade, as in trec_eval), reciprocal rank and recall of each query that has a relevant document."""
-        lines = _lines(labels, embeddings.shape[0])
-        document, texts = _numbered(lines[:, 4], lines[:, 1])
+        lines = as_lines(labels, embeddings.shape[0])
+        document, texts = renumbered(lines[:, 4], lines[:, 1])
         asked = lines[:, 3] >= 0
-        query, asking = _numbered(lines[asked, 3], lines[asked, 0])
+        query, asking = renumbered(lines[asked, 3], lines[asked, 0])
         pair, grade = query * len(texts) + document[asked], lines[asked, 2]
         hidden, judged = pair[grade.isnan()], ~grade.isnan()
-        pair, grade = _best(pair[judged], grade[judged].double().clamp(min=0))
+        pair, grade = best_grades(pair[judged], grade[judged].double().clamp(min=0))
         ideal, relevant = self._ideal(pair // len(texts), grade, len(asking))
         gains = self._gains(embeddings, asking, texts, pair, grade, hidden)
         keep = relevant > 0
@@ -250,7 +202,7 @@ class Retrieval(EmbeddingMetric):
 
     def _ideal(self, query: Tensor, grade: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         """Float64[queries, k]: the best grades of each query; Float64[queries]: how many are above 0."""
-        order = _order(-grade, query)
+        order = lexsort(-grade, query)
         query, grade = query[order], grade[order]
         rank = torch.arange(len(query), device=query.device) - torch.searchsorted(query, query)
         ideal = grade.new_zeros(queries, self.k)
@@ -260,7 +212,7 @@ class Retrieval(EmbeddingMetric):
     def _gains(self, embeddings: Vectors, asking: Tensor, texts: Tensor, pair: Tensor, grade: Tensor, hidden: Tensor) -> Tensor:
         """Float64[queries, k]: the grades of what each query finds, in order; `pair` ascends."""
         spare = int(torch.bincount(hidden // len(texts)).max()) if len(hidden) else 0
-        found = _ranking(embeddings, asking, texts, self.k + spare)
+        found = ranked_documents(embeddings, asking, texts, self.k + spare)
         found += len(texts) * torch.arange(len(asking), device=found.device)[:, None]
         left_out = torch.isin(found, hidden)
         place = torch.searchsorted(pair, found).clamp(max=len(pair) - 1)
@@ -272,55 +224,6 @@ class Retrieval(EmbeddingMetric):
         return dict(zip(("ndcg", "mrr", "recall"), units.mean(0).tolist(), strict=True))
 
 
-def _best(pair: Tensor, grade: Tensor) -> tuple[Tensor, Tensor]:
-    """Each pair once, ascending, with its best grade."""
-    order = _order(-grade, pair)
-    pair, grade = pair[order], grade[order]
-    first = pair.diff(prepend=pair.new_tensor([-1])) != 0
-    return pair[first], grade[first]
-
-
-def _ranking(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int) -> Tensor:
-    """Int64[queries, k or all]: the documents in order of their scores, of equal ones the later first.
-
-    Args:
-        embeddings: of texts.
-        asking: Int64[queries], the text of each query.
-        texts: Int64[documents], the text of each document.
-        k: length of the ranking.
-    """
-    distinct, of = texts.unique(return_inverse=True)
-    document = len(of) - 1 - of.flip(0).argsort(stable=True)  # by text, later ones first
-    rank = torch.arange(len(of), device=of.device) - torch.searchsorted(of[document], of[document])
-    document = document[rank < k]  # of those with one text only the last k can be among the first k
-    best = torch.empty(len(asking), 0, dtype=torch.long, device=of.device)
-    for start in range(0, len(distinct), _DOCUMENTS):
-        ends = torch.searchsorted(of[document], torch.tensor([start, start + _DOCUMENTS], device=of.device)).tolist()
-        block = document[slice(*ends)]
-        vectors = _rows(embeddings, distinct[start : start + _DOCUMENTS])
-        spread = slice(None) if len(block) == vectors.shape[0] else of[block] - start
-        found = [_first(similarities(_rows(embeddings, part), vectors)[:, spread], block, k) for part in asking.split(_QUERIES)]
-        best = torch.cat([best, torch.cat(found)], dim=1)
-        best = best.topk(min(k, best.shape[1])).values
-    return best & 0xFFFFFFFF
-
-
-def _first(scores: Tensor, documents: Tensor, k: int) -> Tensor:
-    """Int64[q, k or all]: the best documents of each query, as `_keys`."""
-    values, found = scores.topk(min(k + 1, len(documents)))
-    keys = _keys(values[:, :k], documents[found[:, :k]])
-    tied = values[:, k - 1] == values[:, -1] if len(documents) > k else values.new_zeros(len(values), dtype=torch.bool)
-    if tied.any():  # more documents have the last score than there is room for
-        keys[tied] = _keys(scores[tied], documents).topk(k).values
-    return keys
-
-
-def _keys(scores: Tensor, documents: Tensor) -> Tensor:
-    """Int64: the score, as an integer of the same order, above the document's number in 32 bits."""
-    bits = (scores.float() + 0.0).view(torch.int32)  # no -0
-    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).long() << 32 | documents
-
-
 class Reranking(EmbeddingMetric):
     """Reranking: the listed candidates of each query in order of cosine; mean average precision and reciprocal rank."""
 
@@ -328,11 +231,11 @@ class Reranking(EmbeddingMetric):
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
         """Average precision at 1000, and reciprocal rank at 10, of each query that has both kinds of candidates."""
-        lines = _lines(labels, embeddings.shape[0])
+        lines = as_lines(labels, embeddings.shape[0])
         lines = lines[~lines[:, 2].isnan()]
         query = lines[:, 3].unique(return_inverse=True)[1]
-        cosine = _pair_products(embeddings, *lines[:, :2].long().unbind(1))
-        order = _order(-lines[:, 4], -cosine, query)
+        cosine = pair_products(embeddings, *lines[:, :2].long().unbind(1))
+        order = lexsort(-lines[:, 4], -cosine, query)
         query, relevant = query[order], (lines[order, 2] > 0).double()
         start = torch.searchsorted(query, query)
         rank = torch.arange(len(query), device=query.device) - start + 1

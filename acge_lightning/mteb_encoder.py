@@ -14,7 +14,7 @@ from acge_lightning.data.base import numbered
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder, StaticBackbone
 from acge_lightning.errors import InputError
-from acge_lightning.metrics import similarities
+from acge_lightning.ranking import similarities
 
 _ROWS = 256  # of queries whose scores of 64 bits are in memory
 

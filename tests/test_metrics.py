@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from acge_lightning import metrics
+from acge_lightning import metrics, ranking
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import (
     AveragePrecision,
@@ -362,10 +362,10 @@ def test_blocks_of_documents_and_queries_do_not_matter_and_the_corpus_is_copied_
     vectors, judged = texts(900), random_judgements(600, 300, 5, 3)
     judged[:, 1] = 600 + judged[:, 1] % 40  # many documents that nobody judges
     expected = retrieval_loop(vectors, torch.tensor(list({(q, d): (q, d, g) for q, d, g in judged.tolist()}.values())), 10)
-    taken, rows = [], metrics._rows
-    monkeypatch.setattr(metrics, "_rows", lambda embeddings, numbers: taken.append(numbers) or rows(embeddings, numbers))
-    monkeypatch.setattr(metrics, "_DOCUMENTS", sizes[0])
-    monkeypatch.setattr(metrics, "_QUERIES", sizes[1])
+    taken, rows = [], ranking._rows
+    monkeypatch.setattr(ranking, "_rows", lambda embeddings, numbers: taken.append(numbers) or rows(embeddings, numbers))
+    monkeypatch.setattr(ranking, "_DOCUMENTS", sizes[0])
+    monkeypatch.setattr(ranking, "_QUERIES", sizes[1])
     judged = torch.tensor(list({(q, d): (q, d, g) for q, d, g in judged.tolist()}.values()))
     assert scored(Retrieval(), vectors, judged) == pytest.approx(expected, abs=1e-9)
     copied = torch.cat(taken)
@@ -376,7 +376,7 @@ def test_equal_documents_have_equal_scores_wherever_they_stand():
     """Products of 32 bits differ in the last ones with the place of a column."""
     vectors = torch.nn.functional.normalize(texts(41, dim=384), dim=1)
     documents = vectors[torch.arange(1000) % 41]
-    scores = metrics.similarities(vectors[:7], documents)
+    scores = ranking.similarities(vectors[:7], documents)
     assert scores.dtype == torch.float32
     assert torch.equal(scores, scores[:, torch.arange(1000) % 41])
     assert torch.equal(scores[:, :41], torch.tensor(vectors[:7].double().numpy() @ vectors.double().numpy().T).float())

@@ -5,9 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SAMPLE
 from hydra import compose, initialize_config_dir
 
+from acge_lightning import load
 from acge_lightning.config import config_dir
 from acge_lightning.overrides import arguments
 
@@ -51,4 +53,9 @@ def test_python_runs(block, tmp_path, monkeypatch, small_encoder):
     code = PYTHON[block].replace('"pairs.jsonl"', f'"{source}", cache_dir="{tmp_path}"').replace("FOLDER", str(small_encoder))
     code = re.sub(r'"outputs/[^"]*", dim=256', f'"{small_encoder}", dim=8', code)
     code = code.replace("max_epochs=1", 'max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False')
-    exec(compile(code, "README.md", "exec"), {})
+    left = {}
+    exec(compile(code, "README.md", "exec"), left)
+    if "vectors" in left:
+        assert left["vectors"].shape == (2, 8)
+    else:
+        assert torch.equal(load("model").encode("退货"), left["module"].encoder.encode("退货"))
