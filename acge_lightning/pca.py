@@ -12,7 +12,7 @@ from torch import nn
 
 from acge_lightning.encoder import Dense, Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.vocabulary import numbered, repeatable
+from acge_lightning.vocabulary import repeatable, texts_at
 
 
 def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
@@ -65,7 +65,7 @@ def evenly(texts: Iterable[str], count: int) -> list[str]:
     """
     texts = repeatable(texts)
     first = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
-    return numbered(texts, np.sort(first)[:: max(1, -(-len(first) // count))].tolist())
+    return texts_at(texts, np.sort(first)[:: max(1, -(-len(first) // count))].tolist())
 
 
 def _hash(text: str) -> int:

@@ -44,7 +44,7 @@ def repeatable(texts: Iterable[str]) -> Iterable[str]:
     return list(texts) if isinstance(texts, Iterator) else texts
 
 
-def numbered(texts: Iterable[str], numbers: Sequence[int]) -> list[str]:
+def texts_at(texts: Iterable[str], numbers: Sequence[int]) -> list[str]:
     """The texts of these ascending numbers, counted from 0."""
     wanted = iter(numbers)
     number, chosen = next(wanted, None), []
@@ -131,7 +131,7 @@ def _sample(texts: Iterable[str], max_texts: int, max_characters: int) -> list[s
         raise InputError("there are no texts to learn a vocabulary from: check the data's `text` column")
     share = min(1.0, max_texts / total, max_characters / characters)
     count = max(1, int(total * share))
-    return numbered((text for text in texts if text.strip()), [i * total // count for i in range(count)])
+    return texts_at((text for text in texts if text.strip()), [i * total // count for i in range(count)])
 
 
 def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[str]:
