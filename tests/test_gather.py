@@ -201,11 +201,12 @@ def test_more_processes_than_texts_give_the_scores_of_one(tmp_path):
 
 
 def logged(file):
-    """The last scores that the evaluation callback gave."""
+    """Step -> the scores that the evaluation callback gave there; it leaves steps out where time is short."""
     with file.open() as handle:
         rows = list(csv.DictReader(handle))
     names = [name for name in rows[0] if name.startswith("eval/")]
-    return {name: float([row[name] for row in rows if row[name]][-1]) for name in names}
+    scored = [(int(row["step"]), {name: float(row[name]) for name in names if row[name]}) for row in rows]
+    return {step: scores for step, scores in scored if scores}
 
 
 @pytest.mark.heavy
@@ -234,7 +235,11 @@ def test_two_processes_train_the_same_encoder(tmp_path, cache):
         scores["during"] = logged(folder / "csv" / "version_0" / "metrics.csv")
         results.append((scores, load(folder / "export").encode(["怎么退货？", "今天天气很好"])))
     (one, vectors), (two, others) = results
-    assert len(one["during"]) == 7
-    for when in ("before", "during", "after"):
+    both = one["during"].keys() & two["during"].keys()
+    assert both
+    for step in both:
+        assert len(one["during"][step]) == 7
+        assert two["during"][step] == pytest.approx(one["during"][step], abs=2e-3)
+    for when in ("before", "after"):
         assert two[when] == pytest.approx(one[when], abs=2e-3)
     assert (vectors - others).abs().max() < 1e-3
