@@ -33,10 +33,7 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
     runs = read_runs(paths)
     out = Path(out).expanduser()
     text = page(runs)
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror}") from error
+    write_text(out, text)
     return runs
 
 

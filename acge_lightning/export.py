@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ import acge_lightning
 from acge_lightning.card import model_card
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
-from acge_lightning.files import to_disk
 from acge_lightning.fresh import quiet
 from acge_lightning.pretrained import load
+from acge_lightning.swap import whole_folder
 
 _TYPE = "sentence_transformers.models."
 _POOLING: dict[Pooling, str] = {
@@ -61,7 +58,7 @@ def export(
         InputError: the folder holds something else than a model, or the weights are not finite.
         RuntimeError: the folder, loaded back, gives other vectors (nothing is left behind then).
     """
-    with _complete(Path(folder)) as new:
+    with whole_folder(folder) as new:
         modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
         if isinstance(encoder.backbone, StaticBackbone):
             modules = [("StaticEmbedding", "")]
@@ -84,7 +81,7 @@ def save_backbone(encoder: Encoder, folder: str | Path) -> Path:
     """The backbone and its tokenizer as a plain transformers folder, without pooling and head."""
     if isinstance(encoder.backbone, StaticBackbone):
         raise InputError(f"{folder}: a static encoder is no transformers model: use `export`")
-    with _complete(Path(folder)) as new:
+    with whole_folder(folder) as new:
         _write_backbone(encoder, new)
         _write_tokenizer(encoder.tokenize, new)
     return Path(folder)
@@ -155,7 +152,7 @@ def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
-# ---- complete or not at all
+# ---- checked
 
 
 def _check(encoder: Encoder, folder: Path) -> None:
@@ -169,37 +166,3 @@ def _check(encoder: Encoder, folder: Path) -> None:
     difference = (expected - found).abs().max().item() if expected.shape == found.shape else float("inf")
     if not difference < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2):  # NaN is not less either
         raise RuntimeError(f"the export, loaded back, gives other vectors (largest difference {difference:.1e})")
-
-
-@contextmanager
-def _complete(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, which takes the target's place when the block succeeds and vanishes when it fails."""
-    target = target.expanduser().resolve()
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: give a folder")
-    known = ("modules.json", "config.json", "acge.json")
-    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in known):
-        raise InputError(f"{target} holds something else than a model: give a new or an empty folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (target.parent / f".{target.name}.{os.getpid()}.{word}" for word in ("new", "old"))
-    try:
-        for path in (new, old):
-            shutil.rmtree(path, ignore_errors=True)
-        new.mkdir()
-        yield new
-        _flush(new)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for path in (new, old):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Puts the folder's files on the disk, so that the rename never outruns them."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            to_disk(file)

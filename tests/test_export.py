@@ -143,7 +143,7 @@ def test_an_existing_export_survives_a_failing_one(failure, tmp_path, monkeypatc
     kind, message = {
         "other vectors": (RuntimeError, "gives other vectors"),
         "vectors that are none": (RuntimeError, "gives other vectors.*nan"),
-        "write": (OSError, "no space left"),
+        "write": (InputError, r"cannot be written \(no space left\): what was there before is kept"),
         "nan": (InputError, "training diverged"),
         "interrupt": (KeyboardInterrupt, None),
     }[failure]
@@ -167,7 +167,7 @@ def test_an_export_replaces_an_older_one_wholly(tmp_path):
 
 def test_other_peoples_folders_are_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="something else than a model"):
+    with pytest.raises(InputError, match=r"holds notes\.txt, and no acge\.json of ours: it is kept"):
         export(make("static"), tmp_path)
     with pytest.raises(InputError, match="is a file"):
         export(make("static"), tmp_path / "notes.txt")

@@ -1,7 +1,11 @@
 """A file is the old one or the new one, whatever happens while it is written."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from safetensors.torch import save_file
 from acge_lightning import files, results
 from acge_lightning.adaptive.tune import Tuned
 from acge_lightning.anchor import Anchor
-from acge_lightning.files import whole, write_text
+from acge_lightning.errors import InputError
+from acge_lightning.files import check_replaceable, lock, sweep, whole, write_text
 from acge_lightning.report import summarise, write_result
 
 
@@ -95,3 +100,129 @@ def test_tensors_are_written_through_a_draft(tmp_path):
         save_file({"w": torch.ones(2)}, draft)
         assert not (tmp_path / "a.safetensors").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+# ---- what cannot be written, and what killed processes leave
+
+
+def run(script, *words):
+    """A script in a process of its own."""
+    head = "import os, signal, sys\nfrom acge_lightning.files import *\n"
+    command = [sys.executable, "-c", head + script, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    for file, told in (("a.txt/b.txt", "cannot be written .File exists."), ("", "is a folder: give the name of a file")):
+        with pytest.raises(InputError, match=told):
+            write_text(tmp_path / file, "new")
+    full = """
+import resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_text(sys.argv[1], "x" * 2000)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = run(full, tmp_path / "a.txt")
+    told = f"InputError {tmp_path / 'a.txt'} cannot be written (File too large): what was there before is kept\n"
+    assert (done.stdout, done.stderr) == (told, "")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+KILLED = """
+with whole(sys.argv[1]) as draft:
+    draft.write_text("x" * 1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_drafts_of_killed_processes_are_swept_by_the_next_writer(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        assert run(KILLED, tmp_path / name).returncode == -signal.SIGKILL
+    (tmp_path / ".a.txt.of-mine").write_text("mine")
+    assert len(list(tmp_path.glob(".*.draft"))) == 2
+    with whole(tmp_path / "c.txt") as draft:
+        draft.write_text("c")
+        write_text(tmp_path / "a.txt", "a")
+        assert len(list(tmp_path.glob(".b.txt.*.draft"))) == 1
+        assert list(tmp_path.glob(".a.txt.*")) == [tmp_path / ".a.txt.of-mine"]
+        sweep(tmp_path)
+        assert list(tmp_path.glob(".*.draft")) == [draft]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.txt.of-mine", "a.txt", "c.txt"]
+
+
+def test_many_writers_of_one_file_leave_one_whole_text(tmp_path):
+    texts = [str(number) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [write_text(tmp_path / "a.txt", text) for _ in range(10)], texts))
+    assert (tmp_path / "a.txt").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    file, count = tmp_path / "counter", 0
+
+    def add(_):
+        nonlocal count
+        with lock(file):
+            seen = count
+            threading.Event().wait(0.001)
+            count = seen + 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert count == 40
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_names_its_owner_and_ends_with_it(tmp_path):
+    holder = "with lock(sys.argv[1]):\n    print(os.getpid(), os.uname().nodename, flush=True)\n    sys.stdin.read()\n"
+    script = f"import os, sys\nfrom acge_lightning.files import *\n{holder}"
+    command = [sys.executable, "-c", script, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        pid, host = process.stdout.readline().split()
+        with pytest.raises(InputError, match=rf"in use by process {pid} on {host}: wait for it, or give another output"):
+            lock(tmp_path / ".lock", wait=False).__enter__()
+        process.kill()
+    assert (tmp_path / ".lock").exists()
+    with lock(tmp_path / ".lock", wait=False):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_forked_child_does_not_keep_a_lock(tmp_path):
+    script = """
+with lock(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        signal.pause()
+with lock(sys.argv[1], wait=False):
+    print("free")
+os.kill(child, signal.SIGKILL)
+"""
+    assert run(script, tmp_path / ".lock").stdout == "free\n"
+
+
+def test_a_lock_is_no_way_to_another_file(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / ".lock").symlink_to("thesis.txt")
+    with pytest.raises(InputError, match="cannot be written"):
+        lock(tmp_path / ".lock").__enter__()
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_only_files_of_a_kind_replace_each_other(tmp_path):
+    file = tmp_path / "report.html"
+    check_replaceable(file, b"ours", "a report")
+    for text, fine in (("", True), ("<html>ours", True), ("<html>", False)):
+        file.write_text(text)
+        if fine:
+            check_replaceable(file, b"ours", "a report")
+        else:
+            with pytest.raises(InputError, match=r"report\.html is there and is not a report: it is kept; give another name"):
+                check_replaceable(file, b"ours", "a report")
+    check_replaceable("/dev/null", b"ours", "a report")
