@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from acge_lightning.adaptive import AdaptiveClassifier
@@ -28,6 +27,7 @@ from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model
 from acge_lightning.perturb import KINDS, perturb
+from acge_lightning.probe import BoundedLogisticRegression
 from acge_lightning.protocols import Dataset
 from acge_lightning.results import write
 
@@ -52,7 +52,7 @@ class Centroid(ClassifierMixin, BaseEstimator):
 
 
 PROBES: dict[str, ClassifierMixin] = {
-    "logistic": LogisticRegression(max_iter=100, class_weight="balanced"),
+    "logistic": BoundedLogisticRegression(max_iter=100, class_weight="balanced"),
     "centroid": Centroid(),
 }
 _FAMILIES = ("classification", "clustering")
