@@ -243,7 +243,7 @@ def _plain(file: Path) -> Iterator[tuple[int, str | RowError]]:
 def _fields(file: Path, field: str) -> Iterator[tuple[int, str | RowError]]:
     """The texts of a column; those that are empty are told."""
     empty = []
-    for line, row in rows(file):
+    for line, row in rows(file, {field}):
         if isinstance(row, RowError):
             yield line, row
         elif isinstance(text := row.get(field), str):
