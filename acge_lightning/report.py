@@ -150,18 +150,23 @@ def suite_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tabl
 
 def leak_table(result: Mapping[str, Any]) -> Table | str:
     """Evaluated rows that an encoder was trained on, by its own record."""
-    known = {leak["encoder"] for leak in result["leaks"]}
+    known = {leak["encoder"]: leak.get("error") or "" for leak in result["leaks"]}
     silent = [card["name"] for card in result["encoders"] if card["name"] not in known and card["dim"] is not None]
     found = [leak for leak in result["leaks"] if leak["found"]]
     if not found:
-        unknown = f" ({', '.join(silent)}: no record of training data)" if silent else ""
-        return f"Leak check: no evaluated row is among the recorded training data{unknown}."
+        unknown = [f"{', '.join(silent)}: no record of training data"] if silent else []
+        unknown += [f"{name}: {error}" for name, error in known.items() if error]
+        told = f" ({'; '.join(unknown)})" if unknown else ""
+        return f"Leak check: no evaluated row is among the recorded training data{told}."
     table = Table(title="Leak check: evaluated rows that are in the training data", title_justify="left", style="red")
     for column in ("encoder", "data set", "rows", "seen in training"):
         table.add_column(column)
     for leak in found:
         share = f"{leak['found']} ({leak['found'] / leak['rows']:.1%})"
         table.add_row(leak["encoder"], f"{leak['family']}/{leak['dataset']}", str(leak["rows"]), share)
+    for name, error in known.items():
+        if error:
+            table.add_row(Text(name), "", "", Text(error))
     return table
 
 
