@@ -184,6 +184,7 @@ def _longtail(cfg: DictConfig) -> None:
     from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
+    from acge_lightning.longtail_results import read
     from acge_lightning.protocols import find
     from acge_lightning.report import show
 
@@ -194,7 +195,7 @@ def _longtail(cfg: DictConfig) -> None:
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
     result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, total=n))
-    pictures = ", ".join(str(file) for file in save_figures(result, config["out"]))
+    pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):
         sys.exit("error: a data set was not scored; the table says why")

@@ -18,7 +18,7 @@ from rich.text import Text
 from acge_lightning.data.mixture import Coverage, MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
-from acge_lightning.files import write_text
+from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.results import means
 
 Scores = Mapping[str, float]
@@ -218,6 +218,7 @@ def show(*parts: object) -> None:
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
     """`result.json` of a run, by which it counts as done: its scores, and where its model is; whole or not at all."""
+    check_replaceable(folder / "result.json", b'"before"', "the result of a run")
     result = {"before": dict(before), "after": dict(after), "output": str(output)}
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
@@ -230,6 +231,9 @@ def summarise(folder: Path) -> tuple[Table, int]:
 
     Returns:
         The table, and how many jobs left no result.
+
+    Raises:
+        InputError: no job, or a `summary.csv` that is another file.
     """
     import yaml
 
@@ -244,6 +248,7 @@ def summarise(folder: Path) -> tuple[Table, int]:
     if not rows:
         raise InputError(f"{folder} holds no job")
     rows.sort(key=lambda row: -row[2] if row[2] == row[2] else np.inf)
+    check_replaceable(folder / "summary.csv", b"job,overrides,val/mean", "the summary of a multirun")
     _write_csv(folder / "summary.csv", rows)
     table = Table(title=f"{len(rows)} jobs, best first", title_justify="left")
     for column in ("job", "overrides", "val/mean"):

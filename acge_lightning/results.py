@@ -101,17 +101,11 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     An encoder is known by its hash and a data set by the mark of its rows, and bear the names that they had last. What has
     lost its name to another encoder, or to other rows, has the first 6 digits of its hash, or mark, behind it.
     """
-    encoders = _renamed(*({card["name"]: card["hash"] for card in part["encoders"]} for part in (old, new)))
-    datasets = _renamed(*({place(row): row["mark"] for row in part["rows"] if row.get("mark")} for part in (old, new)))
-
-    def told(entry: Mapping[str, Any]) -> Row:
-        names = {key: encoders.get(entry[key], entry[key]) for key in ("encoder", "against") if key in entry}
-        of = datasets.get(place(entry), place(entry))
-        return {**entry, **names, "dataset": of.partition("/")[2]}
-
-    rows, differences, leaks = ([told(entry) for entry in old[key]] for key in ("rows", "differences", "leaks"))
-    again = {(row["encoder"], place(row)) for row in new["rows"]}
-    rows = [row for row in rows if not (row["error"] and (row["encoder"], place(row)) in again)]
+    encoders = renamed(*({card["name"]: card["hash"] for card in part["encoders"]} for part in (old, new)))
+    datasets = renamed(marks(old["rows"]), marks(new["rows"]))
+    rows, differences, leaks = (
+        [told(entry, encoders, datasets) for entry in old[key]] for key in ("rows", "differences", "leaks")
+    )
     differences = [entry for entry in differences if entry["encoder"] != entry["against"]]
     examples = {name: dict(sets) for name, sets in new["examples"].items()}
     for name, sets in old["examples"].items():
@@ -121,10 +115,10 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     cards = [{**card, "name": encoders[card["name"]]} for card in old["encoders"]]
     return {
         **new,
-        "encoders": _newest(cards, new["encoders"], "name"),
-        "rows": _newest(rows, new["rows"], "encoder", "family", "dataset", "dim", "error"),
-        "differences": _newest(differences, new["differences"], "encoder", "against", "family", "dataset"),
-        "leaks": _newest(leaks, new["leaks"], "encoder", "family", "dataset"),
+        "encoders": newest(cards, new["encoders"], "name"),
+        "rows": newest(unless_again(rows, new["rows"]), new["rows"], "encoder", "family", "dataset", "dim", "error"),
+        "differences": newest(differences, new["differences"], "encoder", "against", "family", "dataset"),
+        "leaks": newest(leaks, new["leaks"], "encoder", "family", "dataset"),
         "examples": examples,
     }
 
@@ -134,8 +128,17 @@ def place(row: Mapping[str, Any]) -> str:
     return f"{row['family']}/{row['dataset']}"
 
 
-def _renamed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """What each old name becomes: the new one of the same thing, or a longer one where another thing has it now."""
+def marks(rows: Sequence[Row]) -> dict[str, str]:
+    """<family>/<name> of data sets -> mark of the rows that were scored."""
+    return {place(row): row["mark"] for row in rows if row.get("mark")}
+
+
+def renamed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """What each old name becomes: the new one of the same thing, or a longer one where another thing has it now.
+
+    >>> renamed({"mine": "a1b2c3d4", "bm25": "bm25"}, {"mine": "00ff00ff"})
+    {'mine': 'mine (a1b2c3)', 'bm25': 'bm25'}
+    """
     names, found = {digest: name for name, digest in reversed(new.items())}, {}
     for name, digest in old.items():
         taken = new.get(name, digest) != digest
@@ -143,7 +146,19 @@ def _renamed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _newest(old: Sequence[Row], new: Sequence[Row], *keys: str) -> list[Row]:
+def told(entry: Row, encoders: Mapping[str, str], datasets: Mapping[str, str]) -> Row:
+    """An entry by other names of its encoders, and of its data set (<family>/<name>)."""
+    names = {key: encoders.get(entry[key], entry[key]) for key in ("encoder", "against") if key in entry}
+    return entry | names | {"dataset": datasets.get(place(entry), place(entry)).partition("/")[2]}
+
+
+def unless_again(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Without errors of what was tried again."""
+    again = {(row["encoder"], place(row)) for row in new}
+    return [row for row in old if not (row["error"] and (row["encoder"], place(row)) in again)]
+
+
+def newest(old: Sequence[Row], new: Sequence[Row], *keys: str) -> list[Row]:
     """Old and new entries, of those that agree in the keys the last one."""
     found = {}
     for entry in (*old, *new):
