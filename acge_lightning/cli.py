@@ -22,6 +22,7 @@ from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.jobs import config_flags, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
+from acge_lightning.surroundings import ensure_home, lasting_output
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -64,7 +65,9 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
             sys.argv = [" ".join(start), *arguments(given)]
         except InputError as error:
             sys.exit(f"\nerror: {error}")
-        main()
+        ensure_home()
+        with lasting_output():
+            main()
 
     return command
 
