@@ -33,7 +33,7 @@ KINDS = {
 }
 NUMBERS = (0, 1, 2, 3, 7, 59, 60, 61, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**33, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 FLOATS = (float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 1e38, 1e300)
-VALUES = (
+STRANGE = (
     None,
     True,
     -1,
@@ -152,7 +152,7 @@ def change_json(file, rng):
         if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.2:
             break
         place = place[key]
-    value = VALUES[rng.integers(len(VALUES))]
+    value = STRANGE[rng.integers(len(STRANGE))]
     if rng.random() < 0.1:
         del place[key]
     else:
@@ -244,7 +244,7 @@ def main(kind, seed, count):
     import faiss
     import torch
 
-    import acge_lightning.adaptive.files
+    import acge_lightning.adaptive.files  # noqa: F401 (before the forks)
 
     torch.set_num_threads(1)  # a child of a process with threads may wait for them for ever
     faiss.omp_set_num_threads(1)

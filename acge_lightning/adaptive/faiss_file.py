@@ -21,7 +21,7 @@ _QUANTIZER = {"fp16": 4, "int8": 0}  # FAISS's QT_fp16 and QT_8bit
 _MOST_EFFORT = 100_000  # efConstruction, of 40
 
 
-class Damaged(ValueError):
+class DamagedError(ValueError):
     """What a file says and cannot be."""
 
 
@@ -29,12 +29,12 @@ def check(file: Path, stage: Stage, rows: int) -> None:
     """An error unless the file holds so many rows of this stage, and nothing else.
 
     Raises:
-        Damaged: what does not fit.
+        DamagedError: what does not fit.
     """
     opened = _File(np.memmap(file, dtype=np.uint8, mode="r"))
     _index(opened, stage, stage.index, rows)
     if opened.at != len(opened.data):
-        raise Damaged(f"{len(opened.data) - opened.at:,} bytes are left over")
+        raise DamagedError(f"{len(opened.data) - opened.at:,} bytes are left over")
 
 
 class _File:
@@ -45,7 +45,7 @@ class _File:
         """The next `count` numbers."""
         size = count * np.dtype(dtype).itemsize
         if size > len(self.data) - self.at:
-            raise Damaged(f"it is cut, or asks for {count:,} numbers at byte {self.at:,}")
+            raise DamagedError(f"it is cut, or asks for {count:,} numbers at byte {self.at:,}")
         self.at += size
         return self.data[self.at - size : self.at].view(dtype)
 
@@ -61,7 +61,7 @@ class _File:
         """The next number is this one."""
         found = self.one(form)
         if found != value:
-            raise Damaged(f"{what} is {found}, not {value}")
+            raise DamagedError(f"{what} is {found}, not {value}")
 
 
 def _index(file: _File, stage: Stage, kind: str, rows: int) -> None:
@@ -70,7 +70,7 @@ def _index(file: _File, stage: Stage, kind: str, rows: int) -> None:
     lists = {"fp32": "IwFl", "binary": "IBwF"}.get(stage.store, "IwSq")
     name = {"flat": flat, "hnsw": graph, "ivf": lists}[kind].encode()
     if (found := file.take(4, "u1").tobytes()) != name:
-        raise Damaged(f"it is of the kind {found!r}, not {name!r}")
+        raise DamagedError(f"it is of the kind {found!r}, not {name!r}")
     file.expect("i", stage.dim, "its number of dims")
     if binary:
         file.expect("i", stage.dim // 8, "the bytes of a row")
@@ -98,7 +98,7 @@ def _stored(stage: Stage) -> tuple[str, int]:
 def _codes(codes: np.ndarray, stage: Stage, rows: int) -> None:
     dtype, width = _stored(stage)
     if codes.nbytes != rows * width * np.dtype(dtype).itemsize:
-        raise Damaged(f"{codes.nbytes:,} bytes are no {rows:,} rows")
+        raise DamagedError(f"{codes.nbytes:,} bytes are no {rows:,} rows")
     _finite(codes.view(dtype))
 
 
@@ -106,7 +106,7 @@ def _finite(values: np.ndarray) -> None:
     if values.dtype.kind == "f" and not all(
         np.isfinite(part).all() for part in np.array_split(values, 1 + len(values) // 2**20)
     ):
-        raise Damaged("a number is NaN or infinite")
+        raise DamagedError("a number is NaN or infinite")
 
 
 def _quantizer(file: _File, stage: Stage) -> None:
@@ -116,7 +116,7 @@ def _quantizer(file: _File, stage: Stage) -> None:
     file.expect("Q", stage.dim * np.dtype(_CODE[stage.store]).itemsize, "the bytes of a row")
     learnt = file.vector("<f4")
     if len(learnt) != (2 * stage.dim if stage.store == "int8" else 0):
-        raise Damaged(f"{len(learnt)} numbers were learnt for its codes")
+        raise DamagedError(f"{len(learnt)} numbers were learnt for its codes")
     _finite(learnt)
 
 
@@ -127,29 +127,29 @@ def _links(file: _File, rows: int) -> None:
     entry, top, effort = (file.one("i") for _ in range(3))
     file.take(2, "<i4")  # efSearch, which comes with a call, and what is not used
     if not 0 < effort <= _MOST_EFFORT:
-        raise Damaged(f"its efConstruction is {effort}")
+        raise DamagedError(f"its efConstruction is {effort}")
     if not 0 < len(chances) < 64 or ends.tolist() != [0, *(LINKS * (2 + i) for i in range(len(chances)))]:
-        raise Damaged("a row has another number of links")
+        raise DamagedError("a row has another number of links")
     if len(levels) != rows or levels.min() < 1 or levels.max() > len(chances):
-        raise Damaged("a row is at a level that is not there")
+        raise DamagedError("a row is at a level that is not there")
     if len(offsets) != rows + 1 or offsets[0] != 0 or not np.array_equal(np.diff(offsets.astype(np.int64)), ends[levels]):
-        raise Damaged("the links of a row begin where those of others are")
+        raise DamagedError("the links of a row begin where those of others are")
     if len(links) != offsets[-1] or links.min() < -1 or links.max() >= rows:
-        raise Damaged("a link leads to a row that is not there")
+        raise DamagedError("a link leads to a row that is not there")
     if not 0 <= entry < rows or not top == levels.max() - 1 == levels[entry] - 1:
-        raise Damaged(f"the search begins at row {entry}, which is not at the top")
+        raise DamagedError(f"the search begins at row {entry}, which is not at the top")
     for level in range(1, top + 1):
         starts = offsets[:-1][levels > level].astype(np.int64)
         linked = links[starts[:, None] + np.arange(ends[level], ends[level + 1])]
         if (levels[linked[linked >= 0]] <= level).any():
-            raise Damaged(f"a link at level {level} leads to a row that is not there")
+            raise DamagedError(f"a link at level {level} leads to a row that is not there")
 
 
 def _lists(file: _File, stage: Stage, rows: int) -> None:
     """Each row is in one of the lists, once."""
     count, probes = file.one("Q"), file.one("Q")
     if not 0 < probes <= count <= len(file.data):
-        raise Damaged(f"it searches {probes} of {count} lists")
+        raise DamagedError(f"it searches {probes} of {count} lists")
     _index(file, Stage(stage.dim, store="binary" if stage.store == "binary" else "fp32"), "flat", count)  # their centres
     file.expect("B", 0, "its map of rows")
     file.expect("Q", 0, "the size of its map of rows")
@@ -164,27 +164,27 @@ def _lists(file: _File, stage: Stage, rows: int) -> None:
     for length in sizes.tolist():
         _codes(file.take(length * size, "u1"), stage, length)
         ids = file.take(length, "<i8")
-        if length and not (0 <= ids.min() and ids.max() < rows):
-            raise Damaged("a list holds a row that is not there")
+        if length and not 0 <= ids.min() <= ids.max() < rows:
+            raise DamagedError("a list holds a row that is not there")
         seen[ids] = True
     if sizes.sum() != rows or not seen.all():
-        raise Damaged("a row is in no list, or in several")
+        raise DamagedError("a row is in no list, or in several")
 
 
 def _sizes(file: _File, count: int, size: int) -> np.ndarray:
     """How many rows each list holds."""
     if (found := file.take(4, "u1").tobytes()) != b"ilar":
-        raise Damaged(f"its lists are of the kind {found!r}")
+        raise DamagedError(f"its lists are of the kind {found!r}")
     file.expect("Q", count, "its number of lists")
     file.expect("Q", size, "the bytes of a row")
     kind, sizes = file.take(4, "u1").tobytes(), file.vector("<u8")
     if kind == b"sprs":  # (list, size) of those that are not empty
         if len(sizes) % 2 or (len(sizes) and sizes[::2].max() >= count):
-            raise Damaged("a list is not there")
+            raise DamagedError("a list is not there")
         given, sizes = sizes.reshape(-1, 2), np.zeros(count, "<u8")
         sizes[given[:, 0].astype(np.int64)] = given[:, 1]
     elif kind != b"full":
-        raise Damaged(f"the sizes of its lists are of the kind {kind!r}")
+        raise DamagedError(f"the sizes of its lists are of the kind {kind!r}")
     if len(sizes) != count or (len(sizes) and int(sizes.max()) > len(file.data)):
-        raise Damaged("a list has a size that it cannot have")
+        raise DamagedError("a list has a size that it cannot have")
     return sizes.astype(np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acge_lightning.adaptive.faiss_file import LINKS, Damaged, check
+from acge_lightning.adaptive.faiss_file import LINKS, DamagedError, check
 from acge_lightning.adaptive.stages import Stage
 from acge_lightning.adaptive.vectors import BLOCK, Vectors, prefix
 from acge_lightning.errors import InputError
@@ -145,7 +145,7 @@ class Faiss:
         try:
             check(file, stage, rows)
             return cls(stage, read(str(file)))
-        except (Damaged, OSError) as error:
+        except (DamagedError, OSError) as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
             reason = str(error).strip().splitlines()[-1]
