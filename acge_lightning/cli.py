@@ -132,7 +132,7 @@ def _pca(cfg: DictConfig) -> None:
 
 
 def _fisher(cfg: DictConfig) -> None:
-    from acge_lightning.fisher import fisher, processes
+    from acge_lightning.fisher import processes, write_anchor
     from acge_lightning.pretrained import load
     from acge_lightning.train import make_tasks
 
@@ -142,10 +142,9 @@ def _fisher(cfg: DictConfig) -> None:
     with processes(cfg.device) as device:
         encoder, tasks = load(cfg.model, device=device), make_tasks(cfg)
         numbers = {name: cfg[name] for name in ("dims", "estimator", "samples", "pool", "seed", "batch_tokens")}
-        anchor = fisher(encoder, tasks, **numbers, state=file.with_suffix(".parts"), progress=True)
+        _, anchor = write_anchor(file, encoder, tasks, cfg.bf16, **numbers, progress=True)
         if int(os.environ.get("RANK", "0")):
             return
-        anchor.save(file, cfg.bf16)
     counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
     print(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
 

@@ -21,7 +21,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, evaluate, open_models
 from acge_lightning.export import export
 from acge_lightning.files import write_text
-from acge_lightning.fisher import fisher
+from acge_lightning.fisher import write_anchor
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
 from acge_lightning.protocols import FAMILIES, Dataset
@@ -199,7 +199,7 @@ class _Sequence:
         tasks = {name: self.tasks[name] for name in self.stages[place].task if "train" in self.tasks[name].data.parts}
         settings = {"seed": self.cfg.seed} | plain(self.cfg.fisher)
         bf16 = settings.pop("bf16", False)
-        return fisher(encoder, tasks, **settings, state=file.with_suffix(".parts"), progress=True).save(file, bf16)
+        return write_anchor(file, encoder, tasks, bf16, **settings, progress=True)[0]
 
     # ---- scores
 
