@@ -132,7 +132,7 @@ def _pca(cfg: DictConfig) -> None:
 
 
 def _fisher(cfg: DictConfig) -> None:
-    from acge_lightning.fisher import fisher, processes
+    from acge_lightning.fisher import processes, write_anchor
     from acge_lightning.pretrained import load
     from acge_lightning.train import make_tasks
 
@@ -142,10 +142,9 @@ def _fisher(cfg: DictConfig) -> None:
     with processes(cfg.device) as device:
         encoder, tasks = load(cfg.model, device=device), make_tasks(cfg)
         numbers = {name: cfg[name] for name in ("dims", "estimator", "samples", "pool", "seed", "batch_tokens")}
-        anchor = fisher(encoder, tasks, **numbers, state=file.with_suffix(".parts"), progress=True)
+        _, anchor = write_anchor(file, encoder, tasks, cfg.bf16, **numbers, progress=True)
         if int(os.environ.get("RANK", "0")):
             return
-        anchor.save(file, cfg.bf16)
     counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
     print(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
 
@@ -187,6 +186,7 @@ def _longtail(cfg: DictConfig) -> None:
     from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
+    from acge_lightning.longtail_results import read
     from acge_lightning.protocols import find
     from acge_lightning.report import show
 
@@ -197,7 +197,7 @@ def _longtail(cfg: DictConfig) -> None:
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
     result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, total=n))
-    pictures = ", ".join(str(file) for file in save_figures(result, config["out"]))
+    pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):
         sys.exit("error: a data set was not scored; the table says why")

@@ -21,7 +21,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, evaluate, open_models
 from acge_lightning.export import export
 from acge_lightning.files import write_text
-from acge_lightning.fisher import fisher
+from acge_lightning.fisher import write_anchor
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
 from acge_lightning.protocols import FAMILIES, Dataset
@@ -210,8 +210,7 @@ class _Sequence:
             ones(encoder).save(file)
         else:
             bf16 = settings.pop("bf16", False)
-            tasks = {name: self.tasks[name] for name in names}
-            fisher(encoder, tasks, **settings, state=file.with_suffix(".parts"), progress=True).save(file, bf16)
+            write_anchor(file, encoder, {name: self.tasks[name] for name in names}, bf16, **settings, progress=True)
         write_text(made, text)
         return file
 

@@ -92,9 +92,9 @@ def test_a_manifest_of_other_numbers_is_refused(saved):
     manifest = saved / "index.json"
     found = json.loads(manifest.read_text())
     for change, told in (
-        ({"rows": 49}, "has 50 rows"),
+        ({"rows": 49}, r"int8 \[50, 8\], and index\.json says torch\.int8 \[49, 8\]"),
         ({"dim": 12}, "vectors have 12"),
-        ({"stages": [{"dim": 8}]}, "0.codes"),
+        ({"stages": [{"dim": 8}]}, r"not of its files: 0\.scale\.npy, 1\.codes\.npy"),
     ):
         manifest.write_text(json.dumps(found | change))
         with pytest.raises(InputError, match=told):
