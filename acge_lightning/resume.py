@@ -257,11 +257,14 @@ class Resume(Callback):
 
 def check_recorded(where: Any, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
     """As `check_config`, for the configs that a checkpoint and a module hold; one that says nothing is warned of."""
-    known = (checkpoint.get("hyper_parameters") or {}).get("config")
-    if known:
-        check_config(where, known, module.hparams.get("config") or {})
-    else:
-        _LOG.warning("%s does not say with which config it was trained: nothing is compared", where)
+    try:
+        known = (checkpoint.get("hyper_parameters") or {}).get("config")
+        if known:
+            check_config(where, known, module.hparams.get("config") or {})
+        else:
+            _LOG.warning("%s does not say with which config it was trained: nothing is compared", where)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{where} holds something else in the place of its config: take another, or begin anew") from error
 
 
 def _rebased(state: Mapping[str, Any], callback: ModelCheckpoint, folders: tuple[Path, ...]) -> dict[str, Any]:
