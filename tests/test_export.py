@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import acge_lightning
 from acge_lightning import export as export_module
+from acge_lightning import pretrained
 from acge_lightning.encoder import Dense
 from acge_lightning.errors import InputError
 from acge_lightning.export import export, save_backbone
@@ -187,3 +188,24 @@ def test_backbone_is_a_plain_transformers_folder(tmp_path):
     assert (again.pooling, again.tokenize.max_length, again.dim) == ("mean", 32, 28)
     with pytest.raises(InputError, match="static encoder"):
         save_backbone(make("static"), tmp_path / "static")
+
+
+def test_load_gives_one_version_of_what_is_replaced_meanwhile(tmp_path, monkeypatch):
+    folder, newer = export(make("bert_mean"), tmp_path / "model"), make("static_dense")
+    read_modules = pretrained.read_modules
+
+    def slow(path):
+        monkeypatch.setattr(pretrained, "read_modules", read_modules)
+        modules = read_modules(path)
+        export(newer, folder)
+        return modules
+
+    monkeypatch.setattr(pretrained, "read_modules", slow)
+    assert torch.equal(load(folder).encode(TEXTS), newer.encode(TEXTS))
+
+
+def test_load_finds_what_a_killed_export_had_moved_aside(tmp_path):
+    encoder = make("static")
+    export(encoder, tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
+    assert torch.equal(load(tmp_path / "model").encode(TEXTS), encoder.encode(TEXTS))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
