@@ -181,15 +181,15 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
     the digest of the new one is added before the file changes, and that of the old one leaves after.
     """
     old = _digests(path) if path.exists() else []
-    try:
-        with _in_place_of(path) as file:
-            hashed = _Hashed(file)
+    with _in_place_of(path) as file:
+        hashed = _Hashed(file)
+        try:
             torch.save(checkpoint, hashed)
-            new = hashed.digest.hexdigest()
-            _write_manifest(path, [new, *(digest for digest in old if digest != new)])
-        _write_manifest(path, [new])
-    except RuntimeError as error:  # torch wraps the error of a file that cannot be written
-        raise OSError(error) from error
+        except RuntimeError as error:
+            raise hashed.error or error from error
+        new = hashed.digest.hexdigest()
+        _write_manifest(path, [new, *(digest for digest in old if digest != new)])
+    _write_manifest(path, [new])
 
 
 def _write_manifest(path: Path, digests: list[str]) -> None:
@@ -209,14 +209,18 @@ def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Hashed:
-    """A file to write to, which takes the digest of what passes."""
+    """A file to write to, which takes the digest of what passes, and keeps the error that torch hides behind another."""
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

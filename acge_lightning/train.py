@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,6 +106,9 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
 def checked(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain data; its own keys have values that can work."""
     config = plain(cfg)
+    if config["paths"]["output_dir"].startswith("~"):
+        cfg.paths.output_dir = os.path.expanduser(config["paths"]["output_dir"])
+        config = plain(cfg)
     for key, kind in (("seed", int), ("test", bool)):
         if not isinstance(config[key], kind):
             raise InputError(f"{key}={config[key]!r} must be {'a whole number' if kind is int else 'true or false'}")
