@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
-from acge_lightning.jobs import config_flags, needs_own_process, overrides, run_in_own_process, set_command
+from acge_lightning.jobs import config_flags, end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
 from acge_lightning.surroundings import ensure_home, lasting_output
 
@@ -41,6 +41,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
 
     def run(cfg: DictConfig) -> Any:
         _quieten()
+        end_with_parent()
         set_command(words)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         _drop_unchosen(cfg, overrides("task"))

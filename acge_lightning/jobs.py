@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from hydra.utils import get_original_cwd, to_absolute_path
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from acge_lightning.overrides import quote, restated
+
+_PIPE = "ACGE_PARENT_PIPE"  # environment variable: the number of a pipe whose other end the starting process holds
 
 
 def set_command(words: list[str]) -> None:
@@ -64,10 +67,28 @@ def run_in_own_process(cfg: DictConfig) -> float:
     program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
     folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
     command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
-    if _wait(subprocess.Popen(command, cwd=get_original_cwd())):
-        return math.nan
+    held, ours = os.pipe()  # when this process has ended, however that was, the other one finds the pipe closed
+    try:
+        environment = os.environ | {_PIPE: str(held)}
+        if _wait(subprocess.Popen(command, cwd=get_original_cwd(), env=environment, pass_fds=[held])):
+            return math.nan
+    finally:
+        os.close(held)
+        os.close(ours)
     result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
     return result["after"]["val/mean"]
+
+
+def end_with_parent() -> None:
+    """In a process of `run_in_own_process`: end, as by SIGTERM, when the multirun that started it has ended."""
+    held = os.environ.pop(_PIPE, None)
+    if held is not None:
+        threading.Thread(target=_end_when_closed, args=(int(held),), daemon=True).start()
+
+
+def _end_when_closed(held: int) -> None:
+    os.read(held, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
