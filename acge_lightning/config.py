@@ -27,6 +27,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from acge_lightning.errors import InputError
+from acge_lightning.secret import concealing
 
 _OWN = "acge_lightning"
 _READERS = tuple(f"{_OWN}.{name}" for name in ("cli", "config", "jobs", "sequence", "train"))
@@ -56,7 +57,7 @@ def config_dir() -> Path:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A config as plain data, interpolations resolved, for checkpoints and exports.
+    """A config as plain data, interpolations resolved, to be used; `secret.recorded` is what is written down.
 
     Raises:
         InputError: a key has no value yet, or an interpolation leads nowhere.
@@ -82,7 +83,8 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     >>> instantiate({"_target_": "acge_lightning.losses.InfoNCE", "temperature": 0.1}).temperature
     0.1
     """
-    return _prepare(node, _key(node), _checked(trusted), extra)()
+    with concealing(node):
+        return _prepare(node, _key(node), _checked(trusted), extra)()
 
 
 def instantiate_all(nodes: Any, *, trusted: Sequence[str] = ()) -> list[Any]:
@@ -95,7 +97,8 @@ def instantiate_all(nodes: Any, *, trusted: Sequence[str] = ()) -> list[Any]:
     for where, node in named.items():
         if not isinstance(node, dict) or "_target_" not in node:
             raise InputError(f"conf key {where} has no _target_: name its class, or set {where}=null")
-    return [build() for build in [_prepare(node, where, _checked(trusted)) for where, node in named.items()]]
+    with concealing(nodes):
+        return [build() for build in [_prepare(node, where, _checked(trusted)) for where, node in named.items()]]
 
 
 # ---- reading

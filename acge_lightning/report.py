@@ -20,6 +20,7 @@ from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
 from acge_lightning.files import write_text
 from acge_lightning.results import means
+from acge_lightning.yaml_file import read_yaml
 
 Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a hit that are shown
@@ -226,11 +227,9 @@ def summarise(folder: Path) -> tuple[Table, int]:
     Returns:
         The table, and how many jobs left no result.
     """
-    import yaml
-
     rows: list[tuple[str, str, float]] = []
     for job in sorted(p.parent for p in folder.glob("*/.hydra")):
-        overrides = " ".join(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or [])
+        overrides = " ".join(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or []))
         result = job / "result.json"
         score = float("nan")
         if result.is_file():

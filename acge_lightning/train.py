@@ -30,6 +30,7 @@ from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
 from acge_lightning.runs import read_runs
+from acge_lightning.secret import recorded
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def train(cfg: DictConfig) -> float:
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
-    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
+    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:
         atexit.register(disconnect)
@@ -79,7 +80,7 @@ def train(cfg: DictConfig) -> float:
             after = evaluate(trainer, module, mixture, config["test"])
 
         if trainer.is_global_zero:
-            output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
+            output = module.save(folder, provenance(recorded(cfg), mixture, before, after, trainer.global_step))
             write_result(folder, before, after, output)
             draw(trainer, folder)
             tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
