@@ -23,7 +23,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.jobs import needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
 from acge_lightning.secret import concealed
-from acge_lightning.sources import with_own_folders
+from acge_lightning.sources import read_flags
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -62,9 +62,9 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
     def command(count: int = 1) -> None:
         start, given = sys.argv[:count], sys.argv[count:]
         try:
-            flags, others = with_own_folders(given)
+            flags, others = read_flags(given)
             words[:] = [*start, *flags]
-            sys.argv = [" ".join(start), *flags, *arguments(others)]
+            sys.argv = [" ".join(start), *arguments(others)]
         except InputError as error:
             sys.exit(f"\nerror: {error}")
         main()

@@ -146,10 +146,8 @@ def _take(run: Run, path: Path, reader: Callable[[Path], Any], *keys: str, optio
             setattr(run, key, part)
     except KeyError as error:
         run.remarks.append(f"{path} is damaged: it has no {error}")
-    except InputError as error:
-        run.remarks.append(str(error))
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        run.remarks.append(f"{path} is damaged: {' '.join(str(error).split())}")
+        run.remarks.append(f"{path} is damaged: {' '.join(str(error).split()).removeprefix(f'{path}: ')}")
     return True
 
 

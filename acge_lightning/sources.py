@@ -14,7 +14,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
@@ -33,69 +33,77 @@ from acge_lightning.yaml_file import checked_text
 
 _RESERVED = ("hydra", "trusted")
 _PLAIN = ("run.dir", "sweep.dir", "sweep.subdir", "mode", "sweeper.max_batch_size")  # of hydra: what a file may set
+_AS_OURS = {"output_subdir": None, "callbacks.summary._target_": "acge_lightning.cli.Summary"}  # in copies of the package's files
+_DEFAULTS_AS_OURS = [{f"override hydra/{name}": "none"} for name in ("job_logging", "hydra_logging")]
 _PARAMETER = re.compile(r"\+{0,2}(?!(hydra|trusted)\b)[\w./-]+")
 _NAME = re.compile(r"(?!.*_(global|group|here|name)_)(?!(hydra|trusted)\Z)[\w-]+")  # of a folder, or a part of a package
 _FILE = re.compile(r"(?!\.{1,2}\Z)[\w.-]+|\?\?\?")
 _CHOICE = re.compile(r"\$\{[\w./@-]+\}")  # another group's, in a defaults list
-_SEARCHPATH = "hydra.searchpath"
 
 
-def with_own_folders(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's arguments with `--config-dir` and `hydra.searchpath` led through `Checked`.
+def read_flags(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take the flags that say where configs lie, and lead all their files through `Checked`.
 
     Args:
         given: the arguments that were typed.
 
     Returns:
-        Flags that say which config is composed, and all other arguments.
+        These flags, for a command that composes the same config again, and what Hydra is to be given.
 
     Raises:
         InputError: a folder that is not there, and the flag that would read a pickle.
     """
-    for plugin in (Checked, CheckedMain):
-        Plugins.instance().register(plugin)
     parser = ArgumentParser(add_help=False)
     for name, short in (("config-dir", "cd"), ("config-name", "cn"), ("config-path", "cp"), ("cfg", "c")):
-        parser.add_argument(f"--{name}", f"-{short}")
-    parser.add_argument("--experimental-rerun")
-    found, rest = parser.parse_known_args(given)
-    if found.experimental_rerun is not None:
+        parser.add_argument(f"--{name}", f"-{short}", dest=name)
+    parser.add_argument("--experimental-rerun", dest="rerun")
+    parsed, rest = parser.parse_known_args(given)
+    flags = {name: value for name, value in vars(parsed).items() if value is not None}
+    if "rerun" in flags:
         raise InputError("--experimental-rerun reads a pickle, which can run code: type the overrides of the run again")
-    if found.config_name and (os.path.isabs(found.config_name) or ".." in Path(found.config_name).parts):
-        raise InputError(f"--config-name={found.config_name} is a path: name its folder with --config-dir, and the config by its name")
-    chosen = {"name": found.config_name, "path": found.config_path}
-    flags = [f"--config-{key}={value}" for key, value in chosen.items() if value is not None]
-    shown = [] if found.cfg is None else [f"--cfg={found.cfg}"]
-    folders = [] if found.config_dir is None else [found.config_dir]
-    for argument in [text for text in rest if text.startswith(f"{_SEARCHPATH}=")]:
-        value = OverridesParser.create().parse_override(argument).value()
-        if isinstance(value, list):
-            rest.remove(argument)
-            folders += map(str, value)
-    if folders:
-        first = next((place for place, text in enumerate(rest) if "=" in text and not text.startswith("-")), 0)
-        rest.insert(first, f"{_SEARCHPATH}=[{','.join(quote(_address(folder)) for folder in folders)}]")
-    return flags, [*shown, *rest]
+    name = Path(flags.get("config-name", ""))
+    if name.is_absolute() or ".." in name.parts:
+        raise InputError(f"--config-name={name} is a path: name its folder with --config-dir, and the config by its name")
+    CheckedPath.own = [_address(flags["config-dir"])] if "config-dir" in flags else []
+    for plugin in (Checked, CheckedPath):
+        Plugins.instance().register(plugin)
+    words = [f"--{flag}={value}" for flag, value in flags.items()]
+    hydras = [word for word in words if not word.startswith("--config-dir=")]
+    return [word for word in words if not word.startswith("--cfg=")], [*hydras, *map(_searchpath, rest)]
+
+
+def _searchpath(argument: str) -> str:
+    """`hydra.searchpath=[…]` with its folders led through `Checked`; any other argument as it is."""
+    if not argument.startswith("hydra.searchpath="):
+        return argument
+    folders = OverridesParser.create().parse_override(argument).value()
+    if not isinstance(folders, list):
+        return argument
+    return f"hydra.searchpath=[{','.join(quote(_address(str(folder))) for folder in folders)}]"
 
 
 def _address(folder: str) -> str:
     """A folder as Hydra's search path has it; what is no folder, such as `pkg://…`, as it is."""
-    scheme, separator, path = folder.rpartition("://")
+    scheme, _, path = folder.rpartition("://")
     if scheme not in ("", "file"):
         return folder
     if not os.path.isdir(path):
-        raise InputError(f"config folder {path} is not there: check --config-dir or hydra.searchpath")
+        raise InputError(f"config folder {path} is not there: check --config-dir, --config-path or hydra.searchpath")
     return f"{Checked.scheme()}://{os.path.abspath(path)}"
 
 
-class CheckedMain(SearchPathPlugin):
-    """Leads the main folder of configs, the package's or that of `--config-path`, through `Checked`."""
+class CheckedPath(SearchPathPlugin):
+    """Leads the main folder of configs, the package's or that of `--config-path`, through `Checked`, and adds one's own."""
+
+    own: ClassVar[list[str]] = []  # addresses of folders
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Before Hydra reads anything."""
         for element in search_path.get_path():
             if element.provider == "main":
                 element.path = _address(element.path)
+        for address in self.own:
+            search_path.append("command-line", address)
 
 
 class Checked(ConfigSource):
@@ -158,16 +166,16 @@ def _wrongs(config_path: str, package: str | None, config: Any) -> Iterator[str]
     body = OmegaConf.to_container(config, resolve=False)
     if not isinstance(body, dict):
         return
-    for entry in body.get("defaults") or []:
+    for entry in [entry for entry in body.get("defaults") or [] if entry not in _DEFAULTS_AS_OURS]:
         yield from _wrong_default(entry)
-    if "trusted" in body:
+    if body.get("trusted"):
         yield "trusted counts from the command line only: take it out, and give trusted=[…] there if you trust it"
     if "hydra" in body:
         for key, value in _leaves(body["hydra"]):
             named = key in _PLAIN or (key.startswith("sweeper.params.") and _PARAMETER.fullmatch(key, len("sweeper.params.")))
-            if not named or isinstance(value, (dict, list)):
-                where = f"hydra.{key}" if key else "hydra"
-                yield f"{where} counts from the command line only: take it out; a file may set hydra.{', hydra.'.join(_PLAIN)}"
+            if (not named or isinstance(value, (dict, list))) and (key, value) not in _AS_OURS.items():
+                where = f"hydra.{key}".rstrip(".")
+                yield f"{where} counts from the command line only: take it out, and give it there if you trust it"
 
 
 def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
