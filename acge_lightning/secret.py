@@ -16,8 +16,8 @@ _SHORTEST = 6  # letters of a value that is hidden from a message: shorter ones,
 def recorded(cfg: Any) -> dict[str, Any]:
     """A config as plain data for checkpoints, exports and loggers.
 
-    As `config.plain`, but a set variable stays the text `${oc.env:NAME}`, also within a longer text and where another key refers
-    to it. What cannot be resolved without the value stays as it was written.
+    As `config.plain`, but a set variable stays the text `${oc.env:NAME}`, also within a longer text and where another key
+    refers to it. What cannot be resolved without the value stays as it was written.
     """
     from omegaconf import OmegaConf
 

@@ -298,7 +298,8 @@ def read_stages(config: dict[str, Any]) -> list[Stage]:
             raise InputError(f"stages.{name} must have task, and may have train and set: {{task: [a, b], set: {{…}}}}")
         if not str(name).replace("_", "").replace("-", "").isalnum() or name == START:
             raise InputError(f"stages.{name}: a stage's name is made of letters, digits, - and _, and is not {START}")
-        wrong = [key for key in node.get("set") or {} if key not in config or key in ("stages", "strategy", "resume", "trusted")]
+        closed = ("stages", "strategy", "resume", "trusted")
+        wrong = [key for key in node.get("set") or {} if key not in config or key in closed]
         if wrong:
             raise InputError(f"stages.{name}.set.{wrong[0]} is no key of a stage: choose from {sorted(config)}")
         found.append(Stage(str(name), tuple(node["task"]), node.get("train", True), node.get("set") or {}))

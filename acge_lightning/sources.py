@@ -33,7 +33,7 @@ from acge_lightning.yaml_file import checked_text
 
 _RESERVED = ("hydra", "trusted")
 _PLAIN = ("run.dir", "sweep.dir", "sweep.subdir", "mode", "sweeper.max_batch_size")  # of hydra: what a file may set
-_AS_OURS = {"output_subdir": None, "callbacks.summary._target_": "acge_lightning.cli.Summary"}  # in copies of the package's files
+_AS_OURS = {"output_subdir": None, "callbacks.summary._target_": "acge_lightning.cli.Summary"}  # in copies of our files
 _DEFAULTS_AS_OURS = [{f"override hydra/{name}": "none"} for name in ("job_logging", "hydra_logging")]
 _PARAMETER = re.compile(r"\+{0,2}(?!(hydra|trusted)\b)[\w./-]+")
 _NAME = re.compile(r"(?!.*_(global|group|here|name)_)(?!(hydra|trusted)\Z)[\w-]+")  # of a folder, or a part of a package
@@ -190,7 +190,7 @@ def _wrong_path(path: str) -> Iterator[str]:
     """Folders that Hydra would make a package of, and ways out of the folder."""
     *folders, name = path.removeprefix("/").split("/")
     if not all(_NAME.fullmatch(part) for part in folders) or not _FILE.fullmatch(name):
-        yield f"config {path} is refused: hydra/… counts from the command line only, and other names are of letters, digits, _ and -"
+        yield f"config {path} is refused: hydra/… counts from the command line only; else write letters, digits, _ and -"
 
 
 def _wrong_package(package: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -155,7 +156,10 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
     if not loggers:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, trusted=cfg.trusted)
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, trusted=cfg.trusted)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a config without the plugin
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+    return trainer
 
 
 def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:
