@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
-from acge_lightning.jobs import config_flags, end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
+from acge_lightning.jobs import end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
+from acge_lightning.secret import concealed
+from acge_lightning.sources import read_flags
 from acge_lightning.surroundings import ensure_home, lasting_output
 
 _QUIET = (
@@ -44,26 +46,27 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
         end_with_parent()
         set_command(words)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        _drop_unchosen(cfg, overrides("task"))
         try:
+            _check_trusted(cfg, overrides("task"))
+            _drop_unchosen(cfg, overrides("task"))
             return job(cfg)
         except (InputError, ChildProcessError) as error:
-            if not several:
-                sys.exit(f"\nerror: {error}")
-            print(f"\nerror: {error}", file=sys.stderr)
+            message = f"\nerror: {concealed(str(error), cfg)}"
         except Exception:
-            if not several:
-                raise
-            traceback.print_exc()
+            message = concealed(traceback.format_exc(), cfg)
+        if not several:
+            sys.exit(message)
+        print(message, file=sys.stderr)
         return math.nan  # the other jobs go on, and the summary names this one
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
     def command(count: int = 1) -> None:
         start, given = sys.argv[:count], sys.argv[count:]
-        words[:] = [*start, *config_flags(given)]
         try:
-            sys.argv = [" ".join(start), *arguments(given)]
+            flags, others = read_flags(given)
+            words[:] = [*start, *flags]
+            sys.argv = [" ".join(start), *arguments(others)]
         except InputError as error:
             sys.exit(f"\nerror: {error}")
         ensure_home()
@@ -71,6 +74,12 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
             main()
 
     return command
+
+
+def _check_trusted(cfg: DictConfig, given: list[str]) -> None:
+    """Whatever way `trusted` has found into the config: it counts if the command line names it."""
+    if cfg.get("trusted") and not any(text.lstrip("+").startswith("trusted=") for text in given):
+        raise InputError("trusted counts from the command line only: take it out of the YAML, and give trusted=[…] there")
 
 
 def _drop_unchosen(cfg: DictConfig, given: list[str]) -> None:

@@ -20,6 +20,7 @@ from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.results import means
+from acge_lightning.yaml_file import read_yaml
 
 Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a hit that are shown
@@ -235,11 +236,9 @@ def summarise(folder: Path) -> tuple[Table, int]:
     Raises:
         InputError: no job, or a `summary.csv` that is another file.
     """
-    import yaml
-
     rows: list[tuple[str, str, float]] = []
     for job in sorted(p.parent for p in folder.glob("*/.hydra")):
-        overrides = " ".join(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or [])
+        overrides = " ".join(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or []))
         result = job / "result.json"
         score = float("nan")
         if result.is_file():
