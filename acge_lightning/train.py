@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> float:
             write_result(folder, before, after, output)
             draw(trainer, folder)
             tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
-            show(*tables, f"The model is in [bold]{output}[/bold]")
+            show(*tables, f"The model is in {output}")
     wait_for_ranks(trainer)
     return after["val/mean"]
 
