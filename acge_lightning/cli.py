@@ -22,7 +22,8 @@ from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.jobs import config_flags, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
-from acge_lightning.terminal import end, one_line, prepare, show, track
+from acge_lightning.surroundings import ensure_home, lasting_output
+from acge_lightning.terminal import end, make_logs_visible, one_line, show, track
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -59,14 +60,16 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
     def command(count: int = 1) -> None:
-        prepare()
+        make_logs_visible()
         start, given = sys.argv[:count], sys.argv[count:]
         words[:] = [*start, *config_flags(given)]
         try:
             sys.argv = [" ".join(start), *arguments(given)]
         except InputError as error:
             end(error)
-        main()
+        ensure_home()
+        with lasting_output():
+            main()
 
     return command
 
@@ -183,6 +186,7 @@ def _longtail(cfg: DictConfig) -> None:
     from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
+    from acge_lightning.longtail_results import read
     from acge_lightning.protocols import find
 
     config = plain(cfg)
@@ -192,7 +196,7 @@ def _longtail(cfg: DictConfig) -> None:
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
     result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, n))
-    pictures = ", ".join(str(file) for file in save_figures(result, config["out"]))
+    pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):
         sys.exit("error: a data set was not scored; the table says why")

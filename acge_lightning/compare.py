@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from acge_lightning.errors import InputError
-from acge_lightning.files import write_text
+from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.runs import Run, read_runs
 from acge_lightning.sections import sections
 from acge_lightning.terminal import visible
@@ -18,6 +18,8 @@ try:
     from markupsafe import Markup
 except ModuleNotFoundError as error:
     raise InputError("a report needs matplotlib and Jinja: pip install 'acge-lightning[report]'") from error
+
+_MARKER = b'name="generator" content="acge report"'  # each page has it
 
 
 def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> list[Run]:
@@ -31,10 +33,11 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
         The runs, with a remark on each file that was missing or damaged.
 
     Raises:
-        InputError: nothing to compare, or nowhere to write.
+        InputError: nothing to compare, nowhere to write, or another file in the place of the page.
     """
-    runs = read_runs(paths)
     out = Path(out).expanduser()
+    check_replaceable(out, _MARKER, "a report")
+    runs = read_runs(paths)
     text = page(runs)
     write_text(out, text)
     return runs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,19 @@ class Model:
             return [None]
         chosen = self.encoder.matryoshka_dims if asked is None else asked
         return sorted({self.encoder.dim, *(d for d in chosen if d < self.encoder.dim)}, reverse=True)
+
+    def digest(self, encoder: str) -> str:
+        """The hash of its encoder and of the prompts that it is scored with; without any, that of the encoder.
+
+        Raises:
+            InputError: a prompt that the encoder does not have.
+        """
+        known, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
+        for role, name in prompts:
+            if name not in known:
+                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(known) or 'no prompts'}")
+        texts = {role: known[name] for role, name in prompts}
+        return hashlib.sha256(f"{encoder} {json.dumps(texts)}".encode()).hexdigest()[:24] if any(texts.values()) else encoder
 
     def card(self, digest: str) -> dict[str, Any]:
         """What a file of results says of it: its `digest`, sizes, and from the export what it was trained on."""
@@ -129,18 +145,22 @@ def evaluate(
         models: what is scored.
         datasets: on what.
         dims: prefix sizes; an encoder's Matryoshka dims by default, and always its full size.
-        out: JSON file, written after each data set and, at the end, beside a `.csv`; rows that it holds are not scored again.
+        out: JSON file, to which is added after each data set, and at the end a `.csv` beside it. What it holds is not scored
+            again and stays, whatever else is scored, also of other encoders and of data that have changed since.
         cache_dir: of checked rows and embeddings.
         processes: how many data sets are scored at a time; an encoder on a GPU takes as many GPUs.
         show: is given each row as it comes.
 
     Returns:
-        What the file holds: `encoders`, `rows`, `differences` (of each model against the first, with a 95 % interval of a
-        paired bootstrap), `leaks`, and `examples` (see `acge_lightning.examples`) by encoder and <family>/<name>.
+        What the file holds of these models and data sets: `encoders`, `rows`, `differences` (of each model against the
+        first, with a 95 % interval of a paired bootstrap), `leaks`, and `examples` (see `acge_lightning.examples`) by encoder
+        and <family>/<name>.
     """
     cache_dir = Path(cache_dir).expanduser()
-    earlier = results.earlier(Path(out)) if out else {"rows": [], "differences": [], "examples": {}}
-    job = _Job(models, dims, cache_dir, earlier)
+    out = Path(out).expanduser() if out else None
+    if out:
+        results.check(out)
+    job = _Job(models, dims, cache_dir, results.earlier(out) if out else results.NOTHING)
     cards = [model.card(job.hashes[model.name]) for model in models]
     result: dict[str, Any] = {"format": results.FORMAT, "seed": SEED, "encoders": cards}
     result |= {"rows": [], "differences": [], "leaks": [], "examples": {model.name: {} for model in models}}
@@ -152,9 +172,9 @@ def evaluate(
         for row in part["rows"]:
             show(row)
         if out:
-            results.write(Path(out), result)
+            results.add(out, result)
     if out:
-        results.write_csv(Path(out).with_suffix(".csv"), result["rows"])
+        results.add(out, result, table=True)
     return result
 
 
@@ -162,61 +182,111 @@ class _Job:
     """What is done with each data set; travels to the processes that do it."""
 
     def __init__(self, models: Sequence[Model], dims: Sequence[int] | None, cache_dir: Path, earlier: dict[str, Any]):
-        self.models, self.dims, self.cache_dir, self.earlier = models, dims, cache_dir, earlier
+        self.models, self.dims, self.cache_dir = models, dims, cache_dir
         self.kept = results.by_hashes(earlier["rows"])
+        self.differences = {(d.get("hash"), d.get("against_hash"), d.get("mark")): d for d in earlier["differences"]}
+        shown = [example for sets in earlier["examples"].values() for example in sets.values()]
+        self.examples = {(example["hash"], example["mark"]): example for example in shown if "hash" in example}
         self.embeddings = {m.name: Embeddings(m.encoder, cache_dir / "embeddings") for m in models if m.encoder is not None}
-        self.hashes = {m.name: self.embeddings[m.name].hash if m.encoder is not None else m.path for m in models}
+        self.hashes = {m.name: m.digest(self.embeddings[m.name].hash) if m.encoder is not None else m.path for m in models}
 
     def over(self, datasets: Sequence[Dataset], processes: int) -> Iterator[dict[str, Any]]:
         if min(processes, len(datasets)) <= 1:
             yield from map(self.on, datasets)
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, _begin, (self, context.Value("i", 0), processes)) as pool:
-            yield from pool.map(_on, datasets)
+        try:
+            with ProcessPoolExecutor(processes, context, _begin, (self, context.Value("i", 0), processes)) as pool:
+                yield from pool.map(_on, datasets)
+        except BrokenProcessPool as error:
+            reason = "a process that scored was ended from outside, perhaps for want of memory"
+            raise InputError(f"{reason}: give fewer processes than {processes}; what was scored before is kept") from error
 
     def on(self, dataset: Dataset) -> dict[str, Any]:
         """Rows, differences, leaks and examples of a data set."""
         try:
             data, found = dataset.open(self.cache_dir)
-        except InputError as error:
-            return {"rows": [_row(model, dataset, None, error=str(error)) for model in self.models]}
-        mark, units = dataset.mark(found), {}
-        done: dict[str, Any] = {"rows": [], "leaks": [], "examples": {}}
-        for model in self.models:
-            wanted, digest = model.dims(self.dims), self.hashes[model.name]
-            rows = [row | {"encoder": model.name} for row in self.kept.get((digest, mark), []) if row["dim"] in wanted]
-            if len(rows) < len(wanted):
-                rows, units[model.name] = score(model, dataset, data, found, wanted, self.embeddings.get(model.name))
-            done["rows"] += [row | {"mark": mark, "hash": digest} for row in rows]
-            done["leaks"] += _leak(model, dataset, found)
-            shown = self._examples(model, dataset, data, found, rows)
-            done["examples"] |= {model.name: {f"{dataset.family}/{dataset.name}": shown}} if shown else {}
-        return done | {"differences": _differences(self.models, dataset, units, self.earlier["differences"])}
+        except (InputError, OSError) as error:
+            unmarked = [(model, {"mark": None, "hash": self.hashes[model.name]}) for model in self.models]
+            return {"rows": [_row(model, dataset, None, error=str(error)) | more for model, more in unmarked]}
+        return _OneSet(self, dataset, data, found).result()
 
-    def _examples(
-        self, model: Model, dataset: Dataset, data: TaskDataModule, found: EvaluationSet, rows: Sequence[Row]
-    ) -> dict[str, Any] | None:
-        earlier = self.earlier["examples"].get(model.name, {}).get(f"{dataset.family}/{dataset.name}")
-        if model.encoder is None or rows[0]["error"] or earlier:
-            return earlier
-        vectors = self.embeddings[model.name].of(found, model.prompts)
-        return examples(dataset.family, vectors, found, getattr(data, "classes", ()))
+
+class _OneSet:
+    """All models on one data set; `units` are those of the models that were scored anew."""
+
+    def __init__(self, job: _Job, dataset: Dataset, data: TaskDataModule, found: EvaluationSet):
+        self.job, self.dataset, self.data, self.found, self.mark = job, dataset, data, found, dataset.mark(found)
+        self.units: dict[str, Tensor | None] = {}
+
+    def result(self) -> dict[str, Any]:
+        done: dict[str, Any] = {"rows": [], "leaks": [], "examples": {}}
+        for model in self.job.models:
+            rows = self._rows(model)
+            done["rows"] += rows
+            done["leaks"] += _leak(model, self.dataset, self.found)
+            if model.encoder is not None and not rows[0]["error"]:
+                done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
+        failed = {row["encoder"] for row in done["rows"] if row["error"]}
+        scored = [model for model in self.job.models if model.name not in failed]
+        first = [model for model in scored if model is self.job.models[0]]
+        return done | {"differences": [self._difference(m, f) for f in first for m in scored if m is not f]}
+
+    def _rows(self, model: Model) -> list[Row]:
+        """The ones that are kept, if none is lacking; else new ones."""
+        wanted, digest = model.dims(self.job.dims), self.job.hashes[model.name]
+        names = {"encoder": model.name, "dataset": self.dataset.name}
+        kept = {row["dim"]: row | names for row in self.job.kept.get((digest, self.mark), []) if row["dim"] in wanted}
+        rows = [kept[dim] for dim in wanted] if len(kept) == len(wanted) else self._score(model, wanted)
+        return [row | {"mark": self.mark, "hash": digest} for row in rows]
+
+    def _score(self, model: Model, dims: Sequence[int | None]) -> list[Row]:
+        embeddings = self.job.embeddings.get(model.name)
+        rows, self.units[model.name] = score(model, self.dataset, self.data, self.found, dims, embeddings)
+        return rows
+
+    def _examples(self, model: Model) -> dict[str, Any]:
+        digests = {"hash": self.job.hashes[model.name], "mark": self.mark}
+        known = self.job.examples.get(tuple(digests.values()))
+        if known is not None:
+            return known
+        vectors = self.job.embeddings[model.name].of(self.found, model.prompts)
+        return examples(self.dataset.family, vectors, self.found, getattr(self.data, "classes", ())) | digests
+
+    def _difference(self, model: Model, first: Model) -> dict[str, Any]:
+        """At full size, with its 95 % interval; measured if it is not known of these encoders and rows."""
+        names = {"encoder": model.name, "against": first.name, "family": self.dataset.family, "dataset": self.dataset.name}
+        digests = {"hash": self.job.hashes[model.name], "against_hash": self.job.hashes[first.name], "mark": self.mark}
+        known = self.job.differences.get(tuple(digests.values()))
+        if known is not None:
+            return {**known, **names}
+        for each in (model, first):
+            if self.units.get(each.name) is None:
+                self._score(each, each.dims([]))
+        metric = FAMILIES[self.dataset.family][1]
+        low, middle, high = bootstrap(metric, self.units[model.name], self.units[first.name])
+        return names | {"difference": middle, "low": low, "high": high} | digests
 
 
 _job: _Job
 
 
 def _begin(job: _Job, counter: Any, processes: int) -> None:
-    """In a new process: take the job, and a device."""
+    """In a new process: take the job, and a device; end when the process that started it has ended, however that was."""
     global _job
     _job = job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     for model in job.models:
         if model.encoder is not None and model.encoder.device.type == "cuda":
             model.encoder.to(f"cuda:{number % torch.cuda.device_count()}")
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _on(dataset: Dataset) -> dict[str, Any]:
@@ -280,22 +350,6 @@ def _row(
 # ---- differences and leaks
 
 
-def _differences(
-    models: Sequence[Model], dataset: Dataset, units: Mapping[str, Tensor | None], earlier: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Of each model against the first, at full size: the difference and its 95 % interval."""
-    metric, found = FAMILIES[dataset.family][1], []
-    for model in models[1:]:
-        names = {"encoder": model.name, "against": models[0].name, "family": dataset.family, "dataset": dataset.name}
-        mine, other = units.get(model.name), units.get(models[0].name)
-        if mine is not None and other is not None:
-            low, middle, high = bootstrap(metric, mine, other)
-            found.append(names | {"difference": middle, "low": low, "high": high})
-        elif not (model.name in units and models[0].name in units):  # one of them was not scored again
-            found += [dict(known) for known in earlier if names.items() <= known.items()]
-    return found
-
-
 def bootstrap(metric: EmbeddingMetric, mine: Tensor, other: Tensor, resamples: int = _RESAMPLES) -> tuple[float, float, float]:
     """2.5 %, the difference itself, and 97.5 % of mine less other over units drawn with replacement, the same of both."""
     rng = np.random.default_rng(SEED)
@@ -310,13 +364,19 @@ def _leak(model: Model, dataset: Dataset, found: EvaluationSet) -> list[dict[str
     file = Path(model.path) / "training_rows.npy"
     if not file.is_file():
         return []
-    seen = np.load(file, allow_pickle=False)
-    return [
-        {
-            "encoder": model.name,
-            "family": dataset.family,
-            "dataset": dataset.name,
-            "rows": len(found.keys),
-            "found": int(np.isin(found.keys, seen).sum()),
-        }
-    ]
+    told = {"encoder": model.name, "family": dataset.family, "dataset": dataset.name, "rows": len(found.keys)}
+    try:
+        return [told | {"found": int(np.isin(found.keys, _training_rows(file)).sum())}]
+    except InputError as error:
+        return [told | {"found": None, "error": str(error)}]
+
+
+def _training_rows(file: Path) -> np.ndarray:
+    """Int64[n] hashes of the rows that an encoder was trained on."""
+    try:
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError, MemoryError) as error:
+        raise InputError(f"{file} is damaged ({error}): export the encoder again") from None
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise InputError(f"{file} is damaged (it holds {rows.dtype} of {rows.ndim} dims): export the encoder again")
+    return rows

@@ -8,6 +8,7 @@ texts, over those of the head, and over those of the tail; the test texts also a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from acge_lightning.adaptive import AdaptiveClassifier
@@ -27,9 +27,10 @@ from acge_lightning.data.base import CACHE
 from acge_lightning.embeddings import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model
+from acge_lightning.longtail_results import add, check
 from acge_lightning.perturb import KINDS, perturb
+from acge_lightning.probe import BoundedLogisticRegression
 from acge_lightning.protocols import Dataset
-from acge_lightning.results import write
 
 PARTS = ("all", "head", "tail")
 
@@ -52,7 +53,7 @@ class Centroid(ClassifierMixin, BaseEstimator):
 
 
 PROBES: dict[str, ClassifierMixin] = {
-    "logistic": LogisticRegression(max_iter=100, class_weight="balanced"),
+    "logistic": BoundedLogisticRegression(max_iter=100, class_weight="balanced"),
     "centroid": Centroid(),
 }
 _FAMILIES = ("classification", "clustering")
@@ -160,12 +161,21 @@ class Texts:
         texts = test.column("text")[answers >= 0].tolist()
         return cls(learn.column("text")[keep].tolist(), labels, texts, answers[answers >= 0])
 
+    def mark(self) -> str:
+        """A digest of the texts and their classes."""
+        digest = hashlib.sha256(f"{len(self.known)}".encode())
+        for text in (*self.known, *self.tested):
+            digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
+        digest.update(self.known_labels.tobytes() + self.tested_labels.tobytes())
+        return digest.hexdigest()[:24]
+
 
 @dataclass(frozen=True)
 class _Side:
-    """An encoder's vectors of a data set: Float32[known, D], and for each perturbation Float32[tested, D]."""
+    """An encoder's vectors of a data set: Float32[known, D], and for each perturbation Float32[tested, D]; and its hash."""
 
     name: str
+    hash: str
     dims: list[int]
     known: np.ndarray
     tested: dict[str, np.ndarray]
@@ -177,7 +187,7 @@ class _Side:
             raise InputError(f"pca={self.name}: {len(self.known)} training texts are too few for {min(self.dims)} dims")
         fitted = PCA(max(dims), svd_solver="full").fit(self.known)
         tested = {kind: fitted.transform(vectors) for kind, vectors in self.tested.items()}
-        return _Side(f"{self.name} PCA", dims, fitted.transform(self.known), tested)
+        return _Side(f"{self.name} PCA", f"PCA {self.hash}", dims, fitted.transform(self.known), tested)
 
 
 def longtail(
@@ -198,17 +208,17 @@ def longtail(
         protocol: what is drawn and fitted.
         dims: prefix sizes; an encoder's Matryoshka dims by default, and always its full size.
         pca: name of a model whose principal components are scored too.
-        out: JSON file.
+        out: JSON file, to which is added after each data set: what it holds of other encoders and data sets stays.
         cache_dir: of checked rows and embeddings.
         show: is given the jobs of a data set, their number and its name; may show progress.
 
     Returns:
-        What the file holds: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the mean accuracy over seeds,
-        `values` that of all, head and tail, `spread` their standard deviations over seeds, `each` the single values;
-        its `dim` is null for the cascade; `mean_dim` is what was read. `differences` are paired, seed by seed.
+        What the file holds of these: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the mean accuracy
+        over seeds, `values` that of all, head and tail, `spread` their standard deviations over seeds, `each` the single
+        values; its `dim` is null for the cascade; `mean_dim` is what was read. `differences` are paired, seed by seed.
 
     Raises:
-        InputError: a model that is no encoder, or an unknown `pca`.
+        InputError: a model that is no encoder, an unknown `pca`, or an `out` that is another file or of another protocol.
     """
     protocol, cache_dir = protocol or Protocol(), Path(cache_dir).expanduser()
     for model in models:
@@ -220,17 +230,19 @@ def longtail(
     settings = {key: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for key, v in vars(protocol).items()}
     result: dict[str, Any] = {"format": 1, "kind": "longtail", "protocol": settings, "encoders": names}
     result |= {"rows": [], "differences": []}
+    if out:
+        check(Path(out), result)
     for dataset in datasets:
         try:
             texts = Texts.of(dataset, cache_dir)
             sides = _sides(models, texts, protocol, dims, pca, cache_dir)
             rows = list(_rows(sides, dataset, texts, protocol, show))
-        except InputError as error:
+        except (InputError, OSError) as error:
             rows = [_place(dataset) | {"encoder": name, "value": None, "error": str(error)} for name in names]
         result["rows"] += rows
         result["differences"] += _differences(rows, names[0])
         if out:
-            write(Path(out), result)
+            add(Path(out), result)
     return result
 
 
@@ -249,7 +261,8 @@ def _sides(
         tested = {kind: embeddings.encode(each, prompt).numpy() for kind, each in changed.items()}
         if not all(np.isfinite(vectors).all() for vectors in (known, *tested.values())):
             raise InputError(f"model={model.name} gave vectors that are not finite (NaN or infinity)")
-        sides.append(_Side(model.name, [d for d in model.dims(dims) if d], known, tested))
+        digest = model.digest(embeddings.hash)
+        sides.append(_Side(model.name, digest, [d for d in model.dims(dims) if d], known, tested))
         sides += [sides[-1].rotated()] if model.name == pca else []
     return sides
 
@@ -267,6 +280,7 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Prot
         for shots in protocol.shots
         for seed in range(protocol.seeds)
     }
+    mark = texts.mark()
     keys = [
         (side, dim, shots)
         for side in sides
@@ -284,7 +298,8 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Prot
             seeds = [next(found) for _ in range(protocol.seeds)]
             for kind in protocol.perturbations:
                 each = {part: [seed[kind][part] for seed in seeds] for part in (*PARTS, "mean_dim")}
-                names = {"encoder": side.name, "dim": dim, "shots": shots, "perturbation": kind}
+                names = {"encoder": side.name, "hash": side.hash, "mark": mark}
+                names |= {"dim": dim, "shots": shots, "perturbation": kind}
                 seconds = sum(seed["seconds"] for seed in seeds)
                 yield _place(dataset) | names | _summary(each) | {"n": len(texts.tested), "seconds": round(seconds, 3)}
         next(found, None)  # lets what shows progress come to its end
@@ -331,7 +346,7 @@ def _place(dataset: Dataset) -> Row:
 
 def _differences(rows: Sequence[Row], first: str) -> list[Row]:
     """Of each encoder against the first one, at the same dim, shots and perturbation: mean and spread over seeds."""
-    same = ("dataset", "dim", "shots", "perturbation")
+    same = ("family", "dataset", "dim", "shots", "perturbation")
     base = {tuple(row[key] for key in same): row for row in rows if not row["error"] and row["encoder"] == first}
     found = []
     for row in rows:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from acge_lightning.files import check_replaceable, whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 _COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `drawing`
+_SOFTWARE = "acge longtail"
 _SHOWN = ("tail", "head")  # parts that have a line of panels
 
 
@@ -74,7 +77,7 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     """Pictures beside the JSON file `out`: `<stem>-<dataset>.png`, and `…-perturbed.png` where there are perturbations.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed, or a file of that name is another picture.
     """
     from acge_lightning.drawing import STYLE, matplotlib  # there: what to do where it is missing
 
@@ -87,7 +90,10 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
                 panels[f"{name}-perturbed"] = [(k, "perturbation", k, "shots", shots[-1]) for k in kinds]
             for title, columns in panels.items():
                 files.append(Path(out).with_name(f"{Path(out).stem}-{title}.png"))
-                _figure(title, rows, columns).savefig(files[-1], dpi=150)
+                check_replaceable(files[-1], _SOFTWARE.encode(), "a picture of acge longtail")
+                with whole(files[-1]) as new:
+                    figure = _figure(title, rows, columns)
+                    figure.savefig(new, format="png", dpi=150, metadata={"Software": _SOFTWARE})
     return files
 
 
@@ -128,6 +134,8 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
 def _line(axes: Axes, rows: Sequence[Row], part: str, colour: str) -> None:
     """Mean over seeds with one standard deviation, and the cascade as a star."""
     single = sorted((row for row in rows if row["dim"]), key=lambda row: row["dim"])
+    if not single:  # it was scored with other shots or perturbations
+        return
     dims, means, spreads = zip(*((r["dim"], r["values"][part], r["spread"][part]) for r in single), strict=True)
     axes.plot(dims, means, color=colour, marker="o", markersize=3, linewidth=1.3)
     low, high = ([m + side * s for m, s in zip(means, spreads, strict=True)] for side in (-1, 1))

@@ -315,16 +315,23 @@ class LinearProbe(EmbeddingMetric):
 
     def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
         """Float64[tested texts, draws]: 1 where a text is told right."""
+        from acge_lightning.probe import is_large
+
         draws = max(1, int(labels[:, 1].max()).bit_length())
-        jobs = [_split(embeddings, labels, draw) for draw in range(draws)]
-        return torch.stack(_together(self._told_right, jobs), dim=1)
+        learnt = torch.stack([labels[:, 1] >> draw & 1 for draw in range(draws)])
+        learnt, same = learnt.unique(dim=0, return_inverse=True)  # small classes are the same in every draw
+        first = [int((same == number).nonzero()[0]) for number in range(len(learnt))]
+        large = is_large(len(labels), len(labels[:, 0].unique()))
+        jobs = (_split(embeddings, labels, draw) for draw in first)
+        found = [self._told_right(*job) for job in jobs] if large else _together(self._told_right, list(jobs))
+        return torch.stack([found[number] for number in same.tolist()], dim=1)
 
     def _told_right(self, known: Vectors, known_labels: Tensor, tested: Vectors, answers: Tensor) -> Tensor:
-        from sklearn.linear_model import LogisticRegression
+        from acge_lightning.probe import BoundedLogisticRegression
 
         if len(known_labels.unique()) < 2:
             raise InputError("classification needs labelled texts of at least two classes")
-        probe = LogisticRegression(max_iter=self.max_iter, random_state=self.seed)
+        probe = BoundedLogisticRegression(max_iter=self.max_iter, random_state=self.seed)
         probe.fit(_numpy(known), known_labels.cpu().numpy())
         return torch.from_numpy(probe.predict(_numpy(tested)) == answers.cpu().numpy()).double()
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from acge_lightning.data.mixture import Coverage, MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
-from acge_lightning.files import write_text
+from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.results import means
 from acge_lightning.sheet import write_csv
 from acge_lightning.terminal import one_line, show
@@ -148,18 +148,23 @@ def suite_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tabl
 
 def leak_table(result: Mapping[str, Any]) -> Table | str:
     """Evaluated rows that an encoder was trained on, by its own record."""
-    known = {leak["encoder"] for leak in result["leaks"]}
+    known = {leak["encoder"]: leak.get("error") or "" for leak in result["leaks"]}
     silent = [card["name"] for card in result["encoders"] if card["name"] not in known and card["dim"] is not None]
     found = [leak for leak in result["leaks"] if leak["found"]]
     if not found:
-        unknown = f" ({', '.join(silent)}: no record of training data)" if silent else ""
-        return f"Leak check: no evaluated row is among the recorded training data{unknown}."
+        unknown = [f"{', '.join(silent)}: no record of training data"] if silent else []
+        unknown += [f"{name}: {error}" for name, error in known.items() if error]
+        told = f" ({'; '.join(unknown)})" if unknown else ""
+        return f"Leak check: no evaluated row is among the recorded training data{told}."
     table = Table(title="Leak check: evaluated rows that are in the training data", title_justify="left", style="red")
     for column in ("encoder", "data set", "rows", "seen in training"):
         table.add_column(column)
     for leak in found:
         share = f"{leak['found']} ({leak['found'] / leak['rows']:.1%})"
         table.add_row(leak["encoder"], f"{leak['family']}/{leak['dataset']}", str(leak["rows"]), share)
+    for name, error in known.items():
+        if error:
+            table.add_row(name, "", "", error)
     return table
 
 
@@ -202,6 +207,7 @@ def _cut(text: str) -> str:
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
     """`result.json` of a run, by which it counts as done: its scores, and where its model is; whole or not at all."""
+    check_replaceable(folder / "result.json", b'"before"', "the result of a run")
     result = {"before": dict(before), "after": dict(after), "output": str(output)}
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
@@ -214,6 +220,9 @@ def summarise(folder: Path) -> tuple[Table, int]:
 
     Returns:
         The table, and how many jobs left no result.
+
+    Raises:
+        InputError: no job, or a `summary.csv` that is another file.
     """
     import yaml
 
@@ -228,6 +237,7 @@ def summarise(folder: Path) -> tuple[Table, int]:
     if not rows:
         raise InputError(f"{folder} holds no job")
     rows.sort(key=lambda row: -row[2] if row[2] == row[2] else np.inf)
+    check_replaceable(folder / "summary.csv", b"job,overrides,val/mean", "the summary of a multirun")
     write_csv(folder / "summary.csv", ("job", "overrides", "val/mean"), rows)
     table = Table(title=f"{len(rows)} jobs, best first", title_justify="left")
     for column in ("job", "overrides", "val/mean"):

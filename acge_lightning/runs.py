@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from acge_lightning.errors import InputError
-from acge_lightning.results import FORMAT, Row
+from acge_lightning.results import FORMAT, Row, place
 
 Curve = list[tuple[int, float]]
 
@@ -260,7 +260,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
         "rows": [
             {key: str(row[key]) for key in (*names, "metric")}
             | {key: _number(row[key]) for key in ("dim", "value")}
-            | {key: row.get(key) and str(row[key]) for key in ("split", "note", "error")}
+            | {key: row.get(key) and str(row[key]) for key in ("split", "mark", "note", "error")}
             for row in found["rows"]
         ],
         "differences": [
@@ -273,6 +273,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
             {"encoder": str(row["encoder"]), "dataset": str(row["dataset"]), "found": int(row["found"])}
             | {"rows": int(row["rows"] if "rows" in row else row["texts"]), "family": str(row.get("family") or "")}
             for row in found.get("leaks") or []
+            if row["found"] is not None  # it could not be told
         ],
         "examples": {
             encoder: {name: _examples(part) for name, part in _mapping(sets).items()}
@@ -296,23 +297,34 @@ def _examples(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
-    """All evaluations as one; encoders that share a name and are not the same bear the name of their run."""
+    """All evaluations as one.
+
+    Encoders that share a name and are not the same bear the name of their run, and data sets that share a name and do not
+    have the same rows the first 6 digits of their mark.
+    """
     found: dict[str, Any] = {key: [] for key in ("encoders", "rows", "differences", "leaks")} | {"examples": {}}
     known: dict[str, set[str]] = {}
+    marks: dict[str, set[str]] = {}
     for run in runs:
         for card in run.evaluation.get("encoders", []):
             known.setdefault(card["name"], set()).add(str(card.get("hash") or run.name))
+        for row in run.evaluation.get("rows", []):
+            marks.setdefault(place(row), set()).update({row["mark"]} - {None})
     for run in runs:
         cards = run.evaluation.get("encoders", [])
         names = {c["name"]: c["name"] if len(known[c["name"]]) == 1 else f"{run.name}: {c['name']}" for c in cards}
+        marked = {place(row): row["mark"] for row in run.evaluation.get("rows", []) if row["mark"]}
+        sets = {of: f" ({mark[:6]})" for of, mark in marked.items() if len(marks[of]) > 1}
         there = {card["name"] for card in found["encoders"]}
         found["encoders"] += [card | {"name": names[card["name"]]} for card in cards if names[card["name"]] not in there]
         for key in ("rows", "differences", "leaks"):
             for row in run.evaluation.get(key, []):
                 told = {k: names.get(row[k], row[k]) for k in ("encoder", "against") if k in row}
+                told["dataset"] = row["dataset"] + sets.get(place(row), "")
                 found[key] += [row | told] if row | told not in found[key] else []
-        for name, sets in run.evaluation.get("examples", {}).items():
-            found["examples"].setdefault(names.get(name, name), {}).update(sets)
+        for name, shown in run.evaluation.get("examples", {}).items():
+            mine = found["examples"].setdefault(names.get(name, name), {})
+            mine.update({of + sets.get(of, ""): part for of, part in shown.items()})
     found["encoders"] += [
         {"name": name, "dim": None}  # a damaged list of encoders does not hide their scores
         for name in dict.fromkeys(row["encoder"] for row in found["rows"])

@@ -25,6 +25,7 @@ from acge_lightning.data.store import MAX_BAD, Left
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.files import check_replaceable
 from acge_lightning.pretrained import load
 from acge_lightning.terminal import one_line, show
 
@@ -143,7 +144,8 @@ def _check_apart(queries: Path, files: Iterable[Path]) -> None:
 
 
 def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
-    source = Path(config["tune"]).expanduser()
+    source, folder = Path(config["tune"]).expanduser(), Path(config["out"]).expanduser()
+    check_replaceable(folder / "funnel.json", b'"points"', "what acge search has tried")
     places, queries = zip(*_texts(source, _files(source), **_reading(config)), strict=True)
     vectors = index.encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
     kept = index.has_direction(vectors)
@@ -151,7 +153,6 @@ def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
         others = [place for place, has in zip(places, kept.tolist(), strict=True) if not has]
         show(f"{len(others)} of {len(queries)} queries have no direction and are left out: {', '.join(others[:10])}")
     tuned = index.tune(vectors[kept], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
-    folder = Path(config["out"]).expanduser()
     tuned.write(folder / "funnel.json")
     try:
         tuned.draw(folder / "funnel.png")
@@ -281,7 +282,7 @@ def _plain(file: Path) -> Iterator[tuple[int, str | RowError]]:
 def _fields(file: Path, field: str) -> Iterator[tuple[int, str | RowError]]:
     """The texts of a column; those that are empty are told."""
     empty = []
-    for line, row in rows(file):
+    for line, row in rows(file, {field}):
         if isinstance(row, RowError):
             yield line, row
         elif isinstance(text := row.get(field), str):

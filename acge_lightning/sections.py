@@ -145,7 +145,7 @@ def _evaluation_scores(found: Mapping[str, Any]) -> list[Part]:
         rows += [[f"{family}/{name}, {metric}", *_scores_of(names, cells, (family, name))] for _, name, metric in sets]
         rows.append(_mean_line(family, at_full, {n: _count(cells, n, sets) for n in names}, len(sets)))
     rows.append(_mean_line("families", at_full, {n: _count(cells, n, datasets) for n in names}, len(datasets)))
-    told = [paragraph(f"{r['encoder']} on {told_dataset(r)}: {r['error']}", "warning") for r in cells.values() if r["error"]]
+    told = [paragraph(f"{r['encoder']} on {told_dataset(r)}: {r['error']}", "warning") for r in found["rows"] if r["error"]]
     told += [paragraph(f"* {r['encoder']} on {told_dataset(r)}: {r['note']}") for r in cells.values() if r["note"]]
     intro = paragraph("Each encoder at its full size; the best of a line is bold.")
     return [intro, grid("Scores", ["data set", *_headings(found, full)], rows), *told]

@@ -6,7 +6,6 @@ clipboard or turn around what is read, and words in brackets that rich takes for
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import sys
@@ -82,15 +81,9 @@ class _Record(logging.LogRecord):
         return visible(super().getMessage())
 
 
-def prepare() -> None:
-    """Let messages of all loggers go through `visible`, and write out letters that the output's encoding lacks.
-
-    For programs, which own their process.
-    """
+def make_logs_visible() -> None:
+    """Let the messages of all loggers, also of libraries, go through `visible`; for programs, which own their process."""
     logging.setLogRecordFactory(_Record)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def end(error: object) -> None:

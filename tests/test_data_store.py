@@ -338,7 +338,7 @@ def reads(monkeypatch):
     """The files that were read."""
     found = []
     original = module.rows
-    monkeypatch.setattr(module, "rows", lambda file: found.append(file.name) or original(file))
+    monkeypatch.setattr(module, "rows", lambda file, fields: found.append(file.name) or original(file, fields))
     return found
 
 

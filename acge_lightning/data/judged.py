@@ -19,6 +19,7 @@ from acge_lightning.data.store import Left, Store
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
+_FIELDS = {"query-id", "corpus-id", "score"}  # of a judgement
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class Judgements:
 
     def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
         for file in self.files:
-            for line, row in rows(file):
+            for line, row in rows(file, _FIELDS):
                 try:
                     query, doc, grade = _judgement(row)
                 except RowError as error:
@@ -252,6 +253,6 @@ def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
     """The names of a query and a document, and a grade."""
     if isinstance(row, RowError):
         raise row
-    if not {"query-id", "corpus-id", "score"} <= row.keys():
+    if not row.keys() >= _FIELDS:
         raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
     return identifier(row["query-id"], "query-id"), identifier(row["corpus-id"], "corpus-id"), number(row, "score")

@@ -9,13 +9,16 @@ import logging
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from acge_lightning.data.records import RowError
 from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 LONGEST = 300  # lines of a row of csv
@@ -68,12 +71,16 @@ def is_beir(folder: Path) -> bool:
     return folder.is_dir() and bool(split_files(folder, "corpus"))
 
 
-def rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def rows(file: Path, fields: Collection[str] | None = None) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """(line on which it begins, from 1, row) for every row; a row that cannot be read comes as the error that says why.
 
     In `.tsv` a quote is a character like any other, and a row is a line. In `.csv` a quoted value may run over up to 300 lines.
     One that does not end is a bad row, of the line on which it begins; the lines after it are then read as rows, and are bad
     rows where they are no whole ones (in a file of one column: always).
+
+    Args:
+        file: of one of the kinds.
+        fields: the columns that matter: of parquet no others are read, and they stand in the rows as None. None: all.
 
     Raises:
         InputError: a file that cannot be read at all, or two columns of one name.
@@ -81,7 +88,7 @@ def rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     name = file.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            yield from _parquet(file)
+            yield from _parquet(file, fields)
         elif name.endswith((".csv", ".tsv")):
             with _open(file) as lines:
                 read = _tsv if name.endswith(".tsv") else _csv
@@ -264,17 +271,32 @@ def _distinct(names: list[str], file: Path) -> list[str]:
     return names
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def _parquet(file: Path, fields: Collection[str] | None) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         parquet = pq.ParquetFile(file, memory_map=True)
-        _distinct(parquet.schema_arrow.names, file)
-        for batch in parquet.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
+        names = _distinct(parquet.schema_arrow.names, file)
+        others = dict.fromkeys(name for name in names if fields is not None and name not in fields)
+        for batch in parquet.iter_batches(batch_size=4096, columns=[name for name in names if name not in others]):
+            for row in _converted(batch):
                 number += 1
-                yield number, row
+                yield number, row if isinstance(row, RowError) else row | others
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as parquet ({_first_line(error)}): copy it again") from error
+
+
+def _converted(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
+    """The rows of a batch as Python values; one that Python has no value for is a bad row."""
+    try:
+        found = batch.to_pylist()
+    except (ValueError, OverflowError):  # a date after the year 9999, bytes that are no text
+        for i in range(len(batch)):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0]
+            except (ValueError, OverflowError) as error:
+                yield RowError(None, f"cannot be read ({_first_line(error)}): mend it, or on_bad_row=skip")
+    else:
+        yield from found

@@ -20,9 +20,12 @@ import pyarrow as pa
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
 from acge_lightning.errors import InputError
+from acge_lightning.files import draft, sweep, to_disk
 
 _LOG = logging.getLogger(__name__)
 VERSION = 3  # of what reading a file means
+_FORM = 2  # of how its rows are kept
+_DIGEST = 32  # bytes
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 65_536, 16_000_000
 _TYPES = {
     "str": pa.large_string(),
@@ -38,22 +41,33 @@ class Store:
     """Rows of one record kind, read by number. Goes to another process as the name of its file.
 
     Args:
-        file: an Arrow file that `open_store` wrote.
+        file: what `open_store` wrote: an Arrow file, and the SHA-256 of it.
+        check: whether that is compared, and each value looked at.
+
+    Raises:
+        OSError, pyarrow.ArrowException, KeyError or ValueError: the file is damaged.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, check: bool = True):
         self.file = Path(file).resolve()
         with pa.memory_map(str(self.file)) as source:
-            reader = pa.ipc.open_file(source)
+            content = source.read_buffer()
+            arrow, digest = content.slice(0, max(0, content.size - _DIGEST)), content.slice(max(0, content.size - _DIGEST))
+            if check and hashlib.sha256(arrow).digest() != digest.to_pybytes():
+                raise ValueError("its digest is not that of its rows")
+            reader = pa.ipc.open_file(arrow)
             last = reader.num_record_batches - 1
             self._blocks = [reader.get_batch(i) for i in range(last)]
             meta = reader.get_batch_with_custom_metadata(last).custom_metadata
+        self.schema = reader.schema
+        for block in self._blocks if check else ():
+            block.validate(full=True)
         self.left_out = json.loads(meta[b"left"])
         self.skipped, self.neutral = self.left_out["skipped"], self.left_out["neutral"]
         self._ends = np.cumsum([len(block) for block in self._blocks])
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
-        return Store, (self.file,)
+    def __reduce__(self) -> tuple[type[Store], tuple[Path, bool]]:
+        return Store, (self.file, False)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -111,14 +125,33 @@ def open_store(
     if on_bad_row not in get_args(OnBadRow):
         raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose from {', '.join(get_args(OnBadRow))}")
     state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = json.dumps([VERSION, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
+    key = json.dumps([VERSION, _FORM, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
     target = Path(cache_dir).expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
-    if not target.is_file():
-        _write(target, files, record, columns, on_bad_row)
-    store = Store(target)
+    store = _kept(target, record)
+    if store is None:
+        try:
+            _write(target, files, record, columns, on_bad_row)
+        except OSError as error:
+            reason = f"checked rows cannot be kept in {target.parent} ({error.strerror or error})"
+            raise InputError(f"{reason}: make room there, or give another paths.cache_dir") from error
+        store = Store(target)
     left = Left(aside(target) if on_bad_row == "quarantine" else None, **store.left_out)
     left.report(files[0], len(store), max_bad_fraction)
     return store
+
+
+def _kept(target: Path, record: type[Record]) -> Store | None:
+    """The store of a file, if it is there and whole."""
+    try:
+        store = Store(target)
+        if store.schema != _schema(record):
+            raise ValueError(f"its columns are not those of a {record.__name__}")
+        return store
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        _LOG.warning("%s is damaged (%s): its rows are read and checked again", target, " ".join(str(error).split()))
+        return None
 
 
 def aside(target: Path) -> Path:
@@ -195,36 +228,39 @@ class Left:
         return f"{file}: the file has no rows: give at least one"
 
 
+def _schema(record: type[Record]) -> pa.Schema:
+    return pa.schema({f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())})
+
+
 def _write(target: Path, files: Sequence[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_suffix(f".{os.getpid()}.tmp")
-    left = Left(draft.with_suffix(".bad") if on_bad_row == "quarantine" else None)
-    names = {f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())}
-    blocks = _blocks(_records(files, record, columns, on_bad_row, left), pa.schema(names))
-    try:
+    sweep(target.parent)
+    with draft(target) as new, draft(aside(target)) as bad:
+        left = Left(bad if on_bad_row == "quarantine" else None)
+        blocks = _blocks(_records(files, record, columns, on_bad_row, left), _schema(record))
         first = next(blocks, None)
         if first is None:
             raise InputError(left.reason(files[0]))
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for block in chain([first], blocks):
                 writer.write_batch(block)
             counted = {name: value for name, value in vars(left).items() if name != "aside"}
             writer.write_batch(first[:0], {"left": json.dumps(counted)})  # known only now
+        with new.open("rb+") as content:
+            content.write(hashlib.file_digest(content, "sha256").digest())  # at its end, where the reading has come
         if left.aside is not None and left.skipped:
             os.replace(left.aside, aside(target))
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
-        if left.aside is not None:
-            left.aside.unlink(missing_ok=True)
+        to_disk(new)
+        os.replace(new, target)
 
 
 def _records(
     files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: Left
 ) -> Iterator[Record]:
     places: dict[str, tuple[Path, int]] = {}  # of documents, by their id
+    fields = {columns.get(name, name) for name in record.fields}
     for file in files:
-        for line, row in rows(file):
+        for line, row in rows(file, fields):
             try:
                 if isinstance(row, RowError):
                     raise row
