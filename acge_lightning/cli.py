@@ -25,6 +25,7 @@ from acge_lightning.overrides import arguments
 from acge_lightning.secret import concealed
 from acge_lightning.sources import read_flags
 from acge_lightning.surroundings import ensure_home, lasting_output
+from acge_lightning.terminal import end, make_logs_visible, one_line, show, track, visible
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -51,24 +52,28 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
             _drop_unchosen(cfg, overrides("task"))
             return job(cfg)
         except (InputError, ChildProcessError) as error:
-            message = f"\nerror: {concealed(str(error), cfg)}"
+            message = concealed(str(error), cfg)
+            if not several:
+                end(message)
+            show(f"\nerror: {one_line(message)}", stderr=True)
         except Exception:
             message = concealed(traceback.format_exc(), cfg)
-        if not several:
-            sys.exit(message)
-        print(message, file=sys.stderr)
+            if not several:
+                sys.exit(visible(message))
+            show(message, stderr=True)
         return math.nan  # the other jobs go on, and the summary names this one
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
     def command(count: int = 1) -> None:
+        make_logs_visible()
         start, given = sys.argv[:count], sys.argv[count:]
         try:
             flags, others = read_flags(given)
             words[:] = [*start, *flags]
             sys.argv = [" ".join(start), *arguments(others)]
         except InputError as error:
-            sys.exit(f"\nerror: {error}")
+            end(error)
         ensure_home()
         with lasting_output():
             main()
@@ -124,7 +129,7 @@ def _vocabulary(cfg: DictConfig) -> None:
     tokenizer = instantiate(cfg.vocabulary, texts=texts, trusted=cfg.trusted)
     folder = Path(cfg.output)
     tokenizer.save_pretrained(folder)
-    print(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
+    show(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
 
 
 def _pca(cfg: DictConfig) -> None:
@@ -138,7 +143,7 @@ def _pca(cfg: DictConfig) -> None:
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     chosen = evenly(texts, cfg.texts)
     folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
-    print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
+    show(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 
 
 def _fisher(cfg: DictConfig) -> None:
@@ -156,7 +161,7 @@ def _fisher(cfg: DictConfig) -> None:
         if int(os.environ.get("RANK", "0")):
             return
     counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
-    print(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
+    show(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
 
 
 def _evaluate(cfg: DictConfig) -> None:
@@ -164,7 +169,7 @@ def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.config import plain
     from acge_lightning.evaluation import evaluate, open_models
     from acge_lightning.protocols import find
-    from acge_lightning.report import evaluation_tables, leak_table, progress_line, show, suite_table
+    from acge_lightning.report import evaluation_tables, leak_table, progress_line, suite_table
     from acge_lightning.results import failures
 
     config = plain(cfg)
@@ -190,15 +195,12 @@ def _bad_rows(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _longtail(cfg: DictConfig) -> None:
-    from rich.progress import track
-
     from acge_lightning.config import plain
     from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
     from acge_lightning.longtail_results import read
     from acge_lightning.protocols import find
-    from acge_lightning.report import show
 
     config = plain(cfg)
     tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
@@ -206,7 +208,7 @@ def _longtail(cfg: DictConfig) -> None:
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, total=n))
+    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, n))
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):
@@ -222,7 +224,7 @@ def _report(cfg: DictConfig) -> None:
     config = plain(cfg)
     runs = report(config["runs"], config["out"])
     if config["pictures"]:
-        print(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
+        show(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
     loggers = instantiate_all(cfg.logger, trusted=[])
     if loggers:
         from acge_lightning.train import closing
@@ -232,8 +234,8 @@ def _report(cfg: DictConfig) -> None:
                 log_figures(logger, figures(runs))
     for run in runs:
         for remark in run.remarks:
-            print(f"{run.name}: {remark}", file=sys.stderr)
-    print(f"The report is in {config['out']}")
+            show(f"{run.name}: {remark}", stderr=True)
+    show(f"The report is in {config['out']}")
 
 
 def _search(cfg: DictConfig) -> None:
@@ -258,7 +260,7 @@ def models(count: int = 2) -> None:
     from acge_lightning.pretrained import models as known
 
     for name, release in known().items():
-        print(f"{name:24} {release.repo:36} {release.note}")
+        show(f"{name:24} {release.repo:36} {release.note}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -279,7 +281,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
         wrong = f"unknown command {name!r}\n" if name and name not in ("-h", "--help") else ""
-        print(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
+        show(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
         sys.exit(2 if wrong or not name else 0)
     COMMANDS[name](2)
 
@@ -289,7 +291,7 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last job."""
-        from acge_lightning.report import show, summarise
+        from acge_lightning.report import summarise
 
         folder = Path(config.hydra.sweep.dir)
         table, failed = summarise(folder)

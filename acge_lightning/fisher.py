@@ -386,10 +386,8 @@ def _bar(total: int, shown: bool) -> Iterator[Advance]:
     if not shown:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from acge_lightning.terminal import bar
 
-    columns = TextColumn("fisher"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task("fisher", total=total)
-        yield lambda count: bar.advance(job, count)
+    with bar("samples") as progress:
+        job = progress.add_task("fisher", total=total)
+        yield lambda count: progress.advance(job, count)

@@ -75,7 +75,7 @@ def sequence(cfg: DictConfig) -> float:
             run.stage(place)
             found = run.measure()
         output = run.hand_over(found)
-    show(*forgetting_tables(found), f"The model is in [bold]{output}[/bold]")
+    show(*forgetting_tables(found), f"The model is in {output}")
     return found["dev"]["measures"]["mean"]
 
 
@@ -131,7 +131,7 @@ class _Sequence:
     def stage(self, place: int) -> None:
         """Train it, merge its weights, and anchor them for the next."""
         stage = self.stages[place]
-        print(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})", flush=True)
+        show(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})")
         model = self._trained(place) if stage.train else self.start
         self.models[stage.name] = model
         if self.strategy.anchor and place + 1 < len(self.stages):

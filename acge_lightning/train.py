@@ -100,7 +100,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
             write_result(folder, state.before, after, output)
             draw(trainer, folder)
             tables = coverage_table(mixture.coverage()), score_table(state.before, after), searches(encoder, mixture)
-            show(*tables, f"The model is in [bold]{output}[/bold]")
+            show(*tables, f"The model is in {output}")
     wait_for_ranks(trainer)
     return after["val/mean"]
 
