@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from acge_lightning.encoder import Encoder, StaticBackbone
-from acge_lightning.terminal import one_line
+from acge_lightning.terminal import one_line, visible
 
 _CARD = """---
 library_name: sentence-transformers
@@ -60,7 +60,7 @@ def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> st
     prompts = [f"- `{_plain(key)}`: {_plain(repr(text))}" for key, text in encoder.prompts.items()]
     return _CARD.format(
         name=_plain(name),
-        quoted=json.dumps(name, ensure_ascii=False),
+        quoted=visible(json.dumps(name, ensure_ascii=False)),
         kind="the mean of static word vectors"
         if static
         else f"{_plain(encoder.backbone.config.model_type)}, {encoder.pooling} pooling",

@@ -121,14 +121,17 @@ def _train(cfg: DictConfig) -> float:
 
 def _vocabulary(cfg: DictConfig) -> None:
     from acge_lightning.config import instantiate
+    from acge_lightning.swap import check_target, whole_folder
     from acge_lightning.train import make_tasks
     from acge_lightning.vocabulary import Texts
 
+    folder = Path(cfg.output)
+    check_target(folder)
     tasks = make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     tokenizer = instantiate(cfg.vocabulary, texts=texts, trusted=cfg.trusted)
-    folder = Path(cfg.output)
-    tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as new:
+        tokenizer.save_pretrained(new)
     show(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
 
 
@@ -136,9 +139,11 @@ def _pca(cfg: DictConfig) -> None:
     from acge_lightning.export import export
     from acge_lightning.pca import evenly, rotate_to_components
     from acge_lightning.pretrained import load
+    from acge_lightning.swap import check_target
     from acge_lightning.train import make_tasks
     from acge_lightning.vocabulary import Texts
 
+    check_target(cfg.output)
     encoder, tasks = load(cfg.model, device=cfg.device), make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     chosen = evenly(texts, cfg.texts)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from acge_lightning.anchor import FORMAT as ANCHOR
 from acge_lightning.anchor import Anchor
 from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.epoch import batch_sizes
@@ -127,9 +128,10 @@ def write_anchor(
         how: the other arguments of `fisher`.
 
     Raises:
-        InputError: as `fisher`; another process makes the same file; the disk is full, and the sums are kept for the next call.
+        InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums are kept for the next call.
     """
     file, first = Path(file), _place()[0] == 0
+    check_replaceable(file, ANCHOR.encode(), "an anchor")
     state = file.with_suffix(".parts")
     with lock(state / ".lock", wait=False) if first else nullcontext():
         anchor = fisher(encoder, tasks, **how, state=state)

@@ -37,6 +37,7 @@ from acge_lightning.report import Scores, coverage_table, score_table, searches,
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
 from acge_lightning.secret import recorded
+from acge_lightning.swap import check_target
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def train(cfg: DictConfig) -> float:
 
 
 def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
+    for name in ("export", "backbone"):  # one of which is written at the end
+        check_target(folder / name)
     seed_everything(config["seed"], workers=True, verbose=False)
     tasks = make_tasks(cfg)
     mixture = instantiate(

