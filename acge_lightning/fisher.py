@@ -30,7 +30,7 @@ from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.files import lock, whole
+from acge_lightning.files import check_replaceable, lock, whole
 from acge_lightning.frozen import Embedded, Estimator, FrozenLoss, against
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.per_sample import SampleGradients
@@ -128,7 +128,8 @@ def write_anchor(
         how: the other arguments of `fisher`.
 
     Raises:
-        InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums are kept for the next call.
+        InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums
+            are kept for the next call.
     """
     file, first = Path(file), _place()[0] == 0
     check_replaceable(file, ANCHOR.encode(), "an anchor")

@@ -10,14 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "acge_lightning"
 MATHS = "encoder.py layers.py packed.py batch.py losses.py matryoshka.py metrics.py ranking.py optim.py errors.py files.py"
-MATHS += " ewc.py anchor.py per_sample.py frozen.py"
+MATHS += " ewc.py anchor.py per_sample.py frozen.py probe.py terminal.py"
 MODEL = "pca.py encoder.py export.py pretrained.py folder.py fresh.py card.py vocabulary.py"
 LIGHTNING = ["lightning", "pytorch_lightning"]
 
 # Files of the package (globs, `!` takes out) -> what they may not import, wherever in the file the import stands.
 FORBIDDEN = {
     "*": ["tools", "tests"],
-    "* !train.py !sequence.py !cli.py !config.py !jobs.py !overrides.py": ["hydra", "omegaconf"],
+    "* !train.py !sequence.py !cli.py !config.py !jobs.py !overrides.py !secret.py !sources.py": ["hydra", "omegaconf"],
     "* !benchmark.py !mteb_*.py": ["mteb", "datasets"],
     f"{MATHS} {MODEL}": LIGHTNING,
     "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
