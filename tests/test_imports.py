@@ -25,9 +25,18 @@ FORBIDDEN = {
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "sequence", "cli", "callbacks")],
 }
 # What the maths files may import besides the standard library.
-ALLOWED = ["torch", "torchmetrics", "transformers", "sklearn", "joblib", "safetensors", "threadpoolctl", "rich", "numpy"] + [
-    f"acge_lightning.{name.removesuffix('.py')}" for name in MATHS.split()
-]
+ALLOWED = [
+    "torch",
+    "torchmetrics",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "joblib",
+    "safetensors",
+    "threadpoolctl",
+    "rich",
+    "numpy",
+] + [f"acge_lightning.{name.removesuffix('.py')}" for name in MATHS.split()]
 
 
 def selected(path, pattern):
