@@ -17,7 +17,7 @@ from torch import Tensor
 from acge_lightning.errors import InputError
 from acge_lightning.files import whole
 
-_FORMAT = "acge_lightning.anchor/1"
+FORMAT = "acge_lightning.anchor/1"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Anchor:
                 scales[name] = 2.0 ** math.floor(math.log2(top)) if 0 < top < math.inf else 1.0
                 values = (values / scales[name]).to(torch.bfloat16)
             tensors[f"fisher/{name}"] = _plain(values)
-        header = {"format": _FORMAT, "meta": self.meta, "scales": scales}
+        header = {"format": FORMAT, "meta": self.meta, "scales": scales}
         with whole(file) as draft:
             save_file(tensors, draft, {"acge": json.dumps(header, ensure_ascii=False)})
         return file
@@ -104,8 +104,8 @@ class Anchor:
             raise InputError(f"{file}: there is no such file: make it with `acge fisher`") from None
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read ({error}): make it again with `acge fisher`") from error
-        if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise InputError(f"{file} is no anchor of this version ({_FORMAT}): make it with `acge fisher`")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{file} is no anchor of this version ({FORMAT}): make it with `acge fisher`")
         theta = {key.removeprefix("theta/"): values for key, values in tensors.items() if key.startswith("theta/")}
         try:
             fisher = dict(_whole(theta, tensors, header))

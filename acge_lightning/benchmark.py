@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ from acge_lightning.mteb_encoder import MTEBEncoder, as_mteb, mteb_library
 from acge_lightning.mteb_tasks import local_tasks
 from acge_lightning.protocols import SEED, Dataset, find
 
+_LOG = logging.getLogger(__name__)
+_UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
 SUITES = {"cmteb": "MTEB(cmn, v1)"}
 _DECIMALS = 6  # as in mteb's files, so that a value does not depend on whether it is read from there
 Scores = dict[str, dict[str, float]]
@@ -152,8 +156,7 @@ def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict
     _check_keys(model.prompts, tasks)
     cache, results = mteb.ResultCache(Path(out).expanduser()), []
     for task in tasks:
-        known = cache.load_task_result(task.metadata.name, model.mteb_model_meta)
-        same = known is not None and known.dataset_revision == task.metadata.revision
+        known = _known(cache, task, model)
         try:
             with warnings.catch_warnings():
                 for category in (ConvergenceWarning, UndefinedMetricWarning):  # mteb's 100 iterations; labels never predicted
@@ -164,7 +167,7 @@ def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict
                     co2_tracker=False,
                     encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
                     cache=cache,
-                    overwrite_strategy="only-missing" if same else "always",
+                    overwrite_strategy="only-missing" if known else "always",
                     show_progress_bar=False,
                 )
         except (ConnectionError, HfHubHTTPError, TransportError) as error:
@@ -175,6 +178,24 @@ def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict
             ) from error
         results.append(_values(done.task_results[0]))
     return results
+
+
+def _known(cache: Any, task: Any, model: MTEBEncoder) -> bool:
+    """Whether the folder has a result of this task, and of the same rows; one of other rows, or a damaged one, is put aside."""
+    name, meta = task.metadata.name, model.mteb_model_meta
+    try:
+        result = cache.load_task_result(name, meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        word, why = "damaged", f"is damaged ({' '.join(str(error).split()):.200})"
+    else:
+        if result is None or result.dataset_revision == task.metadata.revision:
+            return result is not None
+        word, why = str(result.dataset_revision)[:24], "is of other rows"
+    file = cache.get_task_result_path(name, meta)
+    aside = file.with_name(f"{file.name}.{_UNSAFE.sub('_', word)}")
+    os.replace(file, aside)
+    _LOG.warning("%s %s: it is kept as %s, and the task is scored again", file, why, aside.name)
+    return False
 
 
 def _check_keys(prompts: Mapping[str, str], tasks: Sequence[Any]) -> None:

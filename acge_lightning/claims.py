@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,9 @@ _COUNT = re.compile("layer|dense_replace|num_labels")  # in the names of those e
 _LEAST = {"num_labels": 2**20}  # of such a count that is taken whatever the weights are
 _STEPS = 64  # of a tokenizer, one after the other
 _GROWTH = 256  # times as long as a text may become on its way through a tokenizer
-_PATHS = re.compile(r".*_files?$|vocab$|merges$")  # entries of a tokenizer_config.json that are opened where they are paths
+_PATHS = re.compile(
+    r"(?!special_tokens_map)\w*_files?$|vocab$|merges$"
+)  # of a tokenizer_config.json, opened where they are paths
 
 
 # ---- settings
@@ -233,15 +236,9 @@ def check_tokenizer(folder: Path) -> None:
 
 def _leads_outside(folder: Path, name: str) -> bool:
     """Whether there is a file of that name that is not the folder's; older folders name those of their makers' caches."""
-    if "\0" in name:
-        return True
-    inside = folder.resolve()
-    for path in (Path(name), folder / name):
-        try:
-            if path.exists() and not path.absolute().is_relative_to(folder.absolute()) | path.resolve().is_relative_to(inside):
-                return True
-        except OSError:  # a name that is none
-            continue
+    for path in map(os.path.abspath, (name, folder / name)):
+        if os.path.exists(path) and not Path(path).is_relative_to(os.path.abspath(folder)):
+            return True
     return False
 
 

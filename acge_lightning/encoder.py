@@ -327,9 +327,9 @@ class Encoder(nn.Module):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
         blocks = [order[i : i + _BLOCK] for i in range(0, len(order), _BLOCK)]
         if progress:
-            from rich.progress import track
+            from acge_lightning.terminal import track
 
-            blocks = track(blocks, description="encode")
+            blocks = track(blocks, "encode", len(blocks))
         training = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from acge_lightning.anchor import FORMAT as ANCHOR
 from acge_lightning.anchor import Anchor
 from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.epoch import batch_sizes
@@ -29,7 +30,7 @@ from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.files import lock, whole
+from acge_lightning.files import check_replaceable, lock, whole
 from acge_lightning.frozen import Embedded, Estimator, FrozenLoss, against
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.per_sample import SampleGradients
@@ -127,9 +128,11 @@ def write_anchor(
         how: the other arguments of `fisher`.
 
     Raises:
-        InputError: as `fisher`; another process makes the same file; the disk is full, and the sums are kept for the next call.
+        InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums
+            are kept for the next call.
     """
     file, first = Path(file), _place()[0] == 0
+    check_replaceable(file, ANCHOR.encode(), "an anchor")
     state = file.with_suffix(".parts")
     with lock(state / ".lock", wait=False) if first else nullcontext():
         anchor = fisher(encoder, tasks, **how, state=state)
@@ -386,10 +389,8 @@ def _bar(total: int, shown: bool) -> Iterator[Advance]:
     if not shown:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from acge_lightning.terminal import bar
 
-    columns = TextColumn("fisher"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task("fisher", total=total)
-        yield lambda count: bar.advance(job, count)
+    with bar("samples") as progress:
+        job = progress.add_task("fisher", total=total)
+        yield lambda count: progress.advance(job, count)

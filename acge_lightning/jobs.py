@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import threading
-from argparse import ArgumentParser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from hydra.utils import get_original_cwd, to_absolute_path
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from acge_lightning.overrides import quote, restated
+
+_PIPE = "ACGE_PARENT_PIPE"  # environment variable: the number of a pipe whose other end the starting process holds
 
 
 def set_command(words: list[str]) -> None:
@@ -41,15 +42,6 @@ def overrides(kind: str) -> list[str]:
     return OmegaConf.to_container(HydraConfig.get().overrides[kind], resolve=False)
 
 
-def config_flags(given: Sequence[str]) -> list[str]:
-    """Those of Hydra's flags that say where configs lie."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, short in (("config-dir", "cd"), ("config-name", "cn"), ("config-path", "cp"), ("cfg", "c")):
-        parser.add_argument(f"--{name}", f"-{short}", dest=name)
-    found = vars(parser.parse_known_args(given)[0])
-    return [f"--{name}={value}" for name, value in found.items() if value is not None and name != "cfg"]
-
-
 def needs_own_process(cfg: DictConfig) -> bool:
     """Whether it is a job of a multirun that starts processes: what they leave behind would be in the way of the next job."""
     from acge_lightning.train import make_trainer
@@ -64,10 +56,28 @@ def run_in_own_process(cfg: DictConfig) -> float:
     program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
     folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
     command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
-    if _wait(subprocess.Popen(command, cwd=get_original_cwd())):
-        return math.nan
+    held, ours = os.pipe()  # when this process has ended, however that was, the other one finds the pipe closed
+    try:
+        environment = os.environ | {_PIPE: str(held)}
+        if _wait(subprocess.Popen(command, cwd=get_original_cwd(), env=environment, pass_fds=[held])):
+            return math.nan
+    finally:
+        os.close(held)
+        os.close(ours)
     result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
     return result["after"]["val/mean"]
+
+
+def end_with_parent() -> None:
+    """In a process of `run_in_own_process`: end, as by SIGTERM, when the multirun that started it has ended."""
+    held = os.environ.pop(_PIPE, None)
+    if held is not None:
+        threading.Thread(target=_end_when_closed, args=(int(held),), daemon=True).start()
+
+
+def _end_when_closed(held: int) -> None:
+    os.read(held, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

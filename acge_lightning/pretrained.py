@@ -16,6 +16,7 @@ from acge_lightning.encoder import Dense, Encoder, Pooling
 from acge_lightning.errors import InputError
 from acge_lightning.folder import read_dense, read_modules, read_pooling, read_static, read_transformer
 from acge_lightning.fresh import adapt
+from acge_lightning.swap import read_steady, recover
 
 _LOG = logging.getLogger(__name__)
 _ON_CPU = (None, "packed", "sdpa", "eager")  # attentions that work there
@@ -97,6 +98,22 @@ def from_pretrained(
         dtype: of the weights; float32 by default.
     """
     folder = resolve(path, revision, cache_dir)
+    given = (pooling, dense, max_length, gradient_checkpointing, attention, prompts)
+    encoder = read_steady(folder, lambda: _read(folder, *given)).to(_dtype(dtype))
+    if _dtype(dtype) != torch.float32:
+        _check_finite(encoder, folder)
+    return encoder.train()
+
+
+def _read(
+    folder: Path,
+    pooling: Pooling | None,
+    dense: int | None,
+    max_length: int | None,
+    gradient_checkpointing: bool,
+    attention: str | None,
+    prompts: Mapping[str, str] | None,
+) -> Encoder:
     modules = dict(read_modules(folder))
     _tell_similarity(folder)
     if "StaticEmbedding" in modules:
@@ -118,10 +135,7 @@ def from_pretrained(
     _check_finite(encoder, folder)
     if attention in _ON_CPU:
         _try(encoder, folder)
-    encoder = encoder.to(_dtype(dtype))
-    if _dtype(dtype) != torch.float32:
-        _check_finite(encoder, folder)
-    return encoder.train()
+    return encoder
 
 
 def _check_finite(encoder: Encoder, folder: Path) -> None:
@@ -186,6 +200,7 @@ def _tell_similarity(folder: Path) -> None:
 def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """The folder of a path, a release's name or a hub id; downloads what the cache lacks."""
     path = Path(path_or_name).expanduser()
+    recover(path)
     if path.is_dir():
         return path
     if path.is_file():

@@ -27,6 +27,7 @@ from acge_lightning.pretrained import load
 from acge_lightning.protocols import FAMILIES, Dataset
 from acge_lightning.report import forgetting_tables, show, write_result
 from acge_lightning.resume import check_same
+from acge_lightning.secret import recorded
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.train import checked, in_use, make_encoder, make_tasks, train
 from acge_lightning.vocabulary import Texts
@@ -74,7 +75,7 @@ def sequence(cfg: DictConfig) -> float:
             run.stage(place)
             found = run.measure()
         output = run.hand_over(found)
-    show(*forgetting_tables(found), f"The model is in [bold]{output}[/bold]")
+    show(*forgetting_tables(found), f"The model is in {output}")
     return found["dev"]["measures"]["mean"]
 
 
@@ -108,8 +109,9 @@ class _Sequence:
                 f"stages.{self.stages[0].name}.train=false needs an encoder that has learnt it: encoder=pretrained"
             )
         folder, first = self.folder / START, self.stages[0].task
-        made = {name: value for name, value in plain(self.cfg).items() if name in ("seed", "encoder", "paths")}
-        made["task"] = {name: plain(self.cfg)["task"][name] for name in first}
+        config = recorded(self.cfg)
+        made = {name: config[name] for name in ("seed", "encoder", "paths") if name in config}
+        made["task"] = {name: config["task"][name] for name in first}
         if self.again and (folder / "modules.json").is_file():
             _check_made(folder, made)
             return folder
@@ -129,7 +131,7 @@ class _Sequence:
     def stage(self, place: int) -> None:
         """Train it, merge its weights, and anchor them for the next."""
         stage = self.stages[place]
-        print(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})", flush=True)
+        show(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})")
         model = self._trained(place) if stage.train else self.start
         self.models[stage.name] = model
         if self.strategy.anchor and place + 1 < len(self.stages):
@@ -142,7 +144,7 @@ class _Sequence:
     def _trained(self, place: int) -> Path:
         folder, made = self.folder_of(place), self.config(place)
         if self.again and (folder / "result.json").is_file():
-            _check_made(folder / "export", plain(made))
+            _check_made(folder / "export", recorded(made))
         else:
             train(made)
         if self.strategy.merge is None or place == 0:
@@ -271,7 +273,7 @@ class _Sequence:
     def hand_over(self, found: dict[str, Any]) -> Path:
         """The last encoder and the scores, where those of any run lie."""
         models = [path for name, path in self.models.items() if name != START]
-        config = {"config": plain(self.cfg), "forgetting": found["measures"]}
+        config = {"config": recorded(self.cfg), "forgetting": found["measures"]}
         rows = _training_rows([path for path in models if path != self.start])
         output = export(load(models[-1]), self.folder / "export", _known(config), rows)
         before, after = {}, {}
@@ -310,7 +312,8 @@ def read_stages(config: dict[str, Any]) -> list[Stage]:
             raise InputError(f"stages.{name} must have task, and may have train and set: {{task: [a, b], set: {{…}}}}")
         if not str(name).replace("_", "").replace("-", "").isalnum() or name == START:
             raise InputError(f"stages.{name}: a stage's name is made of letters, digits, - and _, and is not {START}")
-        wrong = [key for key in node.get("set") or {} if key not in config or key in ("stages", "strategy", "resume")]
+        closed = ("stages", "strategy", "resume", "trusted")
+        wrong = [key for key in node.get("set") or {} if key not in config or key in closed]
         if wrong:
             raise InputError(f"stages.{name}.set.{wrong[0]} is no key of a stage: choose from {sorted(config)}")
         found.append(Stage(str(name), tuple(node["task"]), node.get("train", True), node.get("set") or {}))

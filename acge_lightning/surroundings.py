@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from acge_lightning.terminal import show
+
 
 def ensure_home() -> None:
     """Give a process without one a home folder and a user's name, for the caches of libraries; the folder goes at its end."""
@@ -20,7 +22,8 @@ def ensure_home() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["HOME"] = folder
         os.environ.setdefault("USER", str(os.getuid()))
-        print(f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them", file=sys.stderr)
+        told = f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them"
+        show(told, stderr=True)
 
 
 @contextmanager

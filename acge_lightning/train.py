@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -35,6 +36,8 @@ from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
+from acge_lightning.secret import recorded
+from acge_lightning.swap import check_target
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +63,8 @@ def train(cfg: DictConfig) -> float:
 
 
 def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
+    for name in ("export", "backbone"):  # one of which is written at the end
+        check_target(folder / name)
     seed_everything(config["seed"], workers=True, verbose=False)
     tasks = make_tasks(cfg)
     mixture = instantiate(
@@ -75,7 +80,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
-    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
+    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:
         atexit.register(disconnect)
@@ -94,11 +99,11 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
             after = evaluate(trainer, module, mixture, config["test"])
 
         if trainer.is_global_zero:
-            output = module.save(folder, provenance(config, mixture, state.before, after, trainer.global_step))
+            output = module.save(folder, provenance(recorded(cfg), mixture, state.before, after, trainer.global_step))
             write_result(folder, state.before, after, output)
             draw(trainer, folder)
             tables = coverage_table(mixture.coverage()), score_table(state.before, after), searches(encoder, mixture)
-            show(*tables, f"The model is in [bold]{output}[/bold]")
+            show(*tables, f"The model is in {output}")
     wait_for_ranks(trainer)
     return after["val/mean"]
 
@@ -192,7 +197,10 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
     if not loggers:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    return instantiate(cfg.trainer, callbacks=[*callbacks, Resume()], logger=loggers, trusted=cfg.trusted)
+    trainer = instantiate(cfg.trainer, callbacks=[*callbacks, Resume()], logger=loggers, trusted=cfg.trusted)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a config without the plugin
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+    return trainer
 
 
 def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:

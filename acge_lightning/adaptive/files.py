@@ -28,7 +28,7 @@ from acge_lightning.adaptive.funnel import FunnelIndex
 from acge_lightning.adaptive.rows import Rows
 from acge_lightning.adaptive.stages import Stage
 from acge_lightning.adaptive.vectors import BLOCK, Vectors
-from acge_lightning.errors import InputError
+from acge_lightning.errors import InputError, check_unicode
 from acge_lightning.files import to_disk
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def save(index: FunnelIndex, folder: Path) -> Path:
         InputError: the folder holds something else, or cannot be written.
     """
     folder = folder.expanduser()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
-        raise InputError(f"{folder} holds something else than an index: give a new or an empty folder")
+    check_folder(folder)
     new = folder / f"v{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +62,18 @@ def save(index: FunnelIndex, folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}): an index that was there before is kept") from error
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """An error if an index cannot be saved there, as the folder holds something else."""
+    check_unicode(str(folder), "the name of the index")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
+        raise InputError(f"{folder} holds something else than an index: give a new or an empty folder")
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder holds an index, perhaps a damaged one, and nothing else."""
+    return (folder / MANIFEST).is_file() and _is_ours(folder)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -197,6 +208,7 @@ def _check_manifest(found: dict[str, Any]) -> None:
 def load(folder: Path, encoder: Encoder | None = None, verify: bool = True) -> FunnelIndex:
     """The index of a folder; see `FunnelIndex.load`."""
     folder = folder.expanduser()
+    check_unicode(str(folder), "the name of the index")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one that an index was saved to")
     with _locked(folder, fcntl.LOCK_SH):
