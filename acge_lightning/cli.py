@@ -294,6 +294,18 @@ def main() -> None:
 class Summary(Callback):
     """Hydra callback: prints one table over all jobs of a multirun, and writes `summary.csv` beside them."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before Hydra writes the first file of a run: a folder that takes none is one error."""
+        from acge_lightning.files import draft, unwritten
+
+        folder = Path(config.hydra.run.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with draft(folder / "run") as file:
+                file.write_bytes(bytes(1 << 14))  # as much as the config takes
+        except OSError as error:
+            sys.exit(f"\nerror: hydra.run.dir: {unwritten(folder, error)}")
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last job."""
         from acge_lightning.report import summarise

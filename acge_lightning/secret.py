@@ -61,7 +61,7 @@ def _environment(replaced: Callable[[str, str], str]) -> Iterator[None]:
 
     def env(key: str, *default: Any) -> Any:
         value = oc.env(key, *default)
-        return replaced(f"${{oc.env:{','.join(map(str, (key, *default)))}}}", value) if key in os.environ else value
+        return replaced(f"${{oc.env:{key}}}", value) if key in os.environ else value
 
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
     try:
