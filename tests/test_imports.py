@@ -17,7 +17,7 @@ LIGHTNING = ["lightning", "pytorch_lightning"]
 # Files of the package (globs, `!` takes out) -> what they may not import, wherever in the file the import stands.
 FORBIDDEN = {
     "*": ["tools", "tests"],
-    "* !train.py !sequence.py !cli.py !config.py !jobs.py !overrides.py": ["hydra", "omegaconf"],
+    "* !train.py !sequence.py !cli.py !config.py !jobs.py !overrides.py !secret.py !sources.py": ["hydra", "omegaconf"],
     "* !benchmark.py !mteb_*.py": ["mteb", "datasets"],
     f"{MATHS} {MODEL}": LIGHTNING,
     "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
