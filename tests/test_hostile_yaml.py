@@ -212,6 +212,14 @@ def test_what_only_shows_a_config_refuses_it_too(flags, folder):
     refused(*flags, "--config-dir=conf", "+experiment=x")
 
 
+def test_a_package_of_yamls_cannot_trust(folder, monkeypatch):
+    """Its YAMLs are part of code that the command line has chosen, but `trusted` must stand there by itself."""
+    write(folder / "conf_q", {"experiment/x": text({"trusted": ["os", "posix"]})})
+    (folder / "conf_q" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    assert "trusted counts from the command line only" in refused("hydra.searchpath=[pkg://conf_q]", "+experiment=x")
+
+
 def test_a_stage_cannot_trust(folder):
     from acge_lightning.sequence import read_stages
 
