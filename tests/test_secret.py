@@ -57,6 +57,21 @@ def test_set_variables_stay_interpolations_wherever_they_are_referred_to(monkeyp
     assert recorded({"a": [1]}) == {"a": [1]}
 
 
+DEFAULTS = ["5", "1.5", "null", "true", '"~/a b"', "a/b.c", """'say "x\\\\"'""", "[1,2]", "${x}", '"数据"', "'null'"]
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+def test_what_is_recorded_can_be_read_again(default, monkeypatch):
+    """Loggers write it through OmegaConf; once the variable is gone, the default holds."""
+    monkeypatch.setenv("ACGE_Q", SECRET)
+    cfg = OmegaConf.create({"x": "other", "a": f"${{oc.env:ACGE_Q,{default}}}"})
+    again = OmegaConf.create(recorded(cfg))
+    assert again.a == cfg.a == SECRET
+    assert SECRET not in OmegaConf.to_yaml(again)
+    monkeypatch.delenv("ACGE_Q")
+    assert again.a == cfg.a != SECRET
+
+
 def test_a_config_without_variables_is_recorded_as_it_is_used():
     cfg = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": [1, {"e": "${b.c}"}]}, "f": "\\${a}", "g": None, "h": "${b}"})
     assert recorded(cfg) == plain(cfg)
