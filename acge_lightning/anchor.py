@@ -17,7 +17,7 @@ from torch import Tensor
 from acge_lightning.errors import InputError
 from acge_lightning.files import whole
 
-_FORMAT = "acge_lightning.anchor/1"
+FORMAT = "acge_lightning.anchor/1"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Anchor:
                 scales[name] = 2.0 ** math.floor(math.log2(top)) if 0 < top < math.inf else 1.0
                 values = (values / scales[name]).to(torch.bfloat16)
             tensors[f"fisher/{name}"] = _plain(values)
-        header = {"format": _FORMAT, "meta": self.meta, "scales": scales}
+        header = {"format": FORMAT, "meta": self.meta, "scales": scales}
         with whole(file) as draft:
             save_file(tensors, draft, {"acge": json.dumps(header, ensure_ascii=False)})
         return file
@@ -93,7 +93,7 @@ class Anchor:
                 memory.
 
         Raises:
-            InputError: no such file, or not an anchor.
+            InputError: no such file, or not an anchor: weights that are not finite, importances that are not, or below 0.
         """
         try:
             with safe_open(file, "pt") as opened, safe_open(file, "pt") as again:  # two maps: one goes with what is made anew
@@ -102,15 +102,17 @@ class Anchor:
                 tensors = {key: (opened if key.startswith("theta/") else again).get_tensor(key) for key in keys}
         except FileNotFoundError:
             raise InputError(f"{file}: there is no such file: make it with `acge fisher`") from None
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read ({error}): make it again with `acge fisher`") from error
-        if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise InputError(f"{file} is no anchor of this version ({_FORMAT}): make it with `acge fisher`")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{file} is no anchor of this version ({FORMAT}): make it with `acge fisher`")
         theta = {key.removeprefix("theta/"): values for key, values in tensors.items() if key.startswith("theta/")}
         try:
-            fisher = dict(_whole(theta, tensors, header["scales"]))
-        except (KeyError, IndexError, RuntimeError) as error:
-            raise InputError(f"{file}: its parts do not fit together ({error}): make it again with `acge fisher`") from error
+            fisher = dict(_whole(theta, tensors, header))
+            _check(theta, fisher)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file}: its parts do not fit together ({reason}): make it again with `acge fisher`") from error
         if not mmap:
             theta, fisher = ({name: values.clone() for name, values in part.items()} for part in (theta, fisher))
         return cls(theta, fisher, header["meta"])
@@ -120,18 +122,44 @@ _REMEDY = "take the anchor of the encoder that this one was made from"
 
 
 def _whole(
-    theta: Mapping[str, Tensor], tensors: Mapping[str, Tensor], scales: Mapping[str, float]
+    theta: Mapping[str, Tensor], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The importance of each parameter, all rows, scale undone; of theta's shape, or a RuntimeError."""
+    """The importance of each parameter, all rows, scale undone; a ValueError or one like it if it is not of theta's shape."""
+    scales, known = header["scales"], {f"{part}/{name}" for part in ("theta", "fisher", "rows") for name in theta}
+    if not isinstance(scales, dict) or not isinstance(header["meta"], dict) or not theta:
+        raise ValueError("its header has another form, or it holds no weights")
+    if tensors.keys() - known:
+        raise ValueError(f"{min(tensors.keys() - known)} belongs to no weights")
     for name, star in theta.items():
         values = tensors[f"fisher/{name}"]
         if name in scales:
-            values = values * scales[name]
+            values = values * float(scales[name])
         if f"rows/{name}" in tensors:
-            values = torch.zeros(star.shape, dtype=values.dtype).index_copy_(0, tensors[f"rows/{name}"], values)
+            rows = tensors[f"rows/{name}"]
+            if (
+                rows.dtype != torch.int64
+                or rows.dim() != 1
+                or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(star))
+            ):
+                raise ValueError(f"rows/{name} are no rows of {tuple(star.shape)}")
+            values = torch.zeros(star.shape, dtype=values.dtype).index_copy_(0, rows, values)
         if values.shape != star.shape:
-            raise RuntimeError(f"{name}: {tuple(values.shape)} and {tuple(star.shape)}")
+            raise ValueError(f"{name}: {tuple(values.shape)} and {tuple(star.shape)}")
         yield name, values
+
+
+def _check(theta: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
+    """A ValueError unless weights are finite, of fp32 or fp64, and importances finite and 0 or above."""
+    wide = (torch.float32, torch.float64)
+    for kind, part, dtypes in (("theta", theta, wide), ("fisher", fisher, (*wide, torch.bfloat16))):
+        for name, values in part.items():
+            if values.dtype not in dtypes:
+                raise ValueError(f"{kind}/{name} is of {values.dtype}")
+            low, high = map(float, values.aminmax()) if values.numel() else (0.0, 0.0)  # NaN if one is
+            if not math.isfinite(low) or not math.isfinite(high):
+                raise ValueError(f"{kind}/{name} holds a number that is NaN or infinite")
+            if kind == "fisher" and low < 0:
+                raise ValueError(f"{kind}/{name} holds {low:g}, and importances are 0 or above")
 
 
 def _plain(values: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from acge_lightning.encoder import Encoder, StaticBackbone
+from acge_lightning.terminal import one_line, visible
 
 _CARD = """---
 library_name: sentence-transformers
@@ -28,7 +31,7 @@ With `acge_lightning`:
 ```python
 from acge_lightning import load
 
-encoder = load("{name}"{load_dim})
+encoder = load({quoted}{load_dim})
 vectors = encoder.encode(["今天天气很好", "天气不错"])
 print(encoder.similarity(vectors, vectors))
 ```
@@ -38,7 +41,7 @@ With `sentence-transformers`:
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{name}"{st_dim})
+model = SentenceTransformer({quoted}{st_dim})
 vectors = model.encode(["今天天气很好", "天气不错"], normalize_embeddings=True)
 print(model.similarity(vectors, vectors))
 ```
@@ -53,13 +56,14 @@ def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> st
     dims = encoder.matryoshka_dims
     small = min(dims, default=encoder.dim)
     rows = list(_numbers(provenance.get("metrics") or {}))
-    metrics = [f"| {key} | {value:.4f} |" for key, value in rows]
-    prompts = [f"- `{key}`: {text!r}" for key, text in encoder.prompts.items()]
+    metrics = [f"| {_plain(key)} | {value:.4f} |" for key, value in rows]
+    prompts = [f"- `{_plain(key)}`: {_plain(repr(text))}" for key, text in encoder.prompts.items()]
     return _CARD.format(
-        name=name,
+        name=_plain(name),
+        quoted=visible(json.dumps(name, ensure_ascii=False)),
         kind="the mean of static word vectors"
         if static
-        else f"{encoder.backbone.config.model_type}, {encoder.pooling} pooling",
+        else f"{_plain(encoder.backbone.config.model_type)}, {encoder.pooling} pooling",
         dim=encoder.dim,
         max_length=encoder.tokenize.max_length,
         dims=f" Trained to be cut to {', '.join(map(str, dims))} dims." if dims else "",
@@ -68,6 +72,11 @@ def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> st
         prompts="\n".join(["\n## Prompts\n", *prompts, ""]) if prompts else "",
         metrics="\n".join(["\n## Results\n", "| metric | value |", "| --- | --- |", *metrics, ""]) if rows else "",
     )
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown shows it: on one line, no link, no HTML, no cell of its own."""
+    return re.sub(r"[\\`*\[\]<>|&~$]", r"\\\g<0>", one_line(text))
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

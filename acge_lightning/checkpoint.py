@@ -7,10 +7,10 @@ import logging
 import os
 import re
 import shutil
-import socket
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +18,12 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from acge_lightning.errors import InputError
-from acge_lightning.files import to_disk
+from acge_lightning.files import draft, sweep, to_disk, unwritten
 
 _LOG = logging.getLogger(__name__)
-_HOST = re.sub(r"[^\w-]", "_", socket.gethostname())
-_DRAFT = re.compile(rf"\..+\.{re.escape(_HOST)}\.(\d+)\.tmp")
 _SLACK = 4 << 20  # bytes of a checkpoint beside its tensors, and of its manifest
 _BLOCK = 1 << 22
+_MANIFEST = 1 << 16  # bytes that are read of one
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -38,6 +37,9 @@ class SafeCheckpointIO(CheckpointIO):
     checkpoint that other software wrote, write its manifest: `sha256sum x.ckpt > x.ckpt.sha256`. The digest tells damage; it
     is no signature.
 
+    Removing: only a file `*.ckpt` and its manifest, and only in a folder that this process has written a checkpoint to. A
+    checkpoint that is read names files of its own, which whoever made it chose.
+
     Raises:
         InputError: too little space, an address instead of a file, no good checkpoint.
 
@@ -49,6 +51,7 @@ class SafeCheckpointIO(CheckpointIO):
 
     def __init__(self) -> None:
         self._swept: set[Path] = set()
+        self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint in place of the file, if there is one."""
@@ -59,7 +62,8 @@ class SafeCheckpointIO(CheckpointIO):
             _check_space(path.parent, size_of(checkpoint) + _SLACK)
             _write(path, checkpoint)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error}): what was there before is kept") from error
+            raise unwritten(path, error) from error
+        self._written.add(path.parent.resolve())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True, **others: Any
@@ -81,27 +85,28 @@ class SafeCheckpointIO(CheckpointIO):
             raise InputError(f"{error}, and {path.parent} has no other good checkpoint") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and its manifest."""
+        """Remove a checkpoint and its manifest; anything else is left, with a warning."""
         path = _local(path)
+        if path.suffix != ".ckpt" or path.parent.resolve() not in self._written or path.is_dir():
+            _LOG.warning("%s is not removed: it is no checkpoint of this run", path)
+            return
         path.unlink(missing_ok=True)
-        _manifest(path).unlink(missing_ok=True)
+        manifest = _manifest(path)
+        if not manifest.is_dir():
+            manifest.unlink(missing_ok=True)
 
     def _sweep(self, folder: Path) -> None:
-        """Once a folder: remove what killed processes of this host left behind."""
-        if folder in self._swept:
-            return
-        self._swept.add(folder)
-        for draft in folder.glob(".*.tmp"):
-            found = _DRAFT.fullmatch(draft.name)
-            if found and (int(found[1]) == os.getpid() or not _alive(int(found[1]))):
-                draft.unlink(missing_ok=True)
+        """Once a folder: remove what killed processes left behind."""
+        if folder not in self._swept:
+            self._swept.add(folder)
+            sweep(folder)
 
 
-def newest(folder: str | Path) -> Path | None:
-    """The good checkpoint of a folder that has the most steps; the later written of two with the same; None if none is good."""
-    for path in _newest_first(Path(folder)):
+def newest(*folders: str | Path) -> Path | None:
+    """The good checkpoint in folders that has the most steps; the later written of two with the same; None if none is good."""
+    for path in _newest_first(*map(Path, folders)):
         try:
-            with open(path, "rb") as file:
+            with _opened(path) as file:
                 _verify(path, file)
             return path
         except (InputError, OSError) as error:
@@ -116,15 +121,24 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         InputError: it is not there, damaged, without a manifest, or holds more than data.
     """
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             _verify(path, file)
             return torch.load(file, map_location=map_location, weights_only=True)
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # whatever a pickle may hold
         raise InputError(f"{path} cannot be read ({str(error).partition(chr(10))[0]})") from error
+
+
+def skim(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that is not verified, its tensors left on the disk until they are looked at.
+
+    Raises:
+        Exception: whatever a damaged file leads to.
+    """
+    with _opened(path) as file:
+        _check_archive(path, file)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def size_of(value: Any) -> int:
@@ -166,80 +180,69 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
     A process may die between any two of these. The file is then either the old or the new one, and the manifest lists it:
     the digest of the new one is added before the file changes, and that of the old one leaves after.
     """
-    draft = _draft(path)
-    try:
-        with open(draft, "wb") as file:
-            hashed = _Hashed(file)
+    old = _digests(path) if path.exists() else []
+    with _in_place_of(path) as file:
+        hashed = _Hashed(file)
+        try:
             torch.save(checkpoint, hashed)
-            _to_disk(file)
+        except RuntimeError as error:
+            raise hashed.error or error from error
         new = hashed.digest.hexdigest()
-        old = _digests(path) if path.exists() else []
         _write_manifest(path, [new, *(digest for digest in old if digest != new)])
-        os.replace(draft, path)
-        to_disk(path.parent)
-        _write_manifest(path, [new])
-    except RuntimeError as error:  # torch wraps the error of a file that cannot be written
-        raise OSError(error) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    _write_manifest(path, [new])
 
 
 def _write_manifest(path: Path, digests: list[str]) -> None:
-    manifest = _manifest(path)
-    draft = _draft(manifest)
-    try:
-        with open(draft, "wb") as file:
-            file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
-            _to_disk(file)
-        os.replace(draft, manifest)
+    with _in_place_of(_manifest(path)) as file:
+        file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of another, from the disk, when the block succeeds; a link gives way, and is not followed."""
+    with draft(path) as new:
+        with open(new, "wb") as file:
+            yield file
+        to_disk(new)
+        os.replace(new, path)
         to_disk(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class _Hashed:
-    """A file to write to, which takes the digest of what passes."""
+    """A file to write to, which takes the digest of what passes, and keeps the error that torch hides behind another."""
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
 
 
 def _manifest(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 # ---- reading
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """A regular file, opened: a pipe would be waited for."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file" if path.exists() else f"{path}: there is no such checkpoint")
+    return open(path, "rb")
+
+
 def _digests(path: Path) -> list[str]:
-    with suppress(OSError, UnicodeDecodeError):
-        return re.findall(r"^([0-9a-f]{64})\b", _manifest(path).read_text(encoding="ascii"), re.MULTILINE)
+    with suppress(OSError, UnicodeDecodeError, InputError), _opened(_manifest(path)) as file:
+        return re.findall(r"^([0-9a-f]{64})\b", file.read(_MANIFEST).decode("ascii"), re.MULTILINE)
     return []
 
 
@@ -267,13 +270,10 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
         raise InputError(f"{path} is refused: it would be larger in memory than it is on disk")
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def _newest_first(*folders: Path) -> list[Path]:
     """Checkpoints by their number of steps, as they state it without being verified; unreadable ones are left out."""
     steps: dict[Path, tuple[int, int]] = {}
-    for path in folder.glob("*.ckpt"):
+    for path in chain.from_iterable(folder.glob("*.ckpt") for folder in folders):
         with suppress(Exception):  # whatever a damaged file may raise; verification says what is wrong
-            with open(path, "rb") as file:
-                _check_archive(path, file)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            steps[path] = int(content["global_step"]), path.stat().st_mtime_ns
+            steps[path] = int(skim(path)["global_step"]), path.stat().st_mtime_ns
     return sorted(steps, key=lambda path: steps[path], reverse=True)

@@ -20,8 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
-from acge_lightning.jobs import config_flags, end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
+from acge_lightning.jobs import end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
+from acge_lightning.secret import concealed
+from acge_lightning.sources import read_flags
+from acge_lightning.surroundings import ensure_home, lasting_output
+from acge_lightning.terminal import end, make_logs_visible, one_line, show, track, visible
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -43,31 +47,44 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
         end_with_parent()
         set_command(words)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        _drop_unchosen(cfg, overrides("task"))
         try:
+            _check_trusted(cfg, overrides("task"))
+            _drop_unchosen(cfg, overrides("task"))
             return job(cfg)
         except (InputError, ChildProcessError) as error:
+            message = concealed(str(error), cfg)
             if not several:
-                sys.exit(f"\nerror: {error}")
-            print(f"\nerror: {error}", file=sys.stderr)
+                end(message)
+            show(f"\nerror: {one_line(message)}", stderr=True)
         except Exception:
+            message = concealed(traceback.format_exc(), cfg)
             if not several:
-                raise
-            traceback.print_exc()
+                sys.exit(visible(message))
+            show(message, stderr=True)
         return math.nan  # the other jobs go on, and the summary names this one
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(run)
 
     def command(count: int = 1) -> None:
+        make_logs_visible()
         start, given = sys.argv[:count], sys.argv[count:]
-        words[:] = [*start, *config_flags(given)]
         try:
-            sys.argv = [" ".join(start), *arguments(given)]
+            flags, others = read_flags(given)
+            words[:] = [*start, *flags]
+            sys.argv = [" ".join(start), *arguments(others)]
         except InputError as error:
-            sys.exit(f"\nerror: {error}")
-        main()
+            end(error)
+        ensure_home()
+        with lasting_output():
+            main()
 
     return command
+
+
+def _check_trusted(cfg: DictConfig, given: list[str]) -> None:
+    """Whatever way `trusted` has found into the config: it counts if the command line names it."""
+    if cfg.get("trusted") and not any(text.lstrip("+").startswith("trusted=") for text in given):
+        raise InputError("trusted counts from the command line only: take it out of the YAML, and give trusted=[…] there")
 
 
 def _drop_unchosen(cfg: DictConfig, given: list[str]) -> None:
@@ -104,33 +121,38 @@ def _train(cfg: DictConfig) -> float:
 
 def _vocabulary(cfg: DictConfig) -> None:
     from acge_lightning.config import instantiate
+    from acge_lightning.swap import check_target, whole_folder
     from acge_lightning.train import make_tasks
     from acge_lightning.vocabulary import Texts
 
+    folder = Path(cfg.output)
+    check_target(folder)
     tasks = make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     tokenizer = instantiate(cfg.vocabulary, texts=texts, trusted=cfg.trusted)
-    folder = Path(cfg.output)
-    tokenizer.save_pretrained(folder)
-    print(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
+    with whole_folder(folder) as new:
+        tokenizer.save_pretrained(new)
+    show(f"A vocabulary of {len(tokenizer)} tokens is in {folder}: use it with encoder.tokenizer={folder}")
 
 
 def _pca(cfg: DictConfig) -> None:
     from acge_lightning.export import export
     from acge_lightning.pca import evenly, rotate_to_components
     from acge_lightning.pretrained import load
+    from acge_lightning.swap import check_target
     from acge_lightning.train import make_tasks
     from acge_lightning.vocabulary import Texts
 
+    check_target(cfg.output)
     encoder, tasks = load(cfg.model, device=cfg.device), make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     chosen = evenly(texts, cfg.texts)
     folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
-    print(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
+    show(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 
 
 def _fisher(cfg: DictConfig) -> None:
-    from acge_lightning.fisher import fisher, processes
+    from acge_lightning.fisher import processes, write_anchor
     from acge_lightning.pretrained import load
     from acge_lightning.train import make_tasks
 
@@ -140,12 +162,11 @@ def _fisher(cfg: DictConfig) -> None:
     with processes(cfg.device) as device:
         encoder, tasks = load(cfg.model, device=device), make_tasks(cfg)
         numbers = {name: cfg[name] for name in ("dims", "estimator", "samples", "pool", "seed", "batch_tokens")}
-        anchor = fisher(encoder, tasks, **numbers, state=file.with_suffix(".parts"), progress=True)
+        _, anchor = write_anchor(file, encoder, tasks, cfg.bf16, **numbers, progress=True)
         if int(os.environ.get("RANK", "0")):
             return
-        anchor.save(file, cfg.bf16)
     counts = ", ".join(f"{task['samples']} of {name}" for name, task in anchor.meta["tasks"].items())
-    print(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
+    show(f"The anchor of {cfg.model} ({anchor.meta['estimator']}, samples: {counts}) is in {file}")
 
 
 def _evaluate(cfg: DictConfig) -> None:
@@ -153,7 +174,7 @@ def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.config import plain
     from acge_lightning.evaluation import evaluate, open_models
     from acge_lightning.protocols import find
-    from acge_lightning.report import evaluation_tables, leak_table, progress_line, show, suite_table
+    from acge_lightning.report import evaluation_tables, leak_table, progress_line, suite_table
     from acge_lightning.results import failures
 
     config = plain(cfg)
@@ -179,15 +200,12 @@ def _bad_rows(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _longtail(cfg: DictConfig) -> None:
-    from rich.progress import track
-
     from acge_lightning.config import plain
     from acge_lightning.evaluation import open_models
     from acge_lightning.longtail import Protocol, longtail
     from acge_lightning.longtail_report import save_figures, tables
     from acge_lightning.longtail_results import read
     from acge_lightning.protocols import find
-    from acge_lightning.report import show
 
     config = plain(cfg)
     tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
@@ -195,7 +213,7 @@ def _longtail(cfg: DictConfig) -> None:
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, total=n))
+    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, n))
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):
@@ -211,7 +229,7 @@ def _report(cfg: DictConfig) -> None:
     config = plain(cfg)
     runs = report(config["runs"], config["out"])
     if config["pictures"]:
-        print(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
+        show(f"{len(save_figures(figures(runs), config['pictures']))} pictures are in {config['pictures']}")
     loggers = instantiate_all(cfg.logger, trusted=[])
     if loggers:
         from acge_lightning.train import closing
@@ -221,8 +239,8 @@ def _report(cfg: DictConfig) -> None:
                 log_figures(logger, figures(runs))
     for run in runs:
         for remark in run.remarks:
-            print(f"{run.name}: {remark}", file=sys.stderr)
-    print(f"The report is in {config['out']}")
+            show(f"{run.name}: {remark}", stderr=True)
+    show(f"The report is in {config['out']}")
 
 
 def _search(cfg: DictConfig) -> None:
@@ -247,7 +265,7 @@ def models(count: int = 2) -> None:
     from acge_lightning.pretrained import models as known
 
     for name, release in known().items():
-        print(f"{name:24} {release.repo:36} {release.note}")
+        show(f"{name:24} {release.repo:36} {release.note}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -268,7 +286,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
         wrong = f"unknown command {name!r}\n" if name and name not in ("-h", "--help") else ""
-        print(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
+        show(f"{wrong}usage: acge {{{','.join(COMMANDS)}}} [key=value …]   (acge train --help shows the config)")
         sys.exit(2 if wrong or not name else 0)
     COMMANDS[name](2)
 
@@ -278,7 +296,7 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last job."""
-        from acge_lightning.report import show, summarise
+        from acge_lightning.report import summarise
 
         folder = Path(config.hydra.sweep.dir)
         table, failed = summarise(folder)

@@ -4,8 +4,9 @@ A `_target_` is code that a text file chooses. Before anything is called, the wh
 
 - A target's text begins with an allowed package; else nothing is imported.
 - It reads `module.Class`, `module.function` or `module.Class.classmethod`; no name leads through what a module imported.
-- The object's own `__module__` lies in that package. Libraries offer classes only, torch and torchmetrics only modules,
-  optimizers and schedulers. Our own readers of further configs are out.
+- The object's own `__module__` lies in that package. All offer classes only: we ours of modules, callbacks and data, and four
+  functions that were made for it; torch and torchmetrics modules, optimizers and schedulers.
+- What would write over files, run or send more than a run needs is out: some classes, and some arguments of others.
 
 The objects that were checked are the ones called. Hydra's `instantiate` would read texts once more after the check:
 `\${oc.create:{_target_: …}}`, in a value or in a training text handed over, would come out of it as a call.
@@ -27,16 +28,50 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from acge_lightning.errors import InputError
+from acge_lightning.secret import concealing
 
 _OWN = "acge_lightning"
-_READERS = tuple(f"{_OWN}.{name}" for name in ("cli", "config", "jobs", "sequence", "train"))
+_MADE_FOR_CONFIGS = ("fresh.static", "fresh.transformer", "pretrained.from_pretrained", "vocabulary.train_vocabulary")
+_FUNCTIONS = {f"{_OWN}.{name}" for name in _MADE_FOR_CONFIGS}
+_KINDS = {  # of our own classes
+    "torch.nn.modules.module.Module",
+    "lightning.pytorch.callbacks.callback.Callback",
+    "lightning.pytorch.core.datamodule.LightningDataModule",
+    "lightning.fabric.plugins.io.checkpoint_io.CheckpointIO",
+    f"{_OWN}.optim.Optim",
+}
+_METRICS = (
+    "aggregation",
+    "classification",
+    "clustering",
+    "collections",
+    "metric",
+    "nominal",
+    "regression",
+    "retrieval",
+    "wrappers",
+)
 # How a target may begin -> the modules that may define it.
 _HOMES: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in (_OWN, "torch.nn", "torch.optim", "torchmetrics")},
-    **{f"lightning.pytorch.{n}": (f"lightning.pytorch.{n}",) for n in ("callbacks", "loggers", "profilers", "strategies")},
-    "lightning.pytorch.plugins": ("lightning.pytorch.plugins", "lightning.fabric.plugins"),  # there: SLURMEnvironment
+    **{name: (name,) for name in (_OWN, "torch.nn", "torch.optim")},
+    "torchmetrics": tuple(f"torchmetrics.{name}" for name in _METRICS),  # the others load models
+    **{f"lightning.pytorch.{n}": (f"lightning.pytorch.{n}",) for n in ("callbacks", "profilers", "strategies")},
+    "lightning.pytorch.loggers": tuple(f"lightning.pytorch.loggers.{n}" for n in ("csv_logs", "tensorboard", "wandb")),
+    "lightning.pytorch.plugins": (  # but those of checkpoints
+        *(f"lightning.pytorch.plugins.{name}" for name in ("layer_sync", "precision")),
+        *(f"lightning.fabric.plugins.{name}" for name in ("environments", "precision")),
+    ),
     "lightning.pytorch.Trainer": ("lightning.pytorch.trainer.trainer",),
 }
+_REFUSED: dict[str, tuple[str, ...] | None] = {  # of Lightning: classes, None, and arguments that write over files or upload
+    "OnExceptionCheckpoint": None,
+    "ModelCheckpoint": ("enable_version_counter",),
+    "CSVLogger": ("version",),
+    "SpikeDetection": ("exclude_batches_path",),
+    "Trainer": ("model_registry",),
+    "WandbLogger": ("experiment",),
+}
+_WANDB = ("entity", "group", "job_type", "notes", "tags", "mode", "resume")  # that a WandbLogger hands on to wandb.init
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 _FLAGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 Build = Callable[[], Any]
@@ -56,7 +91,7 @@ def config_dir() -> Path:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A config as plain data, interpolations resolved, for checkpoints and exports.
+    """A config as plain data, interpolations resolved, to be used; `secret.recorded` is what is written down.
 
     Raises:
         InputError: a key has no value yet, or an interpolation leads nowhere.
@@ -82,7 +117,8 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     >>> instantiate({"_target_": "acge_lightning.losses.InfoNCE", "temperature": 0.1}).temperature
     0.1
     """
-    return _prepare(node, _key(node), _checked(trusted), extra)()
+    with concealing(node):
+        return _prepare(node, _key(node), _checked(trusted), extra)()
 
 
 def instantiate_all(nodes: Any, *, trusted: Sequence[str] = ()) -> list[Any]:
@@ -95,7 +131,8 @@ def instantiate_all(nodes: Any, *, trusted: Sequence[str] = ()) -> list[Any]:
     for where, node in named.items():
         if not isinstance(node, dict) or "_target_" not in node:
             raise InputError(f"conf key {where} has no _target_: name its class, or set {where}=null")
-    return [build() for build in [_prepare(node, where, _checked(trusted)) for where, node in named.items()]]
+    with concealing(nodes):
+        return [build() for build in [_prepare(node, where, _checked(trusted)) for where, node in named.items()]]
 
 
 # ---- reading
@@ -175,6 +212,8 @@ def _prepare_call(node: dict[Any, Any], where: str, trusted: tuple[str, ...], ex
     if not (isinstance(later, bool) and isinstance(recursive, bool) and isinstance(args, list)):
         raise InputError(f"conf key {where or name}: _partial_ and _recursive_ are true or false, _args_ is a list")
     given = {key: value for key, value in node.items() if key not in _FLAGS and key not in extra}
+    if not _under(target.__module__, trusted):
+        _check_refused(target, name, where, len(args), given)
     _check_keys(target, name, where, len(args), [*given, *extra], complete=not (later or raw))
     _check_types(target, name, where, given)
     parts: dict[str, Any] = {"_args_": args} | given
@@ -209,6 +248,21 @@ def _check_keys(target: Any, name: str, where: str, count: int, keys: list[Any],
         signature.bind_partial(*range(count), **dict.fromkeys(keys))
     except TypeError as error:
         raise InputError(f"conf key {_join(where, '_args_')} does not fit {name}: {error}") from error
+
+
+def _check_refused(target: Any, name: str, where: str, count: int, given: Iterable[Any]) -> None:
+    """Refuse what a class of Lightning would do to files, and to others, by these arguments."""
+    if not (inspect.isclass(target) and _under(target.__module__, ["lightning"])):
+        return
+    takes = [*_signature(target).parameters]
+    named, refused = [*takes[:count], *given], _REFUSED.get(target.__name__, ())
+    if target.__name__ == "WandbLogger":
+        refused = (*refused, *(key for key in named if key not in (*takes, *_WANDB)))
+    for key in named:
+        if key in refused:
+            raise InputError(
+                f"conf key {_join(where, key)} is refused: leave it out of {name}, or trust it: trusted=[lightning]"
+            )
 
 
 def _check_types(target: Any, name: str, where: str, given: dict[str, Any]) -> None:
@@ -308,10 +362,12 @@ def _import(target: str, where: str) -> tuple[Any, list[str]]:
 
 def _fit(found: Any, home: str) -> bool:
     """Whether an object that an allowed package defines is of a kind that configs need."""
+    if not inspect.isclass(found):
+        return f"{home}.{found.__qualname__}" in _FUNCTIONS
     if _under(home, [_OWN]):
-        return not _under(home, _READERS)
-    if not inspect.isclass(found) or not home.startswith("torch"):
-        return inspect.isclass(found)
+        return not _KINDS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in found.__mro__)
+    if not home.startswith("torch"):
+        return _REFUSED.get(found.__name__, ()) is not None
     from torch import nn, optim
 
     return issubclass(found, (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler))

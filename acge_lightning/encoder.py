@@ -178,8 +178,9 @@ class Dense(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Identity"):
         super().__init__()
-        choice = getattr(nn.modules.activation, activation, None) or {"Identity": nn.Identity}.get(activation)
-        if choice is None:
+        known = vars(nn.modules.activation)
+        choice = nn.Identity if activation == "Identity" else known.get(activation)
+        if activation not in ("Identity", *nn.modules.activation.__all__):
             raise InputError(f"activation {activation!r} is not a class of torch.nn: try Identity, Tanh or GELU")
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.activation = choice()
@@ -326,9 +327,9 @@ class Encoder(nn.Module):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
         blocks = [order[i : i + _BLOCK] for i in range(0, len(order), _BLOCK)]
         if progress:
-            from rich.progress import track
+            from acge_lightning.terminal import track
 
-            blocks = track(blocks, description="encode")
+            blocks = track(blocks, "encode", len(blocks))
         training = [(module, module.training) for module in self.modules()]
         self.eval()
         try:

@@ -157,12 +157,13 @@ def _write_json(file: Path, value: Any) -> None:
 
 def _check(encoder: Encoder, folder: Path) -> None:
     """The folder, loaded back, gives the encoder's vectors for a few texts."""
+    expected = encoder.encode(_PROBES, encoder.dim)
+    if not expected.isfinite().all():
+        raise InputError(f"{folder.name}: the weights give NaN or infinite vectors: training diverged, lower the learning rate")
     weight = next(encoder.parameters())
     attention = getattr(getattr(encoder.backbone, "config", None), "_attn_implementation", None)
     again = load(folder, device=weight.device, dtype=weight.dtype, attention=attention)
-    expected, found = encoder.encode(_PROBES, encoder.dim), again.encode(_PROBES)
-    if not expected.isfinite().all():
-        raise InputError(f"{folder.name}: the weights give NaN or infinite vectors: training diverged, lower the learning rate")
+    found = again.encode(_PROBES)
     difference = (expected - found).abs().max().item() if expected.shape == found.shape else float("inf")
     if not difference < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2):  # NaN is not less either
         raise RuntimeError(f"the export, loaded back, gives other vectors (largest difference {difference:.1e})")

@@ -17,6 +17,16 @@ from safetensors import SafetensorError
 from acge_lightning.errors import InputError
 
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.draft", re.DOTALL)
+_HELD: set[int] = set()  # handles of locks of this process
+
+
+def _let_go() -> None:
+    """In a process that was forked, such as one that loads data: what its parent holds is free when the parent ends."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -193,15 +203,16 @@ def lock(file: str | Path, wait: bool = True) -> Iterator[None]:
         raise InputError(f"{file.parent} is in use by {_owner(file)}: wait for it, or give another output") from error
     except OSError as error:
         raise unwritten(file, error) from error
+    _HELD.add(handle)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        file.unlink(missing_ok=True)  # who waits for it sees that, and makes another
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
-        os.close(handle)
+        if handle in _HELD:  # not in a forked process
+            file.unlink(missing_ok=True)  # who waits for it sees that, and makes another
+            _HELD.remove(handle)
+            os.close(handle)
 
 
 def _owner(file: Path) -> str:

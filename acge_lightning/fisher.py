@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from acge_lightning.anchor import FORMAT as ANCHOR
 from acge_lightning.anchor import Anchor
 from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.epoch import batch_sizes
@@ -29,7 +30,7 @@ from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.files import whole
+from acge_lightning.files import check_replaceable, lock, whole
 from acge_lightning.frozen import Embedded, Estimator, FrozenLoss, against
 from acge_lightning.matryoshka import Matryoshka, check_dims
 from acge_lightning.per_sample import SampleGradients
@@ -74,7 +75,7 @@ def fisher(
         pool: most rows of a task that are frozen; at most half of its rows. None of them is a sample.
         seed: of the choice of rows, and of drawn targets.
         batch_tokens: tokens encoded together; changes time and memory only.
-        state: folder where sums are kept every half minute, so that a new call goes on; removed at the end.
+        state: folder where sums are kept every half minute, so that a new call goes on; they stay there.
         progress: show a progress bar.
 
     Returns:
@@ -99,11 +100,9 @@ def fisher(
             settings = [work.describe(), meta, batch_tokens, rank, world, _SAVED]
             key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             file = None if state is None else Path(state) / f"{name}.{rank}.safetensors"
-            files[name] = _Sums(file, key)
+            files[name] = _Sums(file, key, encoder, len(range(rank, work.samples, world)))
             _add_up(encoder, work, files[name], batch_tokens, advance, rank, world)
     found, means = _combined(works, files)
-    if state is not None and rank == 0:
-        shutil.rmtree(state, ignore_errors=True)
     theta = {
         name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
         for name, p in encoder.named_parameters()
@@ -114,6 +113,42 @@ def fisher(
         "versions": {name: version(name) for name in ("acge_lightning", "torch", "transformers")},
     }
     return Anchor(theta, found, meta)
+
+
+def write_anchor(
+    file: str | Path, encoder: Encoder, tasks: Mapping[str, Task], bf16: bool = False, **how: Any
+) -> tuple[Path, Anchor]:
+    """What `fisher` finds, in a file. Until that is written, the sums are kept beside it, in `<its name>.parts`.
+
+    Args:
+        file: `….safetensors`.
+        encoder: as in `fisher`.
+        tasks: as in `fisher`.
+        bf16: as in `Anchor.save`.
+        how: the other arguments of `fisher`.
+
+    Raises:
+        InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums
+            are kept for the next call.
+    """
+    file, first = Path(file), _place()[0] == 0
+    check_replaceable(file, ANCHOR.encode(), "an anchor")
+    state = file.with_suffix(".parts")
+    with lock(state / ".lock", wait=False) if first else nullcontext():
+        anchor = fisher(encoder, tasks, **how, state=state)
+        if first:
+            anchor.save(file, bf16)
+            for part in _parts(state, anchor.meta["tasks"]):
+                part.unlink(missing_ok=True)
+    if first:
+        with suppress(OSError):  # something else is there
+            state.rmdir()
+    return file, anchor
+
+
+def _parts(state: Path, tasks: Iterable[str]) -> list[Path]:
+    """The files of the sums of some tasks and all processes."""
+    return [state / f"{name}.{rank}.safetensors" for name in tasks for rank in range(_place()[1])]
 
 
 class _Work:
@@ -216,10 +251,11 @@ def _losses(loss: FrozenLoss, batch: TextBatch, rows: Tensor, draws: Tensor) -> 
 
 
 class _Sums:
-    """Sums of one process and task, in memory, and in a file if there is one."""
+    """Sums of one process and task over at most so many samples, in memory, and in a file if there is one."""
 
-    def __init__(self, file: Path | None, key: str):
-        self.file, self.key, self.done = file, key, 0
+    def __init__(self, file: Path | None, key: str, encoder: Encoder, most: int):
+        self.file, self.key, self.most, self.done = file, key, most, 0
+        self.like = {name: (p.shape, p.dtype) for name, p in encoder.named_parameters()}
         self.totals: dict[str, Tensor] | None = None
         self._saved = time.monotonic()
         if file is not None and file.is_file():
@@ -232,10 +268,20 @@ class _Sums:
                 if meta.get("key") != self.key:
                     _LOG.warning("%s is of other settings, data or weights: its task is begun anew", file)
                     return
-                self.totals = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-                self.done = int(meta["done"])
-        except (SafetensorError, OSError) as error:
+                totals = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+                done = int(meta["done"])
+            self._check(totals, done)
+            self.totals, self.done = totals, done
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             _LOG.warning("%s cannot be read (%s): its task is begun anew", file, error)
+
+    def _check(self, totals: Mapping[str, Tensor], done: int) -> None:
+        """A ValueError unless these are sums of squares, or of what is not negative either, of this encoder's weights."""
+        if {name: (p.shape, p.dtype) for name, p in totals.items()} != self.like or not 0 <= done <= self.most:
+            raise ValueError("it holds other weights, or more samples than there are")
+        wrong = [name for name, p in totals.items() if p.numel() and not 0 <= float(p.min()) <= float(p.max()) < math.inf]
+        if wrong:
+            raise ValueError(f"{wrong[0]} holds a sum that is negative, infinite or NaN")
 
     def share(self, totals: dict[str, Tensor]) -> None:
         """Count into these tensors from now on, beginning with what is there already."""
@@ -258,6 +304,8 @@ class _Sums:
         """The sums over all processes."""
         if self.totals is None and self.file is not None and self.done:
             self._open(self.file)
+            if self.totals is None:
+                raise InputError(f"{self.file}, the sums of a task, was changed meanwhile: run this again, alone")
         totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in encoder.named_parameters()}
         for name, values in (self.totals or {}).items():
             totals[name].copy_(values)
@@ -341,10 +389,8 @@ def _bar(total: int, shown: bool) -> Iterator[Advance]:
     if not shown:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from acge_lightning.terminal import bar
 
-    columns = TextColumn("fisher"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task("fisher", total=total)
-        yield lambda count: bar.advance(job, count)
+    with bar("samples") as progress:
+        job = progress.add_task("fisher", total=total)
+        yield lambda count: progress.advance(job, count)

@@ -5,20 +5,23 @@ Weights come from safetensors files only, and no code of a model folder is ever 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import normalizers
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from acge_lightning.claims import is_within, no_larger, read_config, read_json, read_settings, read_weights, reading, setting
 from acge_lightning.encoder import Dense, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import auto_class, check_max_length, position_limit, quiet, read_tokenizer
@@ -61,19 +64,22 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
         raise InputError(f"{folder}/modules.json is not a list of modules: copy it again")
     modules = []
     for entry in entries:
-        name, path = str(entry.get("type")), str(entry.get("path", ""))
-        if not name.startswith("sentence_transformers.") or Path(path).is_absolute() or ".." in Path(path).parts:
-            raise InputError(f"{folder}/modules.json: module {name!r} at {path!r} is not one of sentence-transformers' own")
+        name = setting(folder / "modules.json", entry, "type", str, "")
+        path = setting(folder / "modules.json", entry, "path", str, "")
+        if not name.startswith("sentence_transformers.") or not is_within(path):
+            raise InputError(
+                f"{folder}/modules.json: module {name!r:.80} at {path!r:.80} is not one of sentence-transformers' own"
+            )
         modules.append((name.rpartition(".")[2], folder / path))
     if modules and modules[-1][0] == "Normalize":
         _, path = modules.pop()
         if path != folder:
-            _check_settings(path / "config.json", read_json(path / "config.json", {}), _NORMALIZE)
+            _check_settings(path / "config.json", read_settings(path / "config.json", {}), _NORMALIZE)
     kinds = tuple(kind for kind, _ in modules)
     starts = [("Transformer", "Pooling"), ("StaticEmbedding",)]
     if kinds not in [*starts, *((*start, "Dense") for start in starts)]:
         raise InputError(
-            f"{folder}/modules.json: modules {' → '.join(kinds) or '(none)'} are not supported: "
+            f"{folder}/modules.json: modules {' → '.join(kinds)[:80] or '(none)'} are not supported: "
             "they must be Transformer → Pooling or StaticEmbedding, then at most one Dense and a closing Normalize"
         )
     return modules
@@ -87,22 +93,23 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     settings = _transformer_settings(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: these are adapter weights (adapter_config.json): merge them into their model first")
-    _check_weights(folder)
+    weights = read_weights(folder)
     with reading(folder), quiet():
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = read_config(folder, weights)
         _check_positions(config)
-        backbone, report = auto_class(config).from_pretrained(
-            str(folder),
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **({"attn_implementation": attention} if attention not in (None, PACKED) else {}),
-        )
-        table = backbone.get_input_embeddings().weight
+        with no_larger(folder, weights):
+            backbone, report = _model_class(config).from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **({"attn_implementation": attention} if attention not in (None, PACKED) else {}),
+            )
+        backbone.config.name_or_path = str(folder)
+        rows = len(backbone.get_input_embeddings().weight)
         tokenizer = read_tokenizer(folder)
+        _check_types(tokenizer, folder)
     if getattr(tokenizer, "chat_template", None) and "modality_config" not in settings:
         _LOG.warning(
             "%s has a chat template, which newer sentence-transformers put around texts: here they stay as they are", folder
@@ -110,24 +117,33 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise InputError(f"{folder}: the weights lack {len(missing)} tensors, {missing[0]} first: the file is incomplete")
-    if len(tokenizer) > len(table):
-        raise InputError(f"{folder}: {len(tokenizer)} tokens, but config.json has vocab_size={backbone.config.vocab_size}")
-    _check_types(tokenizer, folder)
+    _check_ids(tokenizer, rows, folder)
     if settings.get("do_lower_case"):
         _lower(tokenizer)
     limit = position_limit(backbone)
     length = settings.get("max_seq_length") if max_length is None else max_length
     if length is None:
-        length = min(tokenizer.model_max_length, limit or _DEFAULT_LENGTH)
-    return backbone, Tokenize(tokenizer, check_max_length(backbone, int(length)))
+        length = int(min(tokenizer.model_max_length, limit or _DEFAULT_LENGTH))
+    return backbone, Tokenize(tokenizer, check_max_length(backbone, length))
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that `auto_class` chooses: it takes weights that are in memory, so that transformers looks for no files."""
+    known = (MODEL_MAPPING if auto_class(config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING)[type(config)]
+    if not isinstance(known, (list, tuple)):
+        return known
+    return next((one for one in known if one.__name__ in (config.architectures or ())), known[0])
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
     """Of the file beside the weights, if there is one; an error if one asks for other vectors than ours."""
     file = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / "sentence_bert_config.json")
-    settings = read_json(file, {})
+    settings = read_settings(file, {})
+    setting(file, settings, "max_seq_length", int)
+    setting(file, settings, "do_lower_case", bool)
     for name in (f"{part}_{word}" for part in _ARGUMENTS for word in ("args", "kwargs")):
-        others = sorted(set(settings.pop(name, None) or {}) - _HARMLESS)
+        others = sorted(set(setting(file, settings, name, dict, {})) - _HARMLESS)
+        settings.pop(name, None)
         if others:
             raise InputError(f"{file}: {name}.{others[0]} is not supported: make the model's own files say it")
     _check_settings(file, settings, _TRANSFORMER)
@@ -155,24 +171,37 @@ def _check_types(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         raise InputError(f"{folder}: its tokenizer gives token types other than 0, which is not supported")
 
 
+def _check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path) -> None:
+    """An error if a token has no row in the table of embeddings."""
+    tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if tokens > rows:
+        raise InputError(f"{folder}: {tokens} tokens, but its table of embeddings has {rows} rows: they do not fit")
+
+
 def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokenize]:
     """Backbone and tokens of a StaticEmbedding module (also model2vec's)."""
-    weights = _weights(folder)
+    weights = read_weights(folder)
     table = weights.get("embedding.weight", weights.get("embeddings"))
     if table is None or {"mapping", "weights"} & set(weights):
-        raise InputError(f"{folder}/model.safetensors: StaticEmbedding with {sorted(weights)}: embedding.weight is needed")
-    backbone = StaticBackbone(*table.shape)
-    backbone.embedding.weight.data.copy_(table)
-    tokenizer = read_tokenizer(folder)
-    if len(tokenizer) > len(table):
-        raise InputError(f"{folder}: {len(tokenizer)} tokens, but model.safetensors has {len(table)} rows: they do not fit")
-    cut = tokenizer.backend_tokenizer.truncation or {"max_length": 2**31}
+        raise InputError(f"{folder}/model.safetensors: StaticEmbedding with {sorted(weights)[:9]}: embedding.weight is needed")
+    if table.dim() != 2 or not table.numel():
+        raise InputError(f"{folder}/model.safetensors: embedding.weight is {_shape(table)}, not a table of tokens and dims")
+    with reading(folder):
+        backbone = StaticBackbone(*table.shape)
+        backbone.embedding.weight = nn.Parameter(table)
+        tokenizer = read_tokenizer(folder)
+        _check_ids(tokenizer, len(table), folder)
+        cut = tokenizer.backend_tokenizer.truncation or {"max_length": 2**31}
     return backbone, Tokenize(tokenizer, cut["max_length"] if max_length is None else max_length, special_tokens=False)
+
+
+def _shape(value: torch.Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "a single number"
 
 
 def read_pooling(folder: Path) -> Pooling:
     """The mode of a Pooling module: newer `pooling_mode`, older booleans, mean if neither says."""
-    config = read_json(folder / "config.json", None)
+    config = read_settings(folder / "config.json")
     if config is None:
         raise InputError(f"{folder}/config.json is missing: copy the Pooling module's folder again")
     mode = config.get("pooling_mode")
@@ -181,7 +210,7 @@ def read_pooling(folder: Path) -> Pooling:
         mode = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in flags] or "mean"
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if not isinstance(mode, str) or mode not in _POOLING:
-        raise InputError(f"{folder}/config.json: Pooling {mode} is not supported: choose one of {sorted(_POOLING)}")
+        raise InputError(f"{folder}/config.json: Pooling {str(mode)[:80]} is not supported: choose one of {sorted(_POOLING)}")
     if config.get("include_prompt") is False:
         raise InputError(f"{folder}/config.json: Pooling with include_prompt=false is not supported")
     modes = {key for key in config if key.startswith("pooling_mode_")}
@@ -191,64 +220,26 @@ def read_pooling(folder: Path) -> Pooling:
 
 def read_dense(folder: Path) -> Dense:
     """The head of a Dense module."""
-    config = read_json(folder / "config.json", None)
+    file = folder / "config.json"
+    config = read_settings(file)
     if config is None:
-        raise InputError(f"{folder}/config.json is missing: copy the Dense module's folder again")
-    _check_settings(folder / "config.json", config, _DENSE)
-    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        raise InputError(f"{file} is missing: copy the Dense module's folder again")
+    _check_settings(file, config, _DENSE)
+    activation = setting(file, config, "activation_function", str, "torch.nn.modules.activation.Tanh")
     if not activation.startswith("torch.nn."):
-        raise InputError(f"{folder}/config.json: Dense with {activation} is not supported")
-    with reading(folder):
-        sizes = config["in_features"], config["out_features"], config.get("bias", True)
-        dense = Dense(*sizes, activation=activation.rpartition(".")[2])
-        dense.load_state_dict(_weights(folder))
+        raise InputError(f"{file}: Dense with {activation:.80} is not supported")
+    sizes = setting(file, config, "out_features", int), setting(file, config, "in_features", int)
+    weights, bias = read_weights(folder), setting(file, config, "bias", bool, True)
+    expected = {"linear.weight": sizes, **({"linear.bias": sizes[:1]} if bias else {})}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if found != expected or 0 in sizes:
+        raise InputError(f"{folder} cannot be loaded: its tensors are {found}, but config.json makes them {expected}")
+    dense = Dense(sizes[1], sizes[0], bias, activation.rpartition(".")[2])
+    dense.load_state_dict(weights)
     return dense
-
-
-# ---- files
-
-
-def _check_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return
-    others = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
-    found = f"only {others[0]}" if others else "no weights"
-    raise InputError(
-        f"{folder}: {found} there, no model.safetensors (pickled weights can run code, so they are not read): "
-        "load it once with transformers where you trust it, and save_pretrained writes safetensors"
-    )
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    _check_weights(folder)
-    with reading(folder):
-        return load_file(folder / "model.safetensors")
-
-
-def read_json(file: Path, default: Any) -> Any:
-    """The file's value, `default` if there is no such file."""
-    if not file.is_file():
-        return default
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}): copy it again") from error
 
 
 def _lower(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = tokenizer.backend_tokenizer
     rest = [backend.normalizer] if backend.normalizer else []
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turns what the libraries raise at a broken folder into one clear error."""
-    try:
-        yield
-    except InputError:
-        raise
-    except SafetensorError as error:
-        raise InputError(f"{folder}/model.safetensors is damaged ({error}): copy or download it again") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from acge_lightning.claims import check_steps, check_tokenizer, one_line, reading
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
 from acge_lightning.errors import InputError
 from acge_lightning.layers import use_fast_layers
@@ -146,15 +147,23 @@ def read_tokenizer(source: str | Path | Tokenizer | PreTrainedTokenizerBase) -> 
 
 
 def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
-    file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        vocabulary = path.is_dir() and any(any(path.glob(pattern)) for pattern in _VOCABULARIES)  # else it would be made up
+    if path.is_file():
+        check_steps(path)
+        with reading(path):
+            return Tokenizer.from_file(str(path))
+    if path.is_dir():
+        check_tokenizer(path)
+    with reading(path):
+        vocabulary = any(any(path.glob(pattern)) for pattern in _VOCABULARIES)  # else it would be made up
         if vocabulary and any((path / name).is_file() for name in ("tokenizer_config.json", "config.json")):
-            return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-        if file.is_file():
-            return Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise InputError(f"{path}: the tokenizer cannot be read ({error}): copy its files again") from error
+            found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            if not found.is_fast:
+                raise InputError(
+                    f"{path}: {type(found).__name__} is a tokenizer in Python: one of the tokenizers library is needed"
+                )
+            return found
+        if (path / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(path / "tokenizer.json"))
     raise InputError(f"{path}: no tokenizer there: give a folder that holds tokenizer.json, or that file")
 
 
@@ -227,7 +236,7 @@ def _try(backbone: PreTrainedModel) -> None:
         with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             states = backbone.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
     except Exception as error:  # whatever the architecture misses
-        reason = str(error).strip().partition("\n")[0]
+        reason = one_line(error)
         raise InputError(f"{kind} models are not supported: one cannot be run on token ids alone ({reason})") from error
     finally:
         backbone.train(training)

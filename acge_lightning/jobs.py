@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from argparse import ArgumentParser
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +40,6 @@ def set_command(words: list[str]) -> None:
 def overrides(kind: str) -> list[str]:
     """The job's overrides of the `task` or of `hydra`, as they were given: interpolations stay what they are."""
     return OmegaConf.to_container(HydraConfig.get().overrides[kind], resolve=False)
-
-
-def config_flags(given: Sequence[str]) -> list[str]:
-    """Those of Hydra's flags that say where configs lie."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, short in (("config-dir", "cd"), ("config-name", "cn"), ("config-path", "cp"), ("cfg", "c")):
-        parser.add_argument(f"--{name}", f"-{short}", dest=name)
-    found = vars(parser.parse_known_args(given)[0])
-    return [f"--{name}={value}" for name, value in found.items() if value is not None and name != "cfg"]
 
 
 def needs_own_process(cfg: DictConfig) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
 from acge_lightning.files import check_replaceable, whole
 
@@ -60,14 +59,14 @@ def _table(title: str, key: str, columns: Sequence[Any], rows: Sequence[Row], pa
         for column in columns:
             read = "" if dim or "mean_dim" not in found[column] else f" ({found[column]['mean_dim']:.0f})"
             shown.append(f"{100 * found[column]['values'][part]:{sign}.1f} ± {100 * found[column]['spread'][part]:.1f}{read}")
-        table.add_row(Text(encoder), "adaptive" if dim is None else str(dim), *shown)
+        table.add_row(encoder, "adaptive" if dim is None else str(dim), *shown)
     return table
 
 
 def _failures(rows: Sequence[Row]) -> Table:
     table = Table("data set", "error", title="Not scored", title_justify="left", style="red")
     for name, error in dict.fromkeys((row["dataset"], row["error"]) for row in rows):
-        table.add_row(name, Text(error))
+        table.add_row(name, error)
     return table
 
 

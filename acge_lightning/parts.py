@@ -10,6 +10,7 @@ from typing import Any
 
 from acge_lightning.drawing import INK, STYLE
 from acge_lightning.errors import InputError
+from acge_lightning.terminal import visible
 
 try:
     import matplotlib
@@ -66,12 +67,12 @@ def svg(figure: Figure) -> Markup:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has one
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
+    text = visible(file.getvalue())
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z]\w*_\d+"', "", text).replace(INK, "currentColor")
     width, height = figure.get_size_inches() * 72
-    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(figure.get_label())}">'
+    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(visible(figure.get_label()))}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1))  # matplotlib has escaped its texts
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from acge_lightning.claims import read_json, read_settings, reading, setting
 from acge_lightning.encoder import Dense, Encoder, Pooling
 from acge_lightning.errors import InputError
-from acge_lightning.folder import read_dense, read_json, read_modules, read_pooling, read_static, read_transformer
+from acge_lightning.folder import read_dense, read_modules, read_pooling, read_static, read_transformer
 from acge_lightning.fresh import adapt
+from acge_lightning.swap import read_steady, recover
 
 _LOG = logging.getLogger(__name__)
+_ON_CPU = (None, "packed", "sdpa", "eager")  # attentions that work there
 _DOWNLOAD = ["*.json", "*.txt", "*.safetensors", "*.model"]
 
 
@@ -95,6 +98,22 @@ def from_pretrained(
         dtype: of the weights; float32 by default.
     """
     folder = resolve(path, revision, cache_dir)
+    given = (pooling, dense, max_length, gradient_checkpointing, attention, prompts)
+    encoder = read_steady(folder, lambda: _read(folder, *given)).to(_dtype(dtype))
+    if _dtype(dtype) != torch.float32:
+        _check_finite(encoder, folder)
+    return encoder.train()
+
+
+def _read(
+    folder: Path,
+    pooling: Pooling | None,
+    dense: int | None,
+    max_length: int | None,
+    gradient_checkpointing: bool,
+    attention: str | None,
+    prompts: Mapping[str, str] | None,
+) -> Encoder:
     modules = dict(read_modules(folder))
     _tell_similarity(folder)
     if "StaticEmbedding" in modules:
@@ -112,8 +131,37 @@ def from_pretrained(
     elif dense is not None:
         encoder.dense = Dense(encoder.hidden_size, dense)
     if dense is None or "Dense" in modules:
-        encoder.matryoshka_dims = tuple(read_json(folder / "acge.json", {}).get("matryoshka_dims", ()))
-    return encoder.to(_dtype(dtype)).train()
+        encoder.matryoshka_dims = _matryoshka_dims(folder, encoder)
+    _check_finite(encoder, folder)
+    if attention in _ON_CPU:
+        _try(encoder, folder)
+    return encoder
+
+
+def _check_finite(encoder: Encoder, folder: Path) -> None:
+    """An error that names a tensor with NaN or infinity in it; the sum of one says whether to look closer."""
+    for name, value in encoder.state_dict().items():
+        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{folder}: NaN or infinity in {name} ({dtype}): take other weights, training that diverges leaves these"
+            )
+
+
+def _try(encoder: Encoder, folder: Path) -> None:
+    """An error if the encoder does not give finite vectors for a text and for none."""
+    with reading(folder), torch.no_grad():
+        vectors = encoder.eval()(encoder.tokenize(["a text, 一段文字", ""]))
+    if not vectors.isfinite().all():
+        raise InputError(f"{folder}: it gives vectors that are not finite, though its weights are: check its config.json")
+
+
+def _matryoshka_dims(folder: Path, encoder: Encoder) -> tuple[int, ...]:
+    file = folder / "acge.json"
+    dims = setting(file, read_settings(file, {}), "matryoshka_dims", list, [])
+    if not all(type(dim) is int and 1 <= dim <= encoder.dim for dim in dims):
+        raise InputError(f"{file}: matryoshka_dims={dims!r:.80} are not whole numbers from 1 to {encoder.dim}: mend them")
+    return tuple(dims)
 
 
 def _checked(head: Dense, hidden_size: int, dense: int | None, folder: Path) -> Dense:
@@ -124,16 +172,21 @@ def _checked(head: Dense, hidden_size: int, dense: int | None, folder: Path) -> 
 
 
 def _prompts(folder: Path) -> dict[str, str]:
-    settings = read_json(folder / "config_sentence_transformers.json", {})
-    default = settings.get("default_prompt_name")
+    file = folder / "config_sentence_transformers.json"
+    settings = read_settings(file, {})
+    default = setting(file, settings, "default_prompt_name", str)
     if default:
         _LOG.warning("%s was made to put its prompt %r before every text: encode(texts, prompt=%r)", folder, default, default)
-    return settings.get("prompts") or {}
+    prompts = setting(file, settings, "prompts", dict, {})
+    for name in prompts:
+        setting(file, prompts, name, str)
+    return {name: text for name, text in prompts.items() if text is not None}
 
 
 def _tell_similarity(folder: Path) -> None:
     """A warning where the folder's similarity is not that of vectors of length 1, by which ours are compared."""
-    name = read_json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name") or "cosine"
+    file = folder / "config_sentence_transformers.json"
+    name = setting(file, read_settings(file, {}), "similarity_fn_name", str) or "cosine"
     last = str((read_json(folder / "modules.json", None) or [{}])[-1].get("type"))
     if name != "cosine" and not (name == "dot" and last.endswith("Normalize")):
         _LOG.warning(
@@ -147,6 +200,7 @@ def _tell_similarity(folder: Path) -> None:
 def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """The folder of a path, a release's name or a hub id; downloads what the cache lacks."""
     path = Path(path_or_name).expanduser()
+    recover(path)
     if path.is_dir():
         return path
     if path.is_file():

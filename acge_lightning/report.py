@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from acge_lightning.data.mixture import Coverage, MixtureDataModule
 from acge_lightning.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.results import means
+from acge_lightning.sheet import write_csv
+from acge_lightning.terminal import one_line, show
+from acge_lightning.yaml_file import read_yaml
 
 Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a hit that are shown
@@ -60,7 +59,7 @@ def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
         value = row["error"] or f"{row['value']:.4f}"
         dim = "" if row["dim"] is None else f" at {row['dim']} dims"
         text = f"[{len(seen)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
-        Console(stderr=True).print(Text(text))
+        show(one_line(text), stderr=True)
 
     return line
 
@@ -77,7 +76,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
         cells = {r["encoder"]: r for r in found if r["dim"] == largest[r["encoder"]] or r["error"]}
         remark = "; ".join(dict.fromkeys(str(r["error"] or r["note"]) for r in cells.values() if r["error"] or r["note"]))
         values = ["error" if n in cells and cells[n]["error"] else _digits(cells.get(n, {}).get("value")) for n in names]
-        table.add_row(family, Text(name), found[0]["metric"], *values, Text(remark))
+        table.add_row(family, name, found[0]["metric"], *values, remark)
     return [table, _mean_table(rows, largest), *_difference_table(result["differences"])]
 
 
@@ -166,7 +165,7 @@ def leak_table(result: Mapping[str, Any]) -> Table | str:
         table.add_row(leak["encoder"], f"{leak['family']}/{leak['dataset']}", str(leak["rows"]), share)
     for name, error in known.items():
         if error:
-            table.add_row(Text(name), "", "", Text(error))
+            table.add_row(name, "", "", error)
     return table
 
 
@@ -203,17 +202,8 @@ def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits:
     return None
 
 
-def _cut(text: str) -> Text:
-    return Text(text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…")  # no markup: texts may hold brackets
-
-
-def show(*parts: object) -> None:
-    """Print tables and lines to the terminal."""
-    console = Console()
-    console = Console(width=max(100, console.width)) if not console.is_terminal else console
-    for part in parts:
-        if part is not None:
-            console.print(part, soft_wrap=isinstance(part, str))  # a path must not be broken
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
@@ -235,11 +225,9 @@ def summarise(folder: Path) -> tuple[Table, int]:
     Raises:
         InputError: no job, or a `summary.csv` that is another file.
     """
-    import yaml
-
     rows: list[tuple[str, str, float]] = []
     for job in sorted(p.parent for p in folder.glob("*/.hydra")):
-        overrides = " ".join(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or [])
+        overrides = " ".join(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or []))
         result = job / "result.json"
         score = float("nan")
         if result.is_file():
@@ -249,16 +237,10 @@ def summarise(folder: Path) -> tuple[Table, int]:
         raise InputError(f"{folder} holds no job")
     rows.sort(key=lambda row: -row[2] if row[2] == row[2] else np.inf)
     check_replaceable(folder / "summary.csv", b"job,overrides,val/mean", "the summary of a multirun")
-    _write_csv(folder / "summary.csv", rows)
+    write_csv(folder / "summary.csv", ("job", "overrides", "val/mean"), rows)
     table = Table(title=f"{len(rows)} jobs, best first", title_justify="left")
     for column in ("job", "overrides", "val/mean"):
         table.add_column(column)
     for job_name, overrides, score in rows:
-        table.add_row(job_name, Text(overrides), "failed" if score != score else f"{score:.4f}")
+        table.add_row(job_name, overrides, "failed" if score != score else f"{score:.4f}")
     return table, sum(score != score for _, _, score in rows)
-
-
-def _write_csv(file: Path, rows: Sequence[tuple[str, str, float]]) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows([("job", "overrides", "val/mean"), *rows])
-    write_text(file, text.getvalue())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acge_lightning import sheet
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable, lock, write_text
 
@@ -174,10 +173,6 @@ def write(file: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """One line a row; whole or not at all."""
+    """One line a row; whole or not at all, and safe to open as a spreadsheet."""
     columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
+    sheet.write_csv(file, columns, ([row.get(column, "") for column in columns] for row in rows))

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from acge_lightning.errors import InputError
 from acge_lightning.results import FORMAT, Row, place
+from acge_lightning.yaml_file import read_yaml
 
 Curve = list[tuple[int, float]]
 
@@ -147,8 +146,8 @@ def _take(run: Run, path: Path, reader: Callable[[Path], Any], *keys: str, optio
             setattr(run, key, part)
     except KeyError as error:
         run.remarks.append(f"{path} is damaged: it has no {error}")
-    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
-        run.remarks.append(f"{path} is damaged: {' '.join(str(error).split())}")
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        run.remarks.append(f"{path} is damaged: {' '.join(str(error).split()).removeprefix(f'{path}: ')}")
     return True
 
 
@@ -191,7 +190,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    return _clean(_mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    return _clean(_mapping(read_yaml(path)))
 
 
 def _scores(path: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import sys
 import time
 import zlib
@@ -13,12 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from acge_lightning.adaptive import FunnelIndex
-from acge_lightning.adaptive.files import MANIFEST
+from acge_lightning.adaptive.files import MANIFEST, check_folder, is_index
 from acge_lightning.adaptive.stages import as_stages, label
 from acge_lightning.data.readers import SUFFIXES, rows
 from acge_lightning.data.records import RowError, valid
@@ -28,6 +27,7 @@ from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable
 from acge_lightning.pretrained import load
+from acge_lightning.terminal import one_line, show
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = (".txt", ".txt.gz", ".md", ".md.gz")
@@ -44,26 +44,25 @@ def search(config: Mapping[str, Any]) -> None:
     Raises:
         InputError: anything in the config or the files that cannot work.
     """
-    console = Console()
     encoder = load(config["model"], device=config["device"])
-    index = _index(config, encoder, console)
+    index = _index(config, encoder)
     if config["tune"] is not None:
-        _tune(config, index, console)
+        _tune(config, index)
     given = config["query"]
     queries = _typed() if given is None else map(str, given if isinstance(given, list) else [given])
     asked = failed = 0
     for query in queries:
         asked += 1
         try:
-            console.print(*_answer(query, index, config["k"]), sep="\n")
+            show(*_answer(query, index, config["k"]))
         except InputError as error:  # the others are answered all the same
             failed += 1
-            Console(stderr=True).print(f"{_cut(query)!r} has no answer: {error}", markup=False, soft_wrap=True)
+            show(one_line(f"{_cut(query)!r} has no answer: {error}"), stderr=True)
     if failed:
         message = f"{failed} of {asked} queries had no answer"
         if given is not None:
             raise InputError(f"{message}: the reasons are above")
-        Console(stderr=True).print(message)
+        show(message, stderr=True)
 
 
 def _typed() -> Iterator[str]:
@@ -79,20 +78,20 @@ def _typed() -> Iterator[str]:
             yield line
 
 
-def _answer(query: str, index: FunnelIndex, k: int) -> tuple[Table, Text]:
+def _answer(query: str, index: FunnelIndex, k: int) -> tuple[Table, str]:
     start = time.perf_counter()
     vector = index.encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
     encoded = time.perf_counter() - start
     hits = index.search(vector, k)
-    table = Table(title=Text(_cut(query)), title_justify="left", title_style="bold")
+    table = Table(title=_cut(query), title_justify="left", title_style="bold")
     table.add_column("cosine", justify="right")
     table.add_column("where", overflow="fold")
     table.add_column("text", overflow="fold")
     there = hits.rows[0][hits.rows[0] >= 0]
     for score, place, text in zip(hits.scores[0].tolist(), hits.ids[0], index.rows.texts_of(there), strict=False):
-        table.add_row(f"{score:.4f}", Text(str(place)), Text(_cut(text)))
+        table.add_row(f"{score:.4f}", one_line(place), _cut(text))
     stages = [f"{stage.label} {seconds * 1e3:.2f} ms" for stage, seconds in zip(index.stages, hits.seconds, strict=True)]
-    return table, Text(f"of {len(index):,} texts; query encoded {encoded * 1e3:.2f} ms, {', '.join(stages)}")
+    return table, f"of {len(index):,} texts; query encoded {encoded * 1e3:.2f} ms, {', '.join(stages)}"
 
 
 def _cut(text: str) -> str:
@@ -102,41 +101,49 @@ def _cut(text: str) -> str:
 # ---- the index
 
 
-def _index(config: Mapping[str, Any], encoder: Encoder, console: Console) -> FunnelIndex:
+def _index(config: Mapping[str, Any], encoder: Encoder) -> FunnelIndex:
     """The one that is kept, if it is of this source, model and settings; else a new one, kept in its place."""
     source = Path(config["source"]).expanduser()
+    folder = None if config["index"] is None else Path(config["index"]).expanduser()
+    if folder is not None:
+        check_folder(folder)
     files = _files(source)
+    if config["tune"] is not None:
+        _check_apart(Path(config["tune"]).expanduser(), files)
     state = {
         "source": _digest(source, files),
         "model": encoder_hash(encoder),
         "settings": {key: config[key] for key in ("field", "on_bad_row", "prompts", "stages")},
     }
-    folder = None if config["index"] is None else Path(config["index"]).expanduser()
     if folder is not None and (folder / MANIFEST).is_file():
         try:
             index = FunnelIndex.load(folder, encoder)
             changed = [key for key, value in state.items() if index.note.get(key) != value]
             if not changed:
-                console.print(f"The index in {folder} is up to date.", soft_wrap=True)
+                show(f"The index in {folder} is up to date.")
                 return index
-            console.print(
-                f"The {' and the '.join(changed)} changed since {folder} was made: it is built again.", soft_wrap=True
-            )
+            show(f"The {' and the '.join(changed)} changed since {folder} was made: it is built again.")
         except InputError as error:
-            console.print(f"{error}\nIt is built again.", soft_wrap=True, markup=False)
+            show(one_line(error), "It is built again.")
     places, texts = zip(*_texts(source, files, **_reading(config)), strict=True)
     stages, prompts = as_stages(config["stages"]), dict(config["prompts"] or {})
-    progress = Console(stderr=True).is_terminal
-    made = {"ids": places, "prompts": prompts, "force": config["force"], "progress": progress}
+    made = {"ids": places, "prompts": prompts, "force": config["force"], "progress": sys.stderr.isatty()}
     index = FunnelIndex.from_texts(texts, encoder, stages, **made)
     index.note = state
-    console.print(f"{len(index):,} texts of {len(files)} files are indexed: {label(index.stages)}.", soft_wrap=True)
+    show(f"{len(index):,} texts of {len(files)} files are indexed: {label(index.stages)}.")
     if folder is not None:
-        console.print(f"The index is in {index.save(folder)}.", soft_wrap=True)
+        show(f"The index is in {index.save(folder)}.")
     return index
 
 
-def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> None:
+def _check_apart(queries: Path, files: Iterable[Path]) -> None:
+    """An error if queries to tune with are indexed too: each would find itself."""
+    both = {file.resolve() for file in _files(queries)} & {file.resolve() for file in files}
+    if both:
+        raise InputError(f"tune={queries}: {min(both)} is one of the texts that are indexed: keep the queries apart from them")
+
+
+def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
     source, folder = Path(config["tune"]).expanduser(), Path(config["out"]).expanduser()
     check_replaceable(folder / "funnel.json", b'"points"', "what acge search has tried")
     places, queries = zip(*_texts(source, _files(source), **_reading(config)), strict=True)
@@ -144,21 +151,19 @@ def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> No
     kept = index.has_direction(vectors)
     if not kept.all():
         others = [place for place, has in zip(places, kept.tolist(), strict=True) if not has]
-        told = f"{len(others)} of {len(queries)} queries have no direction and are left out: {', '.join(others[:10])}"
-        console.print(told, soft_wrap=True, markup=False)
+        show(f"{len(others)} of {len(queries)} queries have no direction and are left out: {', '.join(others[:10])}")
     tuned = index.tune(vectors[kept], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
     tuned.write(folder / "funnel.json")
     try:
         tuned.draw(folder / "funnel.png")
     except InputError as error:
-        console.print(f"No picture: {error}", markup=False)
+        show(f"No picture: {error}")
     if config["index"] is not None:
         index.save(config["index"])
     best = tuned.chosen
-    console.print(
+    show(
         f"Of {len(tuned.points)} funnels, {label(best.stages)} is the fastest that finds {config['target']:.0%} of the exact "
-        f"hits: {best.recall:.2%}, {best.speedup:.1f} times faster. All are in {folder}.",
-        soft_wrap=True,
+        f"hits: {best.recall:.2%}, {best.speedup:.1f} times faster. All are in {folder}."
     )
 
 
@@ -166,32 +171,65 @@ def _tune(config: Mapping[str, Any], index: FunnelIndex, console: Console) -> No
 
 
 def _files(source: Path) -> list[Path]:
-    """The files of known kinds, hidden ones left out."""
+    """The files of known kinds, but hidden ones, and what earlier calls have written there: indexes, and what tuning tried."""
     if source.is_dir():
-        within = ((path, path.relative_to(source).parts) for path in sorted(source.rglob("*")))
-        found = [path for path, parts in within if path.name.endswith(_KNOWN) and not any(p.startswith(".") for p in parts)]
-        files = [path for path in found if path.is_file()]
+        files, others = _within(source)
+        if others:
+            named = ", ".join(map(str, others[:10])) + (" …" if len(others) > 10 else "")
+            _LOG.warning("%s: %d entries that are no files of their own are left out: %s", source, len(others), named)
     else:
         files = [source] if source.is_file() else []
         if files and not source.name.endswith(_KNOWN):
             raise InputError(f"{source}: unknown kind of file: give one of {', '.join(_KNOWN)}")
     if not files:
-        what = f"holds no file of {', '.join(_KNOWN)}" if source.is_dir() else "is not there"
+        what = (
+            f"holds no file of {', '.join(_KNOWN)}" if source.is_dir() else "is no file" if source.exists() else "is not there"
+        )
         raise InputError(f"{source} {what}: name a file or a folder of texts")
     return files
+
+
+def _within(source: Path) -> tuple[list[Path], list[Path]]:
+    """Files of texts, and what has such a name, or leads to a folder, and cannot be read as one: pipes, links to nowhere."""
+    files, others = [], []
+    for folder, names, found in os.walk(source, onerror=_raise):
+        place = Path(folder)
+        others += [place / name for name in names if (place / name).is_symlink() and not name.startswith(".")]
+        names[:] = [name for name in names if not name.startswith(".") and not is_index(place / name)]
+        for name in found:
+            if name.endswith(_KNOWN) and not name.startswith(".") and not _is_tuned(place / name):
+                (files if (place / name).is_file() else others).append(place / name)
+    return sorted(files), sorted(others)
+
+
+def _raise(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}): give it rights, or move it away") from error
+
+
+def _is_tuned(file: Path) -> bool:
+    """Whether a file is a `funnel.json` that `tune` has written."""
+    if file.name != "funnel.json" or not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(64).split()[:3] == [b"{", b'"points":', b"["]
 
 
 def _digest(source: Path, files: Iterable[Path]) -> str:
     """Of names and contents."""
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as content:
-            digest.update(f"{_place(source, file)}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        try:
+            with file.open("rb") as content:
+                digest.update(f"{_place(source, file)}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}): give it rights, or move it away") from error
     return digest.hexdigest()
 
 
 def _place(source: Path, file: Path) -> str:
-    return str(file.relative_to(source)) if source.is_dir() else file.name
+    """The file's name within the source; bytes that are not UTF-8 are written out."""
+    name = file.relative_to(source) if source.is_dir() else file.name
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _reading(config: Mapping[str, Any]) -> dict[str, Any]:

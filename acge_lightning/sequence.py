@@ -16,18 +16,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from acge_lightning.config import plain
 from acge_lightning.data.base import EvaluationSet, TaskDataModule
-from acge_lightning.embeddings import Embeddings
+from acge_lightning.embeddings import Embeddings, encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import Model, evaluate, open_models
 from acge_lightning.export import export
 from acge_lightning.files import write_text
-from acge_lightning.fisher import fisher
+from acge_lightning.fisher import write_anchor
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
 from acge_lightning.protocols import FAMILIES, Dataset
 from acge_lightning.report import forgetting_tables, show, write_result
+from acge_lightning.resume import check_same
+from acge_lightning.secret import recorded
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
-from acge_lightning.train import checked, make_encoder, make_tasks, train
+from acge_lightning.train import checked, in_use, make_encoder, make_tasks, train
 from acge_lightning.vocabulary import Texts
 
 START = "start"  # the encoder before the first stage, in tables
@@ -66,20 +68,22 @@ def sequence(cfg: DictConfig) -> float:
     Raises:
         InputError: anything in the config or the data that cannot work.
     """
-    run = _Sequence(cfg)
-    for place in range(len(run.stages)):
-        run.stage(place)
-        found = run.measure()
-    output = run.hand_over(found)
-    show(*forgetting_tables(found), f"The model is in [bold]{output}[/bold]")
+    config = checked(cfg)
+    with in_use(Path(config["paths"]["output_dir"])):
+        run = _Sequence(cfg, config)
+        for place in range(len(run.stages)):
+            run.stage(place)
+            found = run.measure()
+        output = run.hand_over(found)
+    show(*forgetting_tables(found), f"The model is in {output}")
     return found["dev"]["measures"]["mean"]
 
 
 class _Sequence:
     """What has been done, and how to go on."""
 
-    def __init__(self, cfg: DictConfig):
-        self.cfg, config = cfg, checked(cfg)
+    def __init__(self, cfg: DictConfig, config: dict[str, Any]):
+        self.cfg = cfg
         if config["resume"] not in (None, "auto"):
             raise InputError(f"resume={config['resume']}: stages go on with resume=auto, each from its newest checkpoint")
         if config["trainer"]["devices"] not in ("auto", 1, "1"):
@@ -104,14 +108,18 @@ class _Sequence:
             raise InputError(
                 f"stages.{self.stages[0].name}.train=false needs an encoder that has learnt it: encoder=pretrained"
             )
-        folder = self.folder / START
-        if not (self.again and (folder / "modules.json").is_file()):
-            torch.manual_seed(self.cfg.seed)
-            trained = [self.tasks[name] for name in self.stages[0].task if self.tasks[name].weight > 0]
-            texts = Texts(lambda: (text for task in trained for text in task.data.train_texts()))
-            learnt = _training_rows([Path(node.path)]) if node.get("path") else None
-            export(make_encoder(self.cfg, texts), folder, training_rows=learnt)
-        return folder
+        folder, first = self.folder / START, self.stages[0].task
+        config = recorded(self.cfg)
+        made = {name: config[name] for name in ("seed", "encoder", "paths") if name in config}
+        made["task"] = {name: config["task"][name] for name in first}
+        if self.again and (folder / "modules.json").is_file():
+            _check_made(folder, made)
+            return folder
+        torch.manual_seed(self.cfg.seed)
+        trained = [self.tasks[name] for name in first if self.tasks[name].weight > 0]
+        texts = Texts(lambda: (text for task in trained for text in task.data.train_texts()))
+        learnt = _training_rows([Path(node.path)]) if node.get("path") else None
+        return export(make_encoder(self.cfg, texts), folder, {"config": made}, learnt)
 
     @property
     def device(self) -> str:
@@ -123,7 +131,7 @@ class _Sequence:
     def stage(self, place: int) -> None:
         """Train it, merge its weights, and anchor them for the next."""
         stage = self.stages[place]
-        print(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})", flush=True)
+        show(f"Stage {place + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})")
         model = self._trained(place) if stage.train else self.start
         self.models[stage.name] = model
         if self.strategy.anchor and place + 1 < len(self.stages):
@@ -136,17 +144,18 @@ class _Sequence:
     def _trained(self, place: int) -> Path:
         folder, made = self.folder_of(place), self.config(place)
         if self.again and (folder / "result.json").is_file():
-            _check_same(plain(made), folder)
+            _check_made(folder / "export", recorded(made))
         else:
             train(made)
         if self.strategy.merge is None or place == 0:
             return folder / "export"
-        target = folder / "merged"
-        if not (self.again and (target / "modules.json").is_file()):
-            before = load(self.models[self.stages[place - 1].name])
-            encoder = averaged(before, load(folder / "export"), self.strategy.merge)
-            export(encoder, target, {"merged": self.strategy.merge}, _training_rows([folder / "export"]))
-        return target
+        target, config = folder / "merged", {"strategy": {"merge": self.strategy.merge}}
+        if self.again and (target / "modules.json").is_file():
+            _check_made(target, config)
+            return target
+        before = load(self.models[self.stages[place - 1].name])
+        encoder = averaged(before, load(folder / "export"), self.strategy.merge)
+        return export(encoder, target, {"config": config}, _training_rows([folder / "export"]))
 
     def config(self, place: int) -> DictConfig:
         """The training config of a stage."""
@@ -189,17 +198,23 @@ class _Sequence:
                 made.trainer.limit_train_batches = batches
 
     def _anchor(self, place: int, model: Path) -> Path:
-        """What the next stages are held by."""
+        """What the next stages are held by; one that was made of the same encoder with the same settings is kept."""
         file = self.folder_of(place) / "anchor.safetensors"
-        if self.again and file.is_file():
-            return file
         encoder = load(model, device=self.device)
-        if self.strategy.anchor == "ones":
-            return ones(encoder).save(file)
-        tasks = {name: self.tasks[name] for name in self.stages[place].task if "train" in self.tasks[name].data.parts}
+        names = [name for name in self.stages[place].task if "train" in self.tasks[name].data.parts]
         settings = {"seed": self.cfg.seed} | plain(self.cfg.fisher)
-        bf16 = settings.pop("bf16", False)
-        return fisher(encoder, tasks, **settings, state=file.with_suffix(".parts"), progress=True).save(file, bf16)
+        asked = {"kind": self.strategy.anchor, "settings": settings, "encoder": encoder_hash(encoder)}
+        text = json.dumps(asked | {"rows": {name: self.tasks[name].data.fingerprint() for name in names}}, indent=1)
+        made = file.with_suffix(".json")
+        if self.again and file.is_file() and made.is_file() and made.read_text(encoding="utf-8") == text:
+            return file
+        if self.strategy.anchor == "ones":
+            ones(encoder).save(file)
+        else:
+            bf16 = settings.pop("bf16", False)
+            write_anchor(file, encoder, {name: self.tasks[name] for name in names}, bf16, **settings, progress=True)
+        write_text(made, text)
+        return file
 
     # ---- scores
 
@@ -258,7 +273,7 @@ class _Sequence:
     def hand_over(self, found: dict[str, Any]) -> Path:
         """The last encoder and the scores, where those of any run lie."""
         models = [path for name, path in self.models.items() if name != START]
-        config = {"config": plain(self.cfg), "forgetting": found["measures"]}
+        config = {"config": recorded(self.cfg), "forgetting": found["measures"]}
         rows = _training_rows([path for path in models if path != self.start])
         output = export(load(models[-1]), self.folder / "export", _known(config), rows)
         before, after = {}, {}
@@ -297,7 +312,8 @@ def read_stages(config: dict[str, Any]) -> list[Stage]:
             raise InputError(f"stages.{name} must have task, and may have train and set: {{task: [a, b], set: {{…}}}}")
         if not str(name).replace("_", "").replace("-", "").isalnum() or name == START:
             raise InputError(f"stages.{name}: a stage's name is made of letters, digits, - and _, and is not {START}")
-        wrong = [key for key in node.get("set") or {} if key not in config or key in ("stages", "strategy", "resume")]
+        closed = ("stages", "strategy", "resume", "trusted")
+        wrong = [key for key in node.get("set") or {} if key not in config or key in closed]
         if wrong:
             raise InputError(f"stages.{name}.set.{wrong[0]} is no key of a stage: choose from {sorted(config)}")
         found.append(Stage(str(name), tuple(node["task"]), node.get("train", True), node.get("set") or {}))
@@ -313,13 +329,14 @@ def read_stages(config: dict[str, Any]) -> list[Stage]:
     return found
 
 
-def _check_same(config: dict[str, Any], folder: Path) -> None:
-    """A finished stage was trained with the config that it would be trained with now."""
-    before = json.loads((folder / "export" / "training.json").read_text(encoding="utf-8"))["config"]
-    now = json.loads(json.dumps(config, default=str))
-    for key in now:
-        if key != "resume" and before.get(key) != now[key]:
-            raise InputError(f"{folder} was trained with another {key} in its config: put it back, or give a new folder")
+def _check_made(export: Path, config: dict[str, Any]) -> None:
+    """What is not made again was made with the config that it would be made with now."""
+    file = export / "training.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} does not say how {export} was made: remove {export.parent}, or give a new folder") from error
+    check_same(export, before, json.loads(json.dumps(config, default=str)))
 
 
 def _training_rows(models: list[Path]) -> np.ndarray | None:

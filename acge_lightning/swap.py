@@ -61,12 +61,24 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
         raise unwritten(target, error) from error
 
 
+def check_target(target: str | Path) -> None:
+    """Refuse at once, rather than after hours of work, what `whole_folder` would refuse.
+
+    Raises:
+        InputError: the target holds something that is not ours.
+    """
+    target = Path(target).expanduser().resolve()
+    recover(target)
+    _check_ours(target, target)
+
+
 def recover(target: Path) -> None:
     """Move a folder back that a process, which has died since, had moved aside to put another one in its place."""
     for old in target.parent.glob(".*.old"):
         if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.old", old.name):
-            with suppress(OSError), unused(old):
+            with suppress(OSError, InputError), unused(old):
                 if target.exists():
+                    _check_ours(old, old)
                     shutil.rmtree(old)
                 else:
                     old.rename(target)

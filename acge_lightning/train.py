@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,22 +19,29 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from acge_lightning.callbacks.guard import memory_advice
-from acge_lightning.checkpoint import SafeCheckpointIO, newest
+from acge_lightning.checkpoint import SafeCheckpointIO
 from acge_lightning.config import instantiate, instantiate_all, plain
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.files import lock, unwritten
 from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
+from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
+from acge_lightning.secret import recorded
+from acge_lightning.swap import check_target
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def train(cfg: DictConfig) -> float:
@@ -49,6 +58,13 @@ def train(cfg: DictConfig) -> float:
     """
     config = checked(cfg)
     folder = Path(config["paths"]["output_dir"])
+    with in_use(folder):
+        return _train(cfg, config, folder)
+
+
+def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
+    for name in ("export", "backbone"):  # one of which is written at the end
+        check_target(folder / name)
     seed_everything(config["seed"], workers=True, verbose=False)
     tasks = make_tasks(cfg)
     mixture = instantiate(
@@ -64,26 +80,30 @@ def train(cfg: DictConfig) -> float:
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
-    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=config, trusted=cfg.trusted)
+    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:
         atexit.register(disconnect)
 
-    resume = newest(folder / "checkpoints") if config["resume"] == "auto" else config["resume"]
+    checkpoints = folder / "checkpoints"
+    resume = checkpoint_to_resume(config["resume"], checkpoints, trainer, module)
+    state = Resume.of(trainer)
 
     with closing(trainer.loggers):
-        with memory_advice(module), naming_settings(config["trainer"]):
-            before = {} if resume else evaluate(trainer, module, mixture, config["test"])
+        with memory_advice(module), state.restoring(trainer), naming_settings(config["trainer"]):
+            if resume is None:
+                state.before = evaluate(trainer, module, mixture, config["test"])
             trainer.fit(module, mixture, ckpt_path=resume, weights_only=True)
+            put_aside(trainer, checkpoints)
             take_best(trainer, module)
             after = evaluate(trainer, module, mixture, config["test"])
 
         if trainer.is_global_zero:
-            output = module.save(folder, provenance(config, mixture, before, after, trainer.global_step))
-            write_result(folder, before, after, output)
+            output = module.save(folder, provenance(recorded(cfg), mixture, state.before, after, trainer.global_step))
+            write_result(folder, state.before, after, output)
             draw(trainer, folder)
-            tables = coverage_table(mixture.coverage()), score_table(before, after), searches(encoder, mixture)
-            show(*tables, f"The model is in [bold]{output}[/bold]")
+            tables = coverage_table(mixture.coverage()), score_table(state.before, after), searches(encoder, mixture)
+            show(*tables, f"The model is in {output}")
     wait_for_ranks(trainer)
     return after["val/mean"]
 
@@ -91,6 +111,9 @@ def train(cfg: DictConfig) -> float:
 def checked(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain data; its own keys have values that can work."""
     config = plain(cfg)
+    if config["paths"]["output_dir"].startswith("~"):
+        cfg.paths.output_dir = os.path.expanduser(config["paths"]["output_dir"])
+        config = plain(cfg)
     for key, kind in (("seed", int), ("test", bool)):
         if not isinstance(config[key], kind):
             raise InputError(f"{key}={config[key]!r} must be {'a whole number' if kind is int else 'true or false'}")
@@ -100,6 +123,26 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
     _check_trainer(config["trainer"])
     return config
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Lock a run's folder while the block runs, if this is the process of the first device.
+
+    Raises:
+        InputError: another run works there, or a file cannot be written, as the disk is full or the folder read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"paths.output_dir={folder} is a file: name a folder")
+    with ExitStack() as held:
+        if not rank_zero_only.rank:
+            held.enter_context(lock(folder / ".lock", wait=False))
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _UNWRITTEN:
+                raise
+            raise unwritten(Path(error.filename or folder), error) from error
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:
@@ -154,7 +197,10 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
     if not loggers:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, trusted=cfg.trusted)
+    trainer = instantiate(cfg.trainer, callbacks=[*callbacks, Resume()], logger=loggers, trusted=cfg.trusted)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a config without the plugin
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+    return trainer
 
 
 def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -21,6 +20,7 @@ from acge_lightning import checkpoint as code
 from acge_lightning.checkpoint import SafeCheckpointIO, newest, read
 from acge_lightning.config import config_dir, instantiate
 from acge_lightning.errors import InputError
+from acge_lightning.files import draft
 
 
 def state(step, size=2000):
@@ -98,19 +98,88 @@ def test_dying_between_any_two_writes_leaves_a_good_file(stage, io, tmp_path, mo
     assert len((tmp_path / "a.ckpt.sha256").read_text().splitlines()) == 1
 
 
-def test_drafts_of_dead_processes_of_this_host_are_removed(tmp_path):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    gone = tmp_path / f".a.ckpt.{code._HOST}.{dead.stdout.strip()}.tmp"
-    kept = [
-        tmp_path / f".a.ckpt.{code._HOST}.{os.getppid()}.tmp",
-        tmp_path / f".a.ckpt.another-host.{dead.stdout.strip()}.tmp",
-        tmp_path / ".mine.tmp",
-    ]
-    for file in (gone, *kept):
+def test_drafts_of_dead_processes_are_removed(tmp_path):
+    kept, gone = tmp_path / ".mine.draft", tmp_path / ".b.ckpt.0123abcd.draft"
+    for file in (gone, kept):
         file.write_text("x")
-    SafeCheckpointIO().save_checkpoint(state(1), tmp_path / "a.ckpt")
+    with draft(tmp_path / "c.ckpt") as held:
+        SafeCheckpointIO().save_checkpoint(state(1), tmp_path / "a.ckpt")
+        assert held.exists()
     assert not gone.exists()
-    assert all(file.exists() for file in kept)
+    assert kept.exists()
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder beside that of the checkpoints, with what nobody may touch."""
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    SafeCheckpointIO().save_checkpoint(state(9), folder / "other.ckpt")
+    (folder / "thesis.txt").write_text("thesis")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../precious/thesis.txt",
+        "../precious/other.ckpt",
+        "link/other.ckpt",
+        "../checkpoints/mine.txt",
+        "folder.ckpt",
+    ],
+)
+def test_only_checkpoints_of_its_own_folder_are_removed(name, io, tmp_path, precious, caplog):
+    folder = tmp_path / "checkpoints"
+    io.save_checkpoint(state(1), folder / "a.ckpt")
+    (folder / "link").symlink_to(precious)
+    (folder / "folder.ckpt").mkdir()
+    (folder / "mine.txt").write_text("x")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    io.remove_checkpoint(folder / name)
+    assert "is not removed" in caplog.text
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    SafeCheckpointIO().remove_checkpoint(folder / "a.ckpt")  # another process has written it
+    assert (folder / "a.ckpt").is_file()
+    io.remove_checkpoint(folder / "a.ckpt")
+    assert not (folder / "a.ckpt").exists()
+
+
+def test_links_are_replaced_and_not_followed(io, tmp_path, precious):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("a.ckpt", "a.ckpt.sha256"):
+        (folder / name).symlink_to(precious / "thesis.txt")
+    io.save_checkpoint(state(1), folder / "a.ckpt")
+    assert same(io.load_checkpoint(folder / "a.ckpt"), 1)
+    (folder / "a.ckpt").unlink()
+    (folder / "a.ckpt").symlink_to(precious / "thesis.txt")
+    io.remove_checkpoint(folder / "a.ckpt")
+    assert not (folder / "a.ckpt").is_symlink()
+    assert (precious / "thesis.txt").read_text() == "thesis"
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.ckpt.sha256"])
+def test_a_folder_in_the_place_of_a_file_is_kept(name, io, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x").write_text("x")
+    with pytest.raises(InputError, match="cannot be written"):
+        io.save_checkpoint(state(1), tmp_path / "a.ckpt")
+    with pytest.raises(InputError):
+        io.load_checkpoint(tmp_path / "a.ckpt")
+    assert (tmp_path / name / "x").is_file()
+
+
+def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(io, tmp_path):
+    io.save_checkpoint(state(1), tmp_path / "a.ckpt")
+    os.mkfifo(tmp_path / "b.ckpt")
+    assert newest(tmp_path) == tmp_path / "a.ckpt"
+    with pytest.raises(InputError, match=r"b\.ckpt is no file"):
+        read(tmp_path / "b.ckpt")
+    (tmp_path / "a.ckpt.sha256").unlink()
+    os.mkfifo(tmp_path / "a.ckpt.sha256")
+    with pytest.raises(InputError, match="no manifest"):
+        read(tmp_path / "a.ckpt")
 
 
 # ---- what is refused
@@ -278,12 +347,12 @@ def kill_while_saving(folder, count):
         os.kill(pid, signal.SIGKILL)
         os.close(reader)
         dead += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        orphans += len(list(folder.glob(".*.tmp"))) > 0
+        orphans += len(list(folder.glob(".*.draft"))) > 0
         found = newest(folder)
         content = SafeCheckpointIO().load_checkpoint(found)
         assert content["global_step"] >= step - 1
         assert content["state_dict"]["w"][0] == content["global_step"] or content["global_step"] == 0
-        assert len(list(folder.glob(".*.tmp"))) <= 1
+        assert len(list(folder.glob(".*.draft"))) <= 1
         step = content["global_step"] + 1
     assert dead == count
     return orphans, step
@@ -298,11 +367,11 @@ def test_killed_while_saving_the_newest_good_one_loads(count, elsewhere, tmp_pat
             pytest.skip("there is no second file system")
         monkeypatch.setenv("TMPDIR", "/dev/shm")
         monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
-    before = set(Path(tempfile.gettempdir()).glob("*.tmp"))
+    before = set(Path(tempfile.gettempdir()).glob("*.draft"))
     orphans, step = kill_while_saving(tmp_path, count)
     assert orphans > count / 5  # many did die while they wrote
     assert step > 1
-    assert set(Path(tempfile.gettempdir()).glob("*.tmp")) <= before
+    assert set(Path(tempfile.gettempdir()).glob("*.draft")) <= before
 
 
 # ---- full disks
@@ -349,7 +418,7 @@ def test_a_disk_that_fails_at_any_flush_costs_no_checkpoint(after, code_of, io, 
             io.save_checkpoint(state(2), tmp_path / "last.ckpt")
     found = io.load_checkpoint(tmp_path / "last.ckpt")
     assert same(found, 1 if after < 3 else 2)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.draft"))
 
 
 def test_the_space_is_checked_before_anything_is_touched(io, tmp_path, monkeypatch):

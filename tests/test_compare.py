@@ -175,6 +175,17 @@ def test_no_text_becomes_a_tag_and_nothing_is_fetched(made):
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
+def test_nothing_in_a_page_is_hidden_or_turned_around(tmp_path):
+    name = '\u202e\x1b[2J\x00</script><svg onload=x>"'
+    rows = [a_row(name, name, value=v, dim=dim) for v, dim in ((0.5, 8), (0.6, 16))]
+    write(tmp_path / "results.json", an_evaluation(*rows))
+    report({name: str(tmp_path)}, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search("[\u202e\x1b\x00]", text)
+    assert r"\u202e\x1b[2J\x00&lt;/script&gt;&lt;svg onload=x&gt;" in text
+    assert "<svg onload" not in text
+
+
 def test_each_picture_says_what_it_shows(made):
     page = Page(made)
     assert len(page.labels) == sum(given.get("role") == "img" for tag, given in page.tags if tag == "svg") == 10

@@ -239,6 +239,52 @@ def test_files_that_are_no_anchors_are_refused(tmp_path):
             Anchor.load(file)
 
 
+HOSTILE = {
+    "fisher/w holds -1": {"fisher/w": torch.tensor([1.0, -1.0])},
+    "fisher/w holds a number that is NaN": {"fisher/w": torch.tensor([1.0, torch.nan])},
+    "fisher/w holds a number that is .* infinite": {"fisher/w": torch.tensor([1.0, torch.inf])},
+    "theta/w holds a number that is NaN": {"theta/w": torch.tensor([1.0, torch.nan])},
+    "theta/w holds a number .* infinite": {"theta/w": torch.tensor([-torch.inf, 1.0])},
+    "theta/w is of torch.int64": {"theta/w": torch.tensor([1, 2])},
+    "theta/w is of torch.float16": {"theta/w": torch.ones(2).half()},
+    "fisher/w is of torch.float16": {"fisher/w": torch.ones(2).half()},
+    "rows/w are no rows": {"fisher/w": torch.ones(1), "rows/w": torch.tensor([-1])},
+    r"rows/w are no rows of \(2,\)": {"fisher/w": torch.ones(1), "rows/w": torch.tensor([0.0])},
+    "w: ": {"fisher/w": torch.ones(2, 2)},
+    "fisher/v belongs to no weights": {"fisher/v": torch.ones(2)},
+    "spare belongs to no weights": {"spare": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("told", HOSTILE)
+def test_an_anchor_whose_numbers_cannot_be_is_refused(tmp_path, told):
+    header = {"acge": json.dumps({"format": "acge_lightning.anchor/1", "meta": {}, "scales": {}})}
+    good = {"theta/w": torch.ones(2), "fisher/w": torch.ones(2)}
+    save_file(good, tmp_path / "good.safetensors", header)
+    assert Anchor.load(tmp_path / "good.safetensors").fisher["w"].tolist() == [1, 1]
+    save_file(good | HOSTILE[told], tmp_path / "bad.safetensors", header)
+    with pytest.raises(InputError, match=rf"bad\.safetensors: its parts do not fit together \({told}.*again"):
+        Anchor.load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        '{"format": "acge_lightning.anchor/1", "meta": {}}',
+        '{"format": "acge_lightning.anchor/1", "meta": [], "scales": {}}',
+        '{"format": "acge_lightning.anchor/1", "meta": {}, "scales": []}',
+        '{"format": "acge_lightning.anchor/1", "meta": {}, "scales": {"w": "x"}}',
+        '{"format": "acge_lightning.anchor/1", "meta": {}, "scales": {"w": -1}}',
+        '{"format": "acge_lightning.anchor/1", "meta": {}, "scales": {"w": 1e300}}',
+    ],
+)
+def test_an_anchor_of_another_header_is_refused(tmp_path, header):
+    save_file({"theta/w": torch.ones(2), "fisher/w": torch.ones(2)}, tmp_path / "bad.safetensors", {"acge": header})
+    with pytest.raises(InputError, match=r"bad\.safetensors.*again"):
+        Anchor.load(tmp_path / "bad.safetensors")
+
+
 def test_merging_decays_the_old_and_takes_the_last_weights():
     one, two, three = anchor(0, n=1), anchor(1, n=2), anchor(2, n=3)
     two.fisher["bias"] = torch.full((3,), 8.0)

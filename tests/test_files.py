@@ -226,3 +226,29 @@ def test_only_files_of_a_kind_replace_each_other(tmp_path):
             with pytest.raises(InputError, match=r"report\.html is there and is not a report: it is kept; give another name"):
                 check_replaceable(file, b"ours", "a report")
     check_replaceable("/dev/null", b"ours", "a report")
+
+
+def test_a_killed_owner_frees_its_lock_although_a_process_that_it_forked_lives(tmp_path):
+    """As workers that load data do, for some seconds."""
+    reader, writer = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        with lock(tmp_path / "lock", wait=False):
+            worker = os.fork()
+            if worker:
+                os.write(writer, str(worker).encode())
+            while True:
+                signal.pause()
+    worker = int(os.read(reader, 20))
+    with pytest.raises(InputError, match=f"in use by process {owner} on "), lock(tmp_path / "lock", wait=False):
+        pass
+    os.kill(owner, signal.SIGKILL)
+    os.waitpid(owner, 0)
+    try:
+        with lock(tmp_path / "lock", wait=False):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
+    assert not (tmp_path / "lock").exists()

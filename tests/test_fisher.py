@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from acge_lightning.anchor import Anchor
 from acge_lightning.data import (
@@ -18,7 +20,8 @@ from acge_lightning.data import (
 )
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.errors import InputError
-from acge_lightning.fisher import fisher, mean_of_rows
+from acge_lightning.files import lock
+from acge_lightning.fisher import fisher, mean_of_rows, write_anchor
 from acge_lightning.fresh import transformer
 from acge_lightning.losses import InfoNCE
 from acge_lightning.module import Task
@@ -144,24 +147,70 @@ def test_an_interrupted_estimate_goes_on(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(
         SampleGradients, "add", lambda s, columns, losses: (seen.append(len(columns[0])), real(s, columns, losses))
     )
-    found = fisher(encoder, tasks, batch_tokens=60, state=tmp_path / "state", **FEW)
+    os.rename(tmp_path / "state", tmp_path / "old.parts")
+    file, found = write_anchor(tmp_path / "old.safetensors", encoder, tasks, batch_tokens=60, **FEW)
     assert_same(found, expected)
+    assert_same(Anchor.load(file), expected)
     assert sum(seen) + first == 10 * len(tasks)
-    assert not (tmp_path / "state").exists()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_kept_sums_of_other_settings_are_not_used(parts, tmp_path, caplog):
     tasks, encoder, _ = parts
     chosen = {"sts": tasks["sts"]}
-    from acge_lightning import fisher as module
-
-    work = module._Work(encoder, "sts", tasks["sts"], (), "empirical", 10, 60, 0)
-    sums = module._Sums(tmp_path / "state" / "sts.0.safetensors", "another key")
-    module._add_up(encoder, work, sums, None, lambda count: None, 0, 1)
+    fisher(encoder, chosen, seed=1, state=tmp_path / "state", **FEW)
     (tmp_path / "state" / "retrieval.0.safetensors").write_bytes(b"cut off")
     found = fisher(encoder, chosen, state=tmp_path / "state", **FEW)
     assert_same(found, fisher(encoder, chosen, **FEW))
     assert "of other settings" in caplog.text
+
+
+BAD_SUMS = {
+    "negative": lambda sums, meta: sums["dense.linear.bias"].fill_(-1),
+    "infinite": lambda sums, meta: sums["dense.linear.bias"].fill_(torch.inf),
+    "nan": lambda sums, meta: sums["dense.linear.bias"].fill_(torch.nan),
+    "other weights": lambda sums, meta: sums.update(other=torch.ones(2)),
+    "other shape": lambda sums, meta: sums.update({"dense.linear.bias": torch.ones(2)}),
+    "too many": lambda sums, meta: meta.update(done="99"),
+    "no number": lambda sums, meta: meta.update(done="x"),
+    "none": lambda sums, meta: meta.pop("done"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_SUMS)
+def test_kept_sums_that_cannot_be_are_begun_anew(parts, tmp_path, caplog, bad):
+    """Though they say that they are of these settings."""
+    tasks, encoder, _ = parts
+    chosen, file = {"sts": tasks["sts"]}, tmp_path / "state" / "sts.0.safetensors"
+    expected = fisher(encoder, chosen, state=tmp_path / "state", **FEW)
+    with safe_open(file, "pt") as opened:
+        sums, meta = load_file(file), opened.metadata()
+    BAD_SUMS[bad](sums, meta)
+    save_file(sums, file, meta)
+    assert_same(fisher(encoder, chosen, state=tmp_path / "state", **FEW), expected)
+    assert "begun anew" in caplog.text
+
+
+def test_one_process_at_a_time_makes_an_anchor(parts, tmp_path):
+    tasks, encoder, _ = parts
+    with (
+        lock(tmp_path / "old.parts" / ".lock"),
+        pytest.raises(InputError, match=rf"old\.parts is in use by process {os.getpid()} on .*another output"),
+    ):
+        write_anchor(tmp_path / "old.safetensors", encoder, {"sts": tasks["sts"]}, **FEW)
+    assert not (tmp_path / "old.safetensors").exists()
+
+
+def test_an_anchor_that_cannot_be_written_costs_nothing_but_its_writing(parts, tmp_path, monkeypatch):
+    tasks, encoder, _ = parts
+    (tmp_path / "old.safetensors").mkdir()  # something else is there
+    with pytest.raises(InputError, match=r"old\.safetensors is a folder"):
+        write_anchor(tmp_path / "old.safetensors", encoder, {"sts": tasks["sts"]}, **FEW)
+    (tmp_path / "old.safetensors").rmdir()
+    (tmp_path / "old.parts" / "mine.txt").write_text("not the program's")
+    monkeypatch.setattr(SampleGradients, "add", lambda *args: pytest.fail("computed again"))
+    write_anchor(tmp_path / "old.safetensors", encoder, {"sts": tasks["sts"]}, **FEW)
+    assert [path.name for path in (tmp_path / "old.parts").iterdir()] == ["mine.txt"]
 
 
 def process(rank, world, port, cache, out):

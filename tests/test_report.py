@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import acge_lightning
 from acge_lightning.data import MixtureDataModule, RerankingDataModule, RetrievalDataModule, UnlabelledDataModule
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
 from acge_lightning.report import score_table, searches, show, summarise, write_result
+from acge_lightning.terminal import Console
 from acge_lightning.vocabulary import train_vocabulary
 
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
@@ -183,7 +183,7 @@ def test_nothing_to_search_in(encoder, folder):
 
 def test_show_keeps_paths_whole_and_leaves_out_what_is_not_there(capsys):
     path = "/".join(["outputs", "a" * 60, "2026-01-01_00-00-00-000000", "b" * 60])
-    show(None, f"The model is in [bold]{path}[/bold]", score_table({}, {"val/mean": 0.5}), None)
+    show(None, f"The model is in {path}", score_table({}, {"val/mean": 0.5}), None)
     out = capsys.readouterr().out
     assert out.startswith(f"The model is in {path}\nScores")
     assert "None" not in out

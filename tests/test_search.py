@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,103 @@ def test_queries_without_direction_do_not_tune(source, cleaning_encoder, tmp_pat
     told = capsys.readouterr().out
     assert "1 of 3 queries have no direction and are left out: queries.txt:2" in told
     assert "is the fastest" in told
+
+
+# ---- what lies in a folder of texts
+
+
+def test_what_the_program_wrote_into_the_source_is_not_read(source, small_encoder, tmp_path, capsys):
+    encoder = load(small_encoder)
+    encoder.matryoshka_dims = (16, 8)
+    trained = export(encoder, tmp_path / "trained")
+    queries = tmp_path / "queries.txt"
+    queries.write_text("退货\n公园\n", encoding="utf-8")
+    run(trained, source, f"index={source / 'first'}", "query='退货'")
+    run(
+        trained,
+        source,
+        f"index='{source / 'more' / '索引'}'",
+        f"tune={queries}",
+        f"out={source / 'funnel'}",
+        "k=2",
+        "query='退货'",
+    )
+    assert (source / "funnel" / "funnel.json").is_file()
+    capsys.readouterr()
+    for index in ("first", "more/索引"):
+        run(trained, source, f"index='{source / index}'", "query='退货'", "k=99")
+        out = capsys.readouterr().out
+        assert "up to date" in out
+        assert "of 7 texts" in out
+
+
+def test_an_index_json_of_the_user_is_a_text(source):
+    (source / "page").mkdir()
+    (source / "page" / "index.json").write_text('{"text": "mine"}\n')
+    (source / "funnel.json").write_text('{"text": "mine too"}\n')
+    found = [place for place, _ in _texts(source, _files(source), "text")]
+    assert "page/index.json:1" in found
+    assert "funnel.json:1" in found
+
+
+def test_an_index_that_cannot_be_kept_is_told_before_anything_is_read(source, small_encoder, monkeypatch):
+    monkeypatch.setattr("acge_lightning.search._texts", lambda *args, **how: pytest.fail("read"))
+    for index in (source, source / "a.txt"):
+        with pytest.raises(InputError, match="something else than an index"):
+            run(small_encoder, source, f"index={index}", "query=x")
+
+
+def test_queries_to_tune_with_are_no_texts(source, small_encoder):
+    for tune in ("a.txt", "more", "."):
+        with pytest.raises(InputError, match="is one of the texts that are indexed"):
+            run(small_encoder, source, f"tune={source / tune}", "query=x")
+
+
+def test_names_that_are_not_utf8_are_written_out(source, small_encoder, capsys):
+    (source / os.fsdecode(b"\xff.txt")).write_text("公园\n", encoding="utf-8")
+    run(small_encoder, source, "query='公园'", "k=1")
+    assert r"\xff.txt:1" in capsys.readouterr().out
+
+
+def test_links_and_pipes_are_told_and_not_waited_for(source, caplog):
+    (source / "gone.txt").symlink_to("nowhere")
+    (source / "circle.txt").symlink_to("circle.txt")
+    (source / "loop").symlink_to(source)
+    os.mkfifo(source / "pipe.txt")
+    (source / "same.txt").symlink_to("a.txt")
+    assert [file.name for file in _files(source)] == ["a.txt", "b.md", "c.jsonl", "d.csv.gz", "same.txt"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "4 entries that are no files of their own are left out" in told
+    for name in ("gone.txt", "circle.txt", "loop", "pipe.txt"):
+        assert str(source / name) in told
+    with pytest.raises(InputError, match=r"pipe\.txt is no file"):
+        _files(source / "pipe.txt")
+    with pytest.raises(InputError, match=r"gone\.txt is not there"):
+        _files(source / "gone.txt")
+
+
+def test_a_file_that_vanishes_is_named(source, small_encoder, monkeypatch):
+    files = _files(source)
+    monkeypatch.setattr("acge_lightning.search._files", lambda source: files)
+    (source / "b.md").unlink()
+    with pytest.raises(InputError, match=r"b\.md cannot be read"):
+        run(small_encoder, source, "query=x")
+    with pytest.raises(InputError, match=r"b\.md cannot be read"):
+        _texts(source, files, "text")
+
+
+def test_a_hostile_text_is_shown_and_not_obeyed(source, small_encoder, capsys):
+    (source / "[red]x.txt").write_text("公园 \x1b[2J\x1b]0;pwned\x07\u202e [bold]b[/bold] [/] :smile:\n", encoding="utf-8")
+    run(small_encoder, source, "query=['公园 \x1b[2J [bold]b','[/]']", "k=2", f"index='{source.parent / '[bold]index'}'")
+    out = capsys.readouterr().out
+    assert not re.search("[\x1b\x07\u202e]", out)
+    for shown in (
+        "[red]x.txt:1",
+        r"\x1b[2J\x1b]0;pwned\x07\u202e [bold]b[/bold] [/] :smile:",
+        "[bold]index",
+        r"\x1b[2J [bold]b",
+    ):
+        assert shown in out
 
 
 @pytest.mark.heavy

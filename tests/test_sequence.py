@@ -17,6 +17,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.module import Task
 from acge_lightning.runs import read_runs
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
+from acge_lightning.train import checked
 
 STAGES = "stages={one: {task: [sample_sts]}, two: {task: [sample_retrieval, sample_pair], set: {trainer: {max_epochs: 2}}}}"
 SMALL = [
@@ -154,10 +155,50 @@ def test_a_sequence_that_was_cut_goes_on_with_the_same_end(place, composed, tmp_
     assert forgetting_of(tmp_path / "run") == forgetting_of(tmp_path / "whole")
 
 
-def test_a_finished_stage_with_other_settings_is_refused(composed, tmp_path):
-    sequence.sequence(composed("strategy=none"))
-    with pytest.raises(InputError, match=r"1_one was trained with another (module|optim)"):
-        sequence.sequence(composed("strategy=none", "resume=auto", "optim.optimizer.lr=0.1"))
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("optim.optimizer.lr=0.1", r"1_one/export was trained with another config: optim\.optimizer\.lr=0\.005 \(now 0\.1\)"),
+        ("encoder.dim=8", r"run/start was trained with another config: encoder\.dim=16 \(now 8\)"),
+        ("strategy.merge=0.2", r"2_two/merged was trained with another config: strategy\.merge=0\.5 \(now 0\.2\)"),
+        ("fisher.samples=30", r"1_one/export was trained with another config: fisher\.samples=20 \(now 30\)"),
+    ],
+)
+def test_what_is_done_is_not_kept_under_other_settings(changed, message, composed, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        sequence.sequence(composed("strategy=merge", "resume=auto", changed))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("sequence")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        fixed = [f"paths.output_dir={folder / 'run'}", f"paths.cache_dir={cache}", "strategy=merge"]
+        sequence.sequence(compose("train", [*fixed, *SMALL, STAGES]))
+    return folder / "run"
+
+
+def test_a_finished_sequence_that_was_moved_is_gone_on_from(composed, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "2_two" / "merged")
+    monkeypatch.setattr(sequence, "train", lambda cfg: pytest.fail("it trained again"))
+    sequence.sequence(composed("strategy=merge", "resume=auto"))
+    moved, last = weights(tmp_path / "run" / "export"), weights(finished / "export")
+    assert all(torch.equal(moved[n], last[n]) for n in last)
+
+
+def test_an_anchor_of_another_kind_or_encoder_is_made_again(composed, tmp_path):
+    cfg = composed("strategy=ewc")
+    run = sequence._Sequence(cfg, checked(cfg))
+    fisher = run._anchor(0, run.start).read_bytes()
+    cfg = composed("strategy=l2sp", "resume=auto")
+    run = sequence._Sequence(cfg, checked(cfg))
+    anchor = run._anchor(0, run.start)
+    assert Anchor.load(anchor).meta["estimator"] == "ones"
+    assert anchor.read_bytes() != fisher
+    written = anchor.stat().st_mtime_ns
+    assert run._anchor(0, run.start).stat().st_mtime_ns == written
 
 
 def test_the_encoder_has_learnt_the_first_stage_already(composed, small_encoder, tmp_path):
@@ -217,7 +258,8 @@ def test_what_cannot_work_is_said_before_anything_is_trained(overrides, message,
     [("auto", True, "cuda"), ("gpu", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
 )
 def test_encoders_are_scored_and_anchored_where_the_trainer_works(accelerator, there, device, composed, monkeypatch):
-    run = sequence._Sequence(composed("strategy=l2sp"))
+    cfg = composed("strategy=l2sp")
+    run = sequence._Sequence(cfg, checked(cfg))
     run.cfg.trainer.accelerator = accelerator
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     opened = []

@@ -27,8 +27,8 @@ from acge_lightning.adaptive.first import Faiss
 from acge_lightning.adaptive.funnel import FunnelIndex
 from acge_lightning.adaptive.rows import Rows
 from acge_lightning.adaptive.stages import Stage
-from acge_lightning.adaptive.vectors import Vectors
-from acge_lightning.errors import InputError
+from acge_lightning.adaptive.vectors import BLOCK, Vectors
+from acge_lightning.errors import InputError, check_unicode
 from acge_lightning.files import to_disk
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MANIFEST = "index.json"
 _FORMAT = 1
 _VERSION = re.compile(r"v[0-9a-f]{16}")
+_FILE = re.compile(r"\d+\.(codes\.npy|scale\.npy|faiss)|rows\.arrow")
 _AGAIN = "copy the index again, or build it again"
 
 
@@ -47,8 +48,7 @@ def save(index: FunnelIndex, folder: Path) -> Path:
         InputError: the folder holds something else, or cannot be written.
     """
     folder = folder.expanduser()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
-        raise InputError(f"{folder} holds something else than an index: give a new or an empty folder")
+    check_folder(folder)
     new = folder / f"v{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,35 @@ def save(index: FunnelIndex, folder: Path) -> Path:
     return folder
 
 
+def check_folder(folder: Path) -> None:
+    """An error if an index cannot be saved there, as the folder holds something else."""
+    check_unicode(str(folder), "the name of the index")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
+        raise InputError(f"{folder} holds something else than an index: give a new or an empty folder")
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder holds an index, perhaps a damaged one, and nothing else."""
+    return (folder / MANIFEST).is_file() and _is_ours(folder)
+
+
 def _is_ours(folder: Path) -> bool:
-    return all(path.name in (MANIFEST, f".{MANIFEST}", ".lock") or _VERSION.fullmatch(path.name) for path in folder.iterdir())
+    """Whether all that is there is an index, perhaps a damaged one: only then is it replaced."""
+    versions = [path for path in folder.iterdir() if _VERSION.fullmatch(path.name)]
+    others = {path.name for path in folder.iterdir()} - {path.name for path in versions}
+    if others - {MANIFEST, f".{MANIFEST}", ".lock"}:
+        return False
+    if any(path.is_symlink() or not all(_FILE.fullmatch(file.name) for file in path.iterdir()) for path in versions):
+        return False
+    return bool(versions) or MANIFEST not in others or _says_it_is_ours(folder)
+
+
+def _says_it_is_ours(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except InputError:
+        return False
+    return True
 
 
 def _write_files(index: FunnelIndex, new: Path) -> None:
@@ -125,7 +152,7 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
     if how == fcntl.LOCK_SH and not os.access(file, os.W_OK):
         yield
         return
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, how)
         yield
@@ -149,43 +176,80 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["format"] != _FORMAT:
             raise InputError(f"{file} has format {found['format']!r}, and this version reads {_FORMAT}: build the index again")
-        known = {"version": str, "rows": int, "dim": int, "matryoshka_dims": list, "stages": list, "files": dict, "note": dict}
-        wrong = [key for key, kind in known.items() if not isinstance(found[key], kind)]
-        if wrong or not _VERSION.fullmatch(found["version"]):
-            raise ValueError(f"{', '.join(wrong) or 'version'} has another form")
+        _check_manifest(found)
         return found
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}: {error}): {_AGAIN}") from error
+
+
+_MANIFEST = {"version": str, "rows": int, "dim": int, "matryoshka_dims": list, "force": bool, "stages": list}
+_MANIFEST |= {"prompts": dict, "note": dict, "files": dict}
+
+
+def _check_manifest(found: dict[str, Any]) -> None:
+    """A KeyError or a ValueError if it has not the form that `_write_manifest` gives it."""
+    wrong = [key for key, kind in _MANIFEST.items() if type(found[key]) is not kind]
+    if not wrong:
+        sizes = [found["dim"], found["rows"], *found["matryoshka_dims"]]
+        good = {
+            "version": _VERSION.fullmatch(found["version"]),
+            "dim, rows or matryoshka_dims": all(type(size) is int and 0 <= size < 2**31 for size in sizes),
+            "prompts": all(isinstance(name, str) for name in found["prompts"].values()),
+            "files": all(_FILE.fullmatch(name) for name in found["files"]),
+        }
+        wrong = [key for key, fits in good.items() if not fits]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} has another form")
+    json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could not be saved again
 
 
 def load(folder: Path, encoder: Encoder | None = None, verify: bool = True) -> FunnelIndex:
     """The index of a folder; see `FunnelIndex.load`."""
     folder = folder.expanduser()
+    check_unicode(str(folder), "the name of the index")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one that an index was saved to")
     with _locked(folder, fcntl.LOCK_SH):
         found = read_manifest(folder)
-        version = folder / found["version"]
+        version, rows = folder / found["version"], found["rows"]
         for name, expected in found["files"].items():
-            _check_file(version / Path(name).name, expected, verify)
+            _check_file(version / name, expected, verify)
         try:
             stages = tuple(Stage(**stage) for stage in found["stages"])
-            dims = found["dim"], stages, tuple(found["matryoshka_dims"]), bool(found["force"])
-            index = FunnelIndex(*dims, encoder, dict(found["prompts"]), found["note"])
-        except (TypeError, KeyError, ValueError) as error:
+            dims = found["dim"], stages, tuple(found["matryoshka_dims"]), found["force"]
+            index = FunnelIndex(*dims, encoder, found["prompts"], found["note"])
+            _check_names(found, stages)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{folder / MANIFEST} is damaged ({error}): {_AGAIN}") from error
         _check_encoder(index, encoder, folder)
-        if found["rows"]:
-            index.parts = [_part(version, place, stage, found["rows"]) for place, stage in enumerate(stages)]
+        if rows:
+            index.parts = [_part(version, place, stage, rows, verify) for place, stage in enumerate(stages)]
         if "rows.arrow" in found["files"]:
-            index.rows = Rows.read(version / "rows.arrow")
+            index.rows = Rows.read(version / "rows.arrow", rows)
     return index
+
+
+def _check_names(found: dict[str, Any], stages: tuple[Stage, ...]) -> None:
+    """A ValueError unless there is a digest of each file that the stages are read from, and of no other."""
+    names = {name for place, stage in enumerate(stages) for name in _names(place, stage) if found["rows"]}
+    wrong = names ^ (found["files"].keys() - {"rows.arrow"})
+    if wrong:
+        raise ValueError(f"its stages are not of its files: {', '.join(sorted(wrong))}")
+
+
+def _names(place: int, stage: Stage) -> tuple[str, ...]:
+    """Of the files of a stage."""
+    if place == 0 and stage.index != "exact":
+        return (f"{place}.faiss",)
+    return (f"{place}.codes.npy", f"{place}.scale.npy")[: 2 if stage.store == "int8" else 1]
 
 
 def _check_file(file: Path, expected: dict[str, Any], verify: bool) -> None:
     try:
+        if not file.is_file():
+            raise OSError("it is no file" if file.exists() else "there is no such file")
         size = file.stat().st_size
         if size != expected["bytes"]:
             raise InputError(f"{file} is damaged: it has {size:,} bytes, and {expected['bytes']:,} were written: {_AGAIN}")
@@ -207,25 +271,25 @@ def _check_encoder(index: FunnelIndex, encoder: Encoder | None, folder: Path) ->
         )
 
 
-def _part(version: Path, place: int, stage: Stage, rows: int) -> Any:
-    if place == 0 and stage.index != "exact":
-        part = Faiss.read(stage, version / f"{place}.faiss")
-    else:
-        codes = _array(version / f"{place}.codes.npy")
-        scale = _array(version / f"{place}.scale.npy") if stage.store == "int8" else None
-        part = Vectors(stage.dim, stage.store, codes, scale)
-        empty = Vectors(stage.dim, stage.store)
-        fits = codes.dtype == empty.codes.dtype and codes.shape[1:] == empty.codes.shape[1:]
-        if not fits or (scale is not None and (scale.dtype != torch.float32 or scale.shape != (len(codes),))):
-            raise InputError(f"{version / f'{place}.codes.npy'} is not what its stage says ({stage.label}): {_AGAIN}")
-    if len(part) != rows:
-        raise InputError(f"{version}: stage {stage.label} has {len(part):,} rows, and {MANIFEST} says {rows:,}: {_AGAIN}")
-    return part
+def _part(version: Path, place: int, stage: Stage, rows: int, verify: bool) -> Any:
+    files = [version / name for name in _names(place, stage)]
+    if files[0].suffix == ".faiss":
+        return Faiss.read(stage, files[0], rows)
+    empty = Vectors(stage.dim, stage.store)
+    codes = _array(files[0], empty.codes.dtype, (rows, empty.codes.shape[1]), verify)
+    scale = _array(files[1], torch.float32, (rows,), verify) if len(files) > 1 else None
+    return Vectors(stage.dim, stage.store, codes, scale)
 
 
-def _array(file: Path) -> torch.Tensor:
-    """On disk until it is read; "c" as torch warns of arrays that are read-only."""
+def _array(file: Path, dtype: torch.dtype, shape: tuple[int, ...], verify: bool) -> torch.Tensor:
+    """On disk until it is read; "c" as torch warns of arrays that are read-only. With `verify`, numbers are finite."""
     try:
-        return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error}): {_AGAIN}") from error
+        array = torch.from_numpy(np.lib.format.open_memmap(file, mode="c"))
+    except Exception as error:  # numpy reads the header as Python, so a damaged one raises whatever Python does
+        raise InputError(f"{file} cannot be read ({str(error).splitlines()[0]}): {_AGAIN}") from error
+    if array.dtype != dtype or array.shape != shape or not array.is_contiguous():
+        found, wanted = (f"{kind} {list(sizes)}" for kind, sizes in ((array.dtype, array.shape), (dtype, shape)))
+        raise InputError(f"{file} holds {found}, and {MANIFEST} says {wanted}: {_AGAIN}")
+    if verify and dtype.is_floating_point and not all(part.isfinite().all() for part in array.split(BLOCK)):
+        raise InputError(f"{file} holds a number that is NaN or infinite: {_AGAIN}")
+    return array

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acge_lightning.adaptive.faiss_file import LINKS, DamagedError, check
 from acge_lightning.adaptive.stages import Stage
 from acge_lightning.adaptive.vectors import BLOCK, Vectors, prefix
 from acge_lightning.errors import InputError
 
-_LINKS = 16  # neighbours of a row in an hnsw; twice as many at its bottom
 _FACTORY = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
 _ROWS_A_LIST = 39  # the fewest that FAISS wants to learn a list of an ivf from
 _MOST_LISTS = 4096
@@ -92,7 +92,7 @@ class Faiss:
 
     def _made(self, count: int) -> Any:
         lists = min(_MOST_LISTS, int(2 * count**0.5), max(1, count // _ROWS_A_LIST))
-        kind = {"flat": "", "hnsw": f"HNSW{_LINKS}", "ivf": f"IVF{lists}"}[self.stage.index]
+        kind = {"flat": "", "hnsw": f"HNSW{LINKS}", "ivf": f"IVF{lists}"}[self.stage.index]
         if self.stage.store == "binary":
             return faiss().index_binary_factory(self.stage.dim, f"B{kind or 'Flat'}")
         name = ",".join(filter(None, (kind, _FACTORY[self.stage.store])))
@@ -116,7 +116,7 @@ class Faiss:
         if kind == "flat":
             return {}
         lists = self.index.nlist if kind == "ivf" else 0
-        effort = min(effort or max(1, lists // 32), lists) if lists else max(effort or 0, count)
+        effort = min(effort or max(1, lists // 32), lists) if lists else min(max(effort or 0, count), len(self))
         if self.stage.store == "binary":
             if kind == "ivf":
                 self.index.nprobe = effort
@@ -134,21 +134,22 @@ class Faiss:
         write(self.index, str(file))
 
     @classmethod
-    def read(cls, stage: Stage, file: Path) -> Faiss:
-        """From a file of FAISS.
+    def read(cls, stage: Stage, file: Path, rows: int) -> Faiss:
+        """From a file of FAISS, which is checked first, to its last link: FAISS itself believes what a file says.
 
         Raises:
-            InputError: it is no such file, or of another size than the stage's.
+            InputError: it is no such file, or holds something else than so many rows of the stage.
         """
-        read = faiss().read_index_binary if stage.store == "binary" else faiss().read_index
+        module = faiss()
+        read = module.read_index_binary if stage.store == "binary" else module.read_index
         try:
-            index = read(str(file))
+            check(file, stage, rows)
+            return cls(stage, read(str(file)))
+        except (DamagedError, OSError) as error:
+            reason = str(error)
         except (RuntimeError, MemoryError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"{file} cannot be read by faiss ({reason}): copy the index again, or build it again") from error
-        if index.d != stage.dim:
-            raise InputError(f"{file} has {index.d} dims and its stage {stage.dim}: copy the index again, or build it again")
-        return cls(stage, index)
+        raise InputError(f"{file} cannot be read as {stage.label} ({reason}): copy the index again, or build it again")
 
 
 class _Counter:

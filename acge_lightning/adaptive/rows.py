@@ -87,13 +87,43 @@ class Rows:
             writer.write_table(self.table)
 
     @classmethod
-    def read(cls, file: Path) -> Rows:
-        """From an Arrow file, which stays on disk."""
+    def read(cls, file: Path, count: int) -> Rows:
+        """From an Arrow file, which stays on disk.
+
+        All of it is checked, as nothing else does: an offset of a stranger may point anywhere in memory.
+
+        Raises:
+            InputError: another number of rows than `count`, other columns, or a damaged file.
+        """
         try:
             with pa.memory_map(str(file)) as source:
-                return cls(pa.ipc.open_file(source).read_all())
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file} cannot be read ({error}): copy the index again, or build it again") from error
+                return cls(_checked(pa.ipc.open_file(source), count, source.size()))
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{file} cannot be read ({reason}): copy the index again, or build it again") from error
+
+
+_KINDS = {"id": (pa.large_string(), pa.int64()), "text": (pa.large_string(),)}
+
+
+def _checked(reader: pa.RecordBatchFileReader, count: int, size: int) -> pa.Table:
+    """The rows of an Arrow file of so many bytes; a ValueError if they are not what `Rows.write` writes."""
+    names = reader.schema.names
+    if not names or len(set(names)) < len(names) or any(f.type not in _KINDS.get(f.name, ()) for f in reader.schema):
+        raise ValueError(f"its columns are {', '.join(f'{f.name} {f.type}'[:60] for f in reader.schema) or 'none'}")
+    batches: list[pa.RecordBatch] = []
+    rows = used = 0
+    for place in range(reader.num_record_batches):
+        batch = reader.get_batch(place)
+        batch.validate(full=True)
+        rows, used = rows + len(batch), used + batch.nbytes
+        if rows > count or used > size or any(column.null_count for column in batch.columns):
+            break
+        batches.append(batch)
+    else:
+        if rows == count:
+            return pa.Table.from_batches(batches, reader.schema)
+    raise ValueError(f"it does not hold {count:,} ids or texts")
 
 
 def _column(name: str, values: Sequence[Key]) -> pa.Array:

@@ -184,10 +184,9 @@ def _families(candidates: Iterable[Funnel]) -> list[list[Funnel]]:
 def _shown(families: list[list[Funnel]], progress: bool) -> Iterable[list[Funnel]]:
     if not progress:
         return families
-    from rich.console import Console
-    from rich.progress import track
+    from acge_lightning.terminal import track
 
-    return track(families, "tune", console=Console(stderr=True))
+    return track(families, "tune", len(families))
 
 
 class _Truth:

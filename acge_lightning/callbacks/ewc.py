@@ -227,7 +227,7 @@ class EWCAnchor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other anchors."""
-        if state_dict["anchors"] != self._digests:
+        if state_dict.get("anchors") != self._digests:
             files = ", ".join(map(str, self.files))
             raise InputError(f"{_KEY}.anchors ({files}) are not those that the checkpoint was trained with: put them back")
 

@@ -1,0 +1,307 @@
+"""What the files of a model folder may say: settings of the right kind, and no more than the weights beside them bear out.
+
+Names in these files never lead out of the folder, and weights are read from safetensors files alone. Links are followed:
+the hub's cache is made of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules import module as registration
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
+
+from acge_lightning.errors import InputError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_BYTES = 2**28  # of a JSON file
+_KINDS = {int: "a whole number", str: "a text", bool: "true or false", dict: "a JSON object", list: "a list", float: "a number"}
+_REFUSED = {  # entries of a config.json that would have other weights read, or the same ones otherwise
+    "quantization_config": "its weights are quantised: load them once with transformers, dequantize, and save_pretrained",
+    "transformers_weights": "name the file model.safetensors and delete the entry",
+}
+_DROPPED = ("_name_or_path", "_commit_hash", "name_or_path", "attn_implementation", "_attn_implementation", "auto_map")
+_DROPPED += ("experts_implementation", "_experts_implementation", "fusion_config", "num_labels")
+_COUNT = re.compile("layer|dense_replace|num_labels")  # in the names of those entries that lists are made from
+_LEAST = {"num_labels": 2**20}  # of such a count that is taken whatever the weights are
+_STEPS = 64  # of a tokenizer, one after the other
+_GROWTH = 256  # times as long as a text may become on its way through a tokenizer
+_PATHS = re.compile(
+    r"(?!special_tokens_map)\w*_files?$|vocab$|merges$"
+)  # of a tokenizer_config.json, opened where they are paths
+
+
+# ---- settings
+
+
+def read_json(file: Path, default: Any) -> Any:
+    """The file's value, `default` if there is no such file."""
+    try:
+        if not file.is_file():
+            if file.exists() or file.is_symlink():
+                raise InputError(f"{file} is no regular file, or a link to none: copy it again")
+            return default
+        if file.stat().st_size > _BYTES:
+            raise InputError(f"{file} has {file.stat().st_size} bytes, more than the {_BYTES} of any such file")
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not valid JSON ({one_line(error)}): copy it again") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): see to its permissions, or copy it again") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; parsers disagree on a key that comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in found if keys.count(key) > 1)!r:.80} comes twice")
+    return found
+
+
+def read_settings(file: Path, default: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The same for a file that holds a JSON object."""
+    found = read_json(file, default)
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"{file} is {_kind_of(found)}, not a JSON object: copy it again")
+    return found
+
+
+def setting(file: Path, settings: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """A file's entry, `default` where it has none or null; an error if it is of another kind."""
+    found = settings.get(key)
+    if found is None:
+        return default
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(found, kinds) or (isinstance(found, bool) and kind is not bool):
+        raise InputError(f"{file}: {key}={found!r:.80} is not {_KINDS[kind]}: mend it, or copy the file again")
+    return found
+
+
+def _kind_of(value: Any) -> str:
+    return next((name for kind, name in _KINDS.items() if type(value) is kind), "null")
+
+
+# ---- the model
+
+
+def read_config(folder: Path, weights: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
+    """What config.json says that the model is; an error if it counts more layers than the weights can have."""
+    file = folder / "config.json"
+    described = read_settings(file)
+    if described is None:
+        raise InputError(f"{folder} cannot be loaded: there is no config.json: copy the folder again")
+    check_counts(file, described, len(weights))
+    for key, remedy in _REFUSED.items():
+        if described.get(key):
+            raise InputError(f"{file}: {key} is not supported: {remedy}")
+    kind = setting(file, described, "model_type", str)
+    if kind not in CONFIG_MAPPING:
+        raise InputError(f"{folder} cannot be loaded: config.json: model_type={kind!r:.80} is no architecture of transformers")
+    with reading(folder):
+        return CONFIG_MAPPING[kind].from_dict({key: value for key, value in described.items() if key not in _DROPPED})
+
+
+def check_counts(file: Path, described: Any, tensors: int = 0) -> None:
+    """An error if a config counts more than `tensors` layers, at any depth: lists as long are made before the model is."""
+    entries = described.items() if isinstance(described, dict) else enumerate(described) if isinstance(described, list) else ()
+    for key, value in entries:
+        most = max(tensors, _LEAST.get(key, 1024))
+        if isinstance(value, (dict, list)) and key not in ("id2label", "label2id"):
+            check_counts(file, value, tensors)
+        elif isinstance(value, (int, float)) and _COUNT.search(str(key)) and not value <= most:
+            raise InputError(f"{file}: {key}={value!r:.80} is more than its weights can have, {tensors} tensors: copy it again")
+
+
+@contextmanager
+def no_larger(folder: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Stops a model in the making that is many times as large as its weights, before it takes time or memory."""
+    most = 8 * len(weights) + 1024, 8 * sum(value.numel() for value in weights.values()) + 2**26
+    thread, taken = threading.get_ident(), [0, 0]
+
+    def count(module: Any, name: str, value: torch.Tensor | None) -> None:
+        if value is None or threading.get_ident() != thread:
+            return
+        taken[0], taken[1] = taken[0] + 1, taken[1] + value.numel()
+        if taken[0] > most[0] or taken[1] > most[1]:
+            raise InputError(f"{folder}/config.json describes a model many times as large as its weights: copy it again")
+
+    handles = [
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ---- its weights
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's safetensors file, or of those that its index names; floating-point ones as float32."""
+    files, weights = _weight_files(folder), {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    weights[name] = _own(opened.get_tensor(name), f"{file}: {name}")
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged ({one_line(error)}): copy or download it again") from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            raise InputError(f"{file} cannot be read ({one_line(error)}): copy or download it again") from error
+    return weights
+
+
+def _own(value: torch.Tensor, name: str) -> torch.Tensor:
+    """A copy in memory, which a later change of the file does not reach."""
+    if not value.is_floating_point():
+        if name.endswith(("weight", "bias", "embeddings")):
+            raise InputError(f"{name} is {str(value.dtype).removeprefix('torch.')}: quantised weights are not supported")
+        return value.clone()
+    return value.to(torch.float32, copy=True)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    described = read_settings(index)
+    if described is None:
+        others = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
+        found = f"only {others[0]}" if others else "no weights"
+        raise InputError(
+            f"{folder}: {found} there, no model.safetensors (pickled weights can run code, so they are not read): "
+            "load it once with transformers where you trust it, and save_pretrained writes safetensors"
+        )
+    places = setting(index, described, "weight_map", dict, {})
+    if not places:
+        raise InputError(f"{index}: weight_map names no files: copy it again")
+    for name in places.values():
+        if not isinstance(name, str) or not name.endswith(".safetensors") or not is_within(name):
+            raise InputError(f"{index} names {name!r:.80}: it may only name *.safetensors files within the folder")
+        if not (folder / name).is_file():
+            raise InputError(f"{index} names {name!r:.80}, which is not there: copy or download the folder again")
+    return [folder / name for name in sorted(set(places.values()))]
+
+
+def is_within(name: str) -> bool:
+    """Whether a relative path stays in its folder, by its text alone."""
+    path = PureWindowsPath(name)  # which knows both kinds of slash, and drives
+    return not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+# ---- the tokenizer
+
+
+def check_tokenizer(folder: Path) -> None:
+    """An error if a folder's tokenizer would be read from elsewhere, run on Python code, or make far more of a text.
+
+    All that transformers and tokenizers read is looked at before they read it.
+    """
+    check_counts(folder / "config.json", read_settings(folder / "config.json", {}))
+    file = folder / "tokenizer_config.json"
+    settings = read_settings(file, {})
+    setting(file, settings, "model_max_length", float)
+    for key in ("init_inputs", "gguf_file"):
+        if settings.get(key):
+            raise InputError(f"{file}: {key} is not supported: delete the entry")
+    for key, value in settings.items():
+        for name in value if isinstance(value, list) else [value]:
+            if _PATHS.match(key) and isinstance(name, str) and _leads_outside(folder, name):
+                raise InputError(f"{file}: {key}={name!r:.80} leads out of the folder: delete the entry")
+    for name in {settings.get("tokenizer_class"), read_settings(folder / "config.json", {}).get("tokenizer_class")}:
+        known = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(known, type) and not issubclass(known, PreTrainedTokenizerFast):
+            raise InputError(f"{file}: {name} is a tokenizer in Python: only those of `tokenizers` are read")
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        read_settings(folder / name, {})
+    check_steps(folder / "tokenizer.json")
+
+
+def _leads_outside(folder: Path, name: str) -> bool:
+    """Whether there is a file of that name that is not the folder's; older folders name those of their makers' caches."""
+    for path in map(os.path.abspath, (name, folder / name)):
+        if os.path.exists(path) and not Path(path).is_relative_to(os.path.abspath(folder)):
+            return True
+    return False
+
+
+def check_steps(file: Path) -> None:
+    """An error if a tokenizer.json has a great many steps, or steps that together make a text many times as long."""
+    described = read_settings(file, {})
+    steps = [step for key in ("normalizer", "pre_tokenizer") for step in _steps(described.get(key))]
+    if len(steps) > _STEPS:
+        raise InputError(f"{file}: {len(steps)} normalizers and pre-tokenizers: more than {_STEPS} are not supported")
+    growth = 1.0
+    for step in steps:
+        growth *= _growth(file, step)
+    if growth > _GROWTH:
+        raise InputError(f"{file}: its normalizers may make a text {growth:.0e} times as long: at most {_GROWTH} is supported")
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(part, dict):
+        return
+    inner = next((part[key] for key in ("normalizers", "pretokenizers") if isinstance(part.get(key), list)), None)
+    if inner is None:
+        yield part
+    else:
+        for step in inner:
+            yield from _steps(step)
+
+
+def _growth(file: Path, step: Mapping[str, Any]) -> float:
+    """How many times as many characters as before a step may leave."""
+    kind = step.get("type")
+    if kind == "ByteLevel":
+        return 4.0
+    if kind == "Precompiled":
+        try:  # the size of a trie, the trie, and what it puts in place of characters
+            charsmap = base64.b64decode(setting(file, step, "precompiled_charsmap", str, ""))
+        except ValueError as error:
+            raise InputError(f"{file}: its precompiled_charsmap is damaged: copy it again") from error
+        return max(1.0, *map(len, charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")))
+    if kind == "Replace":
+        content, pattern = setting(file, step, "content", str, ""), setting(file, step, "pattern", dict, {})
+        text = setting(file, pattern, "String", str, "")
+        return max(1.0, len(content) / len(text)) if text else 1.0 + len(content)
+    return 1.0
+
+
+# ---- errors
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns what the libraries raise at a broken folder into one clear error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {one_line(error)})") from error
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{folder} cannot be loaded (its tokenizer: {one_line(error)})") from error

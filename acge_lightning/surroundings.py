@@ -1,0 +1,91 @@
+"""What a program may find missing: a home folder, a terminal that has all characters, somebody who reads what it prints."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from acge_lightning.terminal import show
+
+
+def ensure_home() -> None:
+    """Give a process without one a home folder and a user's name, for the caches of libraries; the folder goes at its end."""
+    if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know
+        folder = tempfile.mkdtemp(prefix="acge-home-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["HOME"] = folder
+        os.environ.setdefault("USER", str(os.getuid()))
+        told = f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them"
+        show(told, stderr=True)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """In the block, printing never fails: characters that the terminal lacks become `?`, and what nobody reads is lost.
+
+    Raises:
+        SystemExit: after the block, if output was lost to anything but a closed pipe, such as a full disk.
+    """
+    _fill_standard_handles()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = outputs = _Output(sys.stdout), _Output(sys.stderr)
+    try:
+        yield
+    finally:
+        for output in outputs:
+            output.flush()
+        sys.stdout, sys.stderr = before
+    if outputs[0].lost not in (None, errno.EPIPE):
+        sys.exit(f"error: what was printed could not be written ({os.strerror(outputs[0].lost)}): its end is lost")
+
+
+def _fill_standard_handles() -> None:
+    """Open /dev/null where a standard stream was closed, or the next file would get its number and whatever is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
+class _Output:
+    """A text stream that goes on to /dev/null once it cannot be written to."""
+
+    def __init__(self, stream: Any):
+        self._stream, self.lost = stream, None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._stream.flush()
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = self.lost or error.errno
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            with suppress(OSError):
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,114 @@
+"""Texts, names and errors on the terminal: shown as they are, and obeyed by nobody."""
+
+import ast
+import io
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+from rich.table import Table
+
+import acge_lightning
+from acge_lightning import report, terminal
+from acge_lightning.longtail_report import tables
+from acge_lightning.terminal import Console, end, make_logs_visible, one_line, show, track, visible
+
+PACKAGE = Path(acge_lightning.__file__).parent
+HOSTILE = "a\x1b[2J\x1b]0;pwned\x07\x9b31m\r\b\u202eb [bold]c[/bold] [/] :smile:"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def assert_shown(text):
+    assert not OBEYED.search(text)
+    assert "[bold]c[/bold] [/] :smile:" in text
+    assert r"\x1b]0;pwned\x07" in text
+
+
+def test_what_a_terminal_obeys_is_written_out_and_the_rest_stays():
+    assert visible("今天\tok\n\u200dא é") == "今天\tok\n\u200dא é"
+    assert_shown(visible(HOSTILE))
+    assert visible(visible(HOSTILE)) == visible(HOSTILE)
+    assert visible("\udcff") == r"\udcff"
+    assert one_line("a\nb") == r"a\nb"
+
+
+def test_lines_tables_heads_and_titles(capsys):
+    table = Table(HOSTILE, title=HOSTILE, caption=HOSTILE)
+    table.add_row(HOSTILE)
+    show(HOSTILE, table)
+    show(HOSTILE, stderr=True)
+    out, err = capsys.readouterr()
+    assert_shown(err)
+    assert_shown(out)
+    assert out.count("[bold]c[/bold]") == 5
+
+
+def test_styles_are_kept_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=100)
+    table = Table("x", title="t")
+    table.add_row("\x1b[2Jy", style="bold")
+    console.print(table)
+    assert "\x1b[1m" in console.file.getvalue()
+    assert "\x1b[2J" not in console.file.getvalue()
+    assert r"\x1b[2Jy" in console.file.getvalue()
+
+
+def test_progress_bars(capsys):
+    assert list(track([1, 2], HOSTILE, 2)) == [1, 2]
+    assert_shown(capsys.readouterr().err)
+    assert isinstance(terminal.bar("samples"), Progress)
+
+
+def test_logs(monkeypatch, capsys):
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())  # put back at the end
+    make_logs_visible()
+    logger, handler = logging.getLogger("hostile"), logging.StreamHandler(io.StringIO())
+    logger.addHandler(handler)
+    logger.warning("%s is odd", HOSTILE)
+    logger.removeHandler(handler)
+    assert_shown(handler.stream.getvalue())
+
+
+def test_an_error_is_one_line():
+    with pytest.raises(SystemExit) as ended:
+        end(f"{HOSTILE}\nforged")
+    assert_shown(ended.value.code)
+    assert ended.value.code.strip().count("\n") == 0
+
+
+def test_tables_of_scores_show_names_as_they_are(capsys):
+    row = {"encoder": HOSTILE, "family": HOSTILE, "dataset": HOSTILE, "metric": HOSTILE, "dim": 8, "hash": "h", "mark": "m"}
+    row |= {"value": 0.5, "error": None, "note": HOSTILE, "n": 1}
+    difference = {"encoder": HOSTILE, "against": HOSTILE, "family": HOSTILE, "dataset": HOSTILE}
+    result = {
+        "rows": [row, row | {"error": HOSTILE, "value": None, "dataset": "x"}],
+        "encoders": [{"name": HOSTILE, "dim": 8}],
+        "differences": [difference | {"difference": 0.1, "low": 0.0, "high": 0.2}],
+        "leaks": [],
+    }
+    report.show(report.leak_table(result), *report.evaluation_tables(result))
+    report.show(report.score_table({}, {f"{HOSTILE}/mean": 0.5}), report.suite_table({HOSTILE: {HOSTILE: {"main_score": 1.0}}}))
+    report.progress_line(1)(row)
+    entry = {"dataset": HOSTILE, "perturbation": HOSTILE, "shots": 1, "encoder": HOSTILE, "dim": 8, "error": None}
+    entry |= {"values": dict.fromkeys(("all", "head", "tail"), 0.5), "spread": dict.fromkeys(("all", "head", "tail"), 0.1)}
+    report.show(*tables({"rows": [entry, entry | {"error": HOSTILE}], "differences": []}))
+    out, err = capsys.readouterr()
+    assert not OBEYED.search(out + err)
+    assert_shown(err)
+
+
+def test_nothing_is_printed_but_through_here():
+    """Neither `print` nor rich's own console, markup, texts or bars, in any other module."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.name == "terminal.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            where = f"{file}, line {getattr(node, 'lineno', 0)}"
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "pprint")), where
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+                assert [name.name for name in node.names] == ["Table"], where
+            assert not (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "rich" for name in node.names)), where
+            if isinstance(node, ast.Attribute) and node.attr == "write":
+                assert ast.unparse(node.value) not in ("sys.stdout", "sys.stderr"), where
