@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acge_lightning.errors import InputError
+from acge_lightning.files import check_replaceable, whole
 
 try:
     import matplotlib
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
     raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
 
 _LOG = logging.getLogger(__name__)
+_SOFTWARE = "acge_lightning"  # in each picture, which says by it that it may be replaced
 INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
 _LINES = ("-", "--", "-.", ":")
@@ -78,14 +80,23 @@ def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None
 
 def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
     """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    folder, files = Path(folder).expanduser(), []
     with _drawing():
         for name, figure in shown.items():
-            files.append(folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png"))
-            figure.savefig(files[-1], dpi=160, facecolor="white")
+            files.append(save_figure(figure, folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png")))
     return files
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 160) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        InputError: the file is there and is no picture of ours, or cannot be written.
+    """
+    check_replaceable(file, _SOFTWARE.encode(), "a picture of acge_lightning")
+    with whole(file) as new:
+        figure.savefig(new, format="png", dpi=dpi, facecolor="white", metadata={"Software": _SOFTWARE})
+    return file
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def whole(file: str | Path) -> Iterator[Path]:
                 raise InputError(f"{file} is a folder: give the name of a file")
             yield file
             return
-        file = file.resolve()  # a link stays one
+        file = Path(os.path.realpath(file))  # a link stays one
         file.parent.mkdir(parents=True, exist_ok=True)
         sweep(file.parent, file.name)
         with draft(file) as new:

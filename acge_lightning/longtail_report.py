@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from acge_lightning.files import check_replaceable, whole
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 _COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `drawing`
-_SOFTWARE = "acge longtail"
 _SHOWN = ("tail", "head")  # parts that have a line of panels
 
 
@@ -79,7 +76,7 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     Raises:
         InputError: matplotlib is not installed, or a file of that name is another picture.
     """
-    from acge_lightning.drawing import STYLE, matplotlib  # there: what to do where it is missing
+    from acge_lightning.drawing import STYLE, matplotlib, save_figure  # there: what to do where it is missing
 
     files = []
     with matplotlib.rc_context(STYLE | {"axes.prop_cycle": _COLOURS}):
@@ -89,11 +86,8 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
             if len(kinds) > 1:
                 panels[f"{name}-perturbed"] = [(k, "perturbation", k, "shots", shots[-1]) for k in kinds]
             for title, columns in panels.items():
-                files.append(Path(out).with_name(f"{Path(out).stem}-{title}.png"))
-                check_replaceable(files[-1], _SOFTWARE.encode(), "a picture of acge longtail")
-                with whole(files[-1]) as new:
-                    figure = _figure(title, rows, columns)
-                    figure.savefig(new, format="png", dpi=150, metadata={"Software": _SOFTWARE})
+                file = Path(out).with_name(f"{Path(out).stem}-{title}.png")
+                files.append(save_figure(_figure(title, rows, columns), file, 150))
     return files
 
 

@@ -155,7 +155,14 @@ def _take(run: Run, path: Path, reader: Callable[[Path], Any], *keys: str, optio
 
 
 def _json(path: Path) -> Any:
-    return _clean(json.loads(path.read_text(encoding="utf-8")))
+    return _clean(json.loads(_regular(path).read_text(encoding="utf-8")))
+
+
+def _regular(path: Path) -> Path:
+    """A file; a pipe would be waited for, and a device has no end."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    return path
 
 
 def _clean(value: Any) -> Any:
@@ -222,7 +229,7 @@ def _curves(folder: Path, remarks: list[str]) -> dict[str, Curve]:
 
 
 def _add_log(file: Path, found: dict[str, dict[int, float]]) -> None:
-    with file.open(newline="", encoding="utf-8") as lines:
+    with _regular(file).open(newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
         for row in rows:
             try:

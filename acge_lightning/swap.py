@@ -44,7 +44,7 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the target holds something that is not ours, or cannot be written.
     """
-    target = Path(target).expanduser().resolve()
+    target = Path(os.path.realpath(Path(target).expanduser()))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         turn = target.with_name(f".{target.name}.lock")  # of writers; readers do without
@@ -67,7 +67,7 @@ def check_target(target: str | Path) -> None:
     Raises:
         InputError: the target holds something that is not ours.
     """
-    target = Path(target).expanduser().resolve()
+    target = Path(os.path.realpath(Path(target).expanduser()))
     recover(target)
     _check_ours(target, target)
 

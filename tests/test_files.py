@@ -49,7 +49,8 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_cut_while_it_is_written_leaves_the_old_file(name, tmp_path, monkeypatch):
-    (tmp_path / name).write_text("old")
+    WRITERS[name](tmp_path)
+    (tmp_path / name).write_bytes(old := (tmp_path / name).read_bytes() + b"\n")
     moved, replace = [], os.replace
 
     def cut(draft, target):
@@ -63,10 +64,27 @@ def test_what_is_cut_while_it_is_written_leaves_the_old_file(name, tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             WRITERS[name](tmp_path)
     assert moved[0] > 0
-    assert (tmp_path / name).read_text() == "old"
+    assert (tmp_path / name).read_bytes() == old
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     WRITERS[name](tmp_path)
-    assert (tmp_path / name).read_bytes() != b"old"
+    assert (tmp_path / name).read_bytes() == old[:-1]
+
+
+KINDS = ("result.json", "results.json", "results.csv", "summary.csv", "report.html")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_of_somebody_else_is_kept(name, tmp_path):
+    """Of the commands that write them; what names its file by `whole` alone has asked before."""
+    (tmp_path / name).write_text('{"mine": 1}')
+    write = {
+        **WRITERS,
+        "results.json": lambda folder: results.add(folder / name, results.NOTHING | {"format": 1}),
+        "results.csv": lambda folder: results.check(folder / "results.json"),
+    }[name]
+    with pytest.raises(InputError, match=rf"{name} (is there and is not|holds no results)"):
+        write(tmp_path)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
 def test_the_draft_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
@@ -86,6 +104,9 @@ def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").is_symlink()
     assert (tmp_path / "far" / "a.txt").read_text() == "new"
+    (tmp_path / "circle").symlink_to("circle")
+    write_text(tmp_path / "circle", "new")
+    assert (tmp_path / "circle").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
     read = []
     reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))

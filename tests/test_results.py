@@ -249,7 +249,7 @@ def test_longtail_adds_to_its_file(encoders, tmp_path):
     (picture,) = save_figures(found, out)
     save_figures(found, out)
     picture.write_bytes(b"mine")
-    with pytest.raises(InputError, match="is there and is not a picture of acge longtail"):
+    with pytest.raises(InputError, match="is there and is not a picture of acge_lightning"):
         save_figures(found, out)
     assert picture.read_bytes() == b"mine"
 

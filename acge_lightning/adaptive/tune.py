@@ -74,14 +74,13 @@ class Tuned:
 
     def draw(self, file: str | Path) -> Path:
         """The points with their Pareto front, as a picture; needs matplotlib."""
+        from acge_lightning.drawing import save_figure
         from acge_lightning.figures import figures
         from acge_lightning.runs import Run
 
         shown = [{"label": label(p.stages), "recall": p.recall, "speedup": p.speedup} for p in self.points]
         (figure,) = figures([Run("funnels", Path(file).parent, funnel=shown)]).values()
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=200)
-        return Path(file)
+        return save_figure(figure, Path(file), 200)
 
 
 def tune(
