@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,21 @@ def test_the_tables_are_of_this_run_and_the_file_of_all(small_encoder, tmp_path)
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
 
 
+def test_a_data_set_that_is_gone_leaves_its_scores(tmp_path):
+    shutil.copytree(SAMPLE / "sts", tmp_path / "data" / "sts")
+    shutil.copytree(SAMPLE / "pair", tmp_path / "data" / "pair")
+    out, cache = tmp_path / "r.json", tmp_path / "cache"
+    sets = find(tmp_path / "data")
+    before = evaluate(open_models("tfidf"), sets, None, out, cache)["rows"]
+    shutil.rmtree(tmp_path / "data" / "pair")
+    found = evaluate(open_models("tfidf"), sets, None, out, cache)["rows"]  # gone while it is scored
+    assert [row["family"] for row in found if row["error"]] == ["pair"]
+    evaluate(open_models("tfidf"), find(tmp_path / "data"), None, out, cache)
+    kept = json.loads(out.read_text())["rows"]
+    assert all(row in kept for row in before)
+    assert len(kept) == len(before) + 1
+
+
 # ---- what is another's
 
 
@@ -281,8 +297,6 @@ def test_a_damaged_record_of_training_rows_is_told(rows, reason, encoders, tmp_p
 @pytest.mark.heavy
 def test_a_kill_leaves_earlier_results_and_no_process(small_encoder, tmp_path):
     """In two processes, killed after the first data set: rows of before are all there, and the workers end."""
-    import shutil
-
     for i in range(6):
         shutil.copytree(SAMPLE / "clustering" / "sample_zh", tmp_path / "data" / "clustering" / f"c{i}")
     out, cache = tmp_path / "r.json", tmp_path / "cache"
@@ -328,3 +342,23 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.heavy
+def test_a_process_that_is_ended_from_outside_is_told(small_encoder, tmp_path):
+    """As by the system for want of memory: one line, and what was scored before is kept."""
+    for i in range(6):
+        shutil.copytree(SAMPLE / "clustering" / "sample_zh", tmp_path / "data" / "clustering" / f"c{i}")
+    out = tmp_path / "r.json"
+    command = [sys.executable, "-m", "acge_lightning.cli", "evaluate", f"model={small_encoder}", "processes=2", f"out={out}"]
+    command += [f"paths.data_dir={tmp_path / 'data'}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not out.exists():
+        time.sleep(0.01)
+    workers = [pid for pid in children_of(run.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    said = run.communicate()[1]
+    assert run.returncode == 1
+    assert "error: a process that scored was ended from outside, perhaps for want of memory: give fewer processes" in said
+    assert "Traceback" not in said
+    assert json.loads(out.read_text())["rows"]
