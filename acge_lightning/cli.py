@@ -22,7 +22,7 @@ from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.jobs import end_with_parent, needs_own_process, overrides, run_in_own_process, set_command
 from acge_lightning.overrides import arguments
-from acge_lightning.secret import concealed
+from acge_lightning.secret import concealed, recorded
 from acge_lightning.sources import read_flags
 from acge_lightning.surroundings import ensure_home, lasting_output
 from acge_lightning.terminal import end, make_logs_visible, one_line, show, track, visible
@@ -147,7 +147,8 @@ def _pca(cfg: DictConfig) -> None:
     encoder, tasks = load(cfg.model, device=cfg.device), make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
     chosen = evenly(texts, cfg.texts)
-    folder = export(rotate_to_components(encoder, chosen), cfg.output, {"pca": {"of": str(cfg.model), "texts": len(chosen)}})
+    record = {"pca": {"of": str(recorded(cfg)["model"]), "texts": len(chosen)}}
+    folder = export(rotate_to_components(encoder, chosen), cfg.output, record)
     show(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")
 
 

@@ -107,8 +107,8 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
 
     Args:
         node: a config, dict or list. Interpolations of a config are resolved; texts of a dict or list stay as they are.
-        trusted: further packages or modules whose classes and functions may be named. Take it from the user's own config,
-            never from one that came with a model.
+        trusted: further packages or modules whose classes and functions may be named. Take it from the command line, never
+            from a file.
         extra: arguments that win over the node's; handed over as they are.
 
     Raises:

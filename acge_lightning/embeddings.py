@@ -64,7 +64,7 @@ class Embeddings:
                 block = _Block.of(file, self.encoder.dim)
             except FileNotFoundError:  # another process made room
                 continue
-            except (OSError, EOFError, ValueError, MemoryError) as error:
+            except (OSError, ValueError) as error:
                 _drop(file, error)
                 continue
             self._place |= {key: (block, i) for i, key in enumerate(block.keys)}
@@ -168,9 +168,12 @@ class _Block:
 
     @classmethod
     def of(cls, file: Path, dim: int) -> _Block:
-        """Those of a file; a ValueError, EOFError or OSError if it is damaged."""
+        """Those of a file; a ValueError or OSError if it is damaged."""
         with file.open("rb") as content:
-            head = np.load(content, allow_pickle=False)
+            try:
+                head = np.load(content, allow_pickle=False)
+            except (EOFError, ValueError, MemoryError):
+                raise ValueError("it does not begin with an array of NumPy's") from None
             start = content.tell()
         if head.dtype != _HEAD or head.ndim != 1:
             raise ValueError("it holds no hashes of texts")

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from acge_lightning.batch import Tokens
+from acge_lightning.cut import Words, cut
 from acge_lightning.errors import InputError, check_unicode
 from acge_lightning.layers import packed_weights, use_packed_weights
 from acge_lightning.packed import is_packed, packed_states, pool_packed
@@ -100,11 +101,12 @@ class Tokenize:
 
     Args:
         tokenizer: a transformers tokenizer.
-        max_length: most tokens of a text, special tokens included; longer texts are cut and keep their closing token.
+        max_length: most tokens of a text, special tokens included; longer texts are cut and keep their closing token. Of a
+            text of over 2**16 characters that has less than a token in 256 (`cut`), no more is looked at.
         special_tokens: whether the tokenizer's own special tokens ([CLS], [SEP] …) are added.
 
     Raises:
-        InputError: a `max_length` that leaves no room for a token of the text beside the special ones.
+        InputError: a `max_length` that leaves no room for a token of the text beside the special ones; no token to pad with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, special_tokens: bool = True):
@@ -116,9 +118,12 @@ class Tokenize:
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token_id is None:
+            raise InputError("the tokenizer has no token to pad texts with: set its pad_token to one of its tokens")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.special_tokens = special_tokens
+        self._words: Words | None = None
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Token ids of the texts; an empty list gives no rows.
@@ -129,20 +134,37 @@ class Tokenize:
         if not texts:
             return Tokens.from_lists([])
         try:
-            encoded = self.tokenizer(
-                list(texts),
-                add_special_tokens=self.special_tokens,
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
+            return Tokens.from_lists(self._encoded([self._cut(text) for text in texts])["input_ids"])
         except TypeError:  # which says neither what is wrong nor where
             for i, text in enumerate(texts):
                 check_unicode(text, f"texts[{i}]")
             raise
-        return Tokens.from_lists(encoded["input_ids"])
+
+    def _encoded(self, texts: list[str], **options: Any) -> Any:
+        return self.tokenizer(
+            texts,
+            add_special_tokens=self.special_tokens,
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            **options,
+        )
+
+    def _cut(self, text: str) -> str:
+        """As much of a text as its tokens are of."""
+
+        def words() -> Words:
+            if self._words is None:
+                self._words = Words.of(self.tokenizer)
+            return self._words
+
+        def tokens(part: str) -> tuple[int, int]:
+            found = self._encoded([part], return_offsets_mapping=True)
+            return len(found["input_ids"][0]), max((end for _, end in found["offset_mapping"][0]), default=0)
+
+        return cut(text, self.max_length, words, tokens)
 
     @property
     def pad_id(self) -> int:

@@ -375,8 +375,10 @@ def _training_rows(file: Path) -> np.ndarray:
     """Int64[n] hashes of the rows that an encoder was trained on."""
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
-        raise InputError(f"{file} is damaged ({error}): export the encoder again") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error})") from None
+    except (EOFError, ValueError, MemoryError):
+        raise InputError(f"{file} is damaged (NumPy finds no numbers in it): export the encoder again") from None
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise InputError(f"{file} is damaged (it holds {rows.dtype} of {rows.ndim} dims): export the encoder again")
     return rows

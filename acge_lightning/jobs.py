@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,25 @@ def run_in_own_process(cfg: DictConfig) -> float:
     program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
     folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
     command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
-    held, ours = os.pipe()  # when this process has ended, however that was, the other one finds the pipe closed
-    try:
-        environment = os.environ | {_PIPE: str(held)}
-        if _wait(subprocess.Popen(command, cwd=get_original_cwd(), env=environment, pass_fds=[held])):
-            return math.nan
-    finally:
-        os.close(held)
-        os.close(ours)
+    if status_of(command, get_original_cwd()):
+        return math.nan
     result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
     return result["after"]["val/mean"]
 
 
+def status_of(command: Sequence[str], folder: str) -> int:
+    """The exit status of a command, which can tell by a pipe that this process has ended, however that was."""
+    held, ours = os.pipe()
+    try:
+        environment = os.environ | {_PIPE: str(held)}
+        return _wait(subprocess.Popen(command, cwd=folder, env=environment, pass_fds=[held]))
+    finally:
+        os.close(held)
+        os.close(ours)
+
+
 def end_with_parent() -> None:
-    """In a process of `run_in_own_process`: end, as by SIGTERM, when the multirun that started it has ended."""
+    """In a process of `status_of`: end, as by SIGTERM, when the one that started it has ended."""
     held = os.environ.pop(_PIPE, None)
     if held is not None:
         threading.Thread(target=_end_when_closed, args=(int(held),), daemon=True).start()

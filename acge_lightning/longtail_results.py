@@ -44,7 +44,7 @@ def read(file: Path, protocol: Mapping[str, Any] | None = None) -> dict[str, Any
     Raises:
         InputError: it is another file, or of another protocol.
     """
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -40,6 +40,7 @@ from acge_lightning.ranking import Vectors, as_lines, best_grades, lexsort, pair
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of states
 _GATHERED = 65536  # rows of a state that travel together
+_SPREAD = 2048  # clusters whose starts are spread out; that takes time by the square of their number, of more they are drawn
 _DEPTH = 1000  # of the ranking that a reranking is judged by, in MTEB
 
 
@@ -376,7 +377,8 @@ class VMeasure(EmbeddingMetric):
         from sklearn.cluster import MiniBatchKMeans
         from sklearn.metrics import v_measure_score
 
-        means = MiniBatchKMeans(n_clusters=clusters, batch_size=512, n_init=starts, random_state=self.seed)
+        init = "k-means++" if clusters <= _SPREAD else "random"
+        means = MiniBatchKMeans(n_clusters=clusters, batch_size=512, init=init, n_init=starts, random_state=self.seed)
         return float(v_measure_score(truth, means.fit_predict(vectors)))
 
     def values(self, units: Tensor) -> dict[str, float]:

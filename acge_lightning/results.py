@@ -41,7 +41,7 @@ def earlier(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is another file, or cannot be read.
     """
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         return dict(NOTHING)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -61,13 +63,21 @@ def _environment(replaced: Callable[[str, str], str]) -> Iterator[None]:
 
     def env(key: str, *default: Any) -> Any:
         value = oc.env(key, *default)
-        return replaced(f"${{oc.env:{key}}}", value) if key in os.environ else value
+        return replaced(f"${{oc.env:{','.join([key, *map(_written, default)])}}}", value) if key in os.environ else value
 
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
     try:
         yield
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _written(default: Any) -> str:
+    """A default as it may stand in an interpolation."""
+    if default is None or isinstance(default, (bool, int, float)):
+        return json.dumps(default)
+    plain = re.fullmatch(r"(?!(?i:null|true|false|nan|inf)\Z)[A-Za-z_][\w./-]*", str(default), re.ASCII)
+    return str(default) if plain else '"' + str(default).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _plain(node: Any) -> Any:

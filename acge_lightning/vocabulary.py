@@ -131,7 +131,8 @@ def _sample(texts: Iterable[str], max_texts: int, max_characters: int) -> list[s
         raise InputError("there are no texts to learn a vocabulary from: check the data's `text` column")
     share = min(1.0, max_texts / total, max_characters / characters)
     count = max(1, int(total * share))
-    return texts_at((text for text in texts if text.strip()), [i * total // count for i in range(count)])
+    chosen = texts_at((text for text in texts if text.strip()), [i * total // count for i in range(count)])
+    return [text[:max_characters] for text in chosen]
 
 
 def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[str]:

@@ -219,7 +219,8 @@ def _used(function: Callable[[Path], object], folder: Path) -> tuple[str, str]:
         elif event == "open" and isinstance(details[0], str):
             path = os.path.realpath(details[0])
             writes = isinstance(details[1], str) and set("wax+") & set(details[1])
-            if path.startswith(f"{folder.parent}/outside") or path == "/etc/passwd" or (writes and path != os.devnull):
+            elsewhere = writes and path != os.devnull and not path.startswith(f"{os.path.realpath(folder)}/")
+            if path.startswith(f"{folder.parent}/outside") or path == "/etc/passwd" or elsewhere:
                 seen.append(f"{event} {details!r:.200}")
 
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

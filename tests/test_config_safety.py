@@ -83,6 +83,20 @@ HOSTILE = {
     "lightning.pytorch.loggers.csv_logs.rank_zero_only": ["x"],
     "lightning.pytorch.strategies.launchers.subprocess_script.subprocess.Popen": [["touch", CANARY]],
     "lightning.pytorch.callbacks.ModelCheckpoint.to_yaml": ["x"],
+    # classes of libraries that load models, write over files, send them away, or leave out our checks of checkpoints
+    "torchmetrics.text.BERTScore": ["x"],
+    "torchmetrics.text.infolm.InfoLM": ["x"],
+    "torchmetrics.multimodal.CLIPScore": ["x"],
+    "torchmetrics.image.fid.FrechetInceptionDistance": [],
+    "torchmetrics.audio.dnsmos.DeepNoiseSuppressionMeanOpinionScore": [16000, False],
+    "lightning.pytorch.callbacks.OnExceptionCheckpoint": ["x"],
+    "lightning.pytorch.loggers.neptune.NeptuneLogger": [],
+    "lightning.pytorch.loggers.mlflow.MLFlowLogger": ["x", "http://127.0.0.1:1"],
+    "lightning.pytorch.loggers.comet.CometLogger": [],
+    "lightning.pytorch.loggers.litlogger.LitLogger": [],
+    "lightning.pytorch.plugins.io.TorchCheckpointIO": [],
+    "lightning.pytorch.plugins.io.AsyncCheckpointIO": [],
+    "lightning.pytorch.plugins.io.XLACheckpointIO": [],
     # our own package as a door
     "acge_lightning.config.Path": ["x"],
     "acge_lightning.config.Path.unlink": ["x"],
@@ -102,6 +116,23 @@ HOSTILE = {
     "acge_lightning.module.EmbeddingModule.load_from_checkpoint": ["x"],
     "acge_lightning.data.base.TaskDataModule.load_from_checkpoint": ["x"],
     "acge_lightning.data.base.TaskDataModule.from_datasets": [],
+    "acge_lightning.results.write_csv": [[], CANARY],
+    "acge_lightning.files.write_text": [CANARY, "x"],
+    "acge_lightning.files.whole": [CANARY],
+    "acge_lightning.export.export": [None, "x"],
+    "acge_lightning.data.readers.locate": ["x"],
+    "acge_lightning.pretrained.load": ["x"],
+    "acge_lightning.compare.report": ["x", CANARY],
+    "acge_lightning.runs.read_runs": ["x"],
+    "acge_lightning.yaml_file.read_yaml": ["x"],
+    "acge_lightning.adaptive.FunnelIndex": [1],
+    "acge_lightning.adaptive.FunnelIndex.load": ["x"],
+    "acge_lightning.anchor.Anchor.load": ["x"],
+    "acge_lightning.evaluation.Model": ["x", "y"],
+    "acge_lightning.embeddings.Embeddings": [None, "x"],
+    "acge_lightning.data.store.Store": ["x"],
+    "acge_lightning.cli.Summary": [],
+    "acge_lightning.sources.Checked": ["main", "checked://x"],
     "acge_lightning.losses.InfoNCE.forward": [0],
     "acge_lightning.losses.InfoNCE.__init__": [],
     "acge_lightning.losses.InfoNCE.__init__.__globals__.get": ["os"],
@@ -317,6 +348,48 @@ def test_a_node_cannot_trust_for_itself(calls):
     refuse({"_target_": "os.system", "_args_": [SHELL], "trusted": ["os", "posix"]}, "is refused")
     refuse({"_target_": "acge_lightning.config.instantiate", "node": {}, "trusted": ["os"]}, "is refused")
     assert calls == []
+
+
+LIGHT = "lightning.pytorch"
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "key"),
+    [
+        (f"{LIGHT}.callbacks.ModelCheckpoint", {"dirpath": "x", "enable_version_counter": False}, "enable_version_counter"),
+        (f"{LIGHT}.loggers.CSVLogger", {"save_dir": "x", "version": "old"}, "version"),
+        (f"{LIGHT}.loggers.CSVLogger", {"_args_": ["x", "csv", "old"]}, "version"),
+        (f"{LIGHT}.loggers.csv_logs.CSVLogger", {"save_dir": "x", "version": "old", "_partial_": True}, "version"),
+        (f"{LIGHT}.callbacks.SpikeDetection", {"exclude_batches_path": "x.json"}, "exclude_batches_path"),
+        (f"{LIGHT}.Trainer", {"model_registry": "org/name"}, "model_registry"),
+        (f"{LIGHT}.loggers.WandbLogger", {"settings": {"git_root": "x"}}, "settings"),
+        (f"{LIGHT}.loggers.WandbLogger", {"save_code": True}, "save_code"),
+        (f"{LIGHT}.loggers.WandbLogger", {"experiment": {"_target_": LOSS}}, "experiment"),
+    ],
+)
+def test_arguments_that_write_over_files_or_upload_are_refused(target, given, key, calls):
+    """CSVLogger removes the metrics.csv of a version that is there; W&B asks the git of a folder, which runs its hooks."""
+    node = {"_target_": target} | given
+    refuse(node, rf"^conf key {key} is refused: leave it out of lightning\S+, or trust it: trusted=\[lightning\]")
+    refuse({"a": [node]}, rf"^conf key a\[0\]\.{key} is refused")
+    assert calls == []
+
+
+def test_arguments_that_were_refused_can_be_trusted(tmp_path):
+    node = {"_target_": f"{LIGHT}.loggers.CSVLogger", "save_dir": str(tmp_path), "version": "mine"}
+    assert instantiate(node, trusted=["lightning"]).version == "mine"
+    wandb = {"_target_": f"{LIGHT}.loggers.WandbLogger", "_partial_": True, "project": "p", "tags": ["a"], "group": "g"}
+    assert instantiate(wandb).keywords == {"project": "p", "tags": ["a"], "group": "g"}
+
+
+def test_a_csv_logger_of_a_config_removes_nothing(tmp_path):
+    old = tmp_path / "csv" / "version_0" / "metrics.csv"
+    old.parent.mkdir(parents=True)
+    old.write_text("step,a\n1,2\n", encoding="utf-8")
+    logger = instantiate({"_target_": f"{LIGHT}.loggers.CSVLogger", "save_dir": str(tmp_path), "name": "csv"})
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.save()
+    assert old.read_text(encoding="utf-8") == "step,a\n1,2\n"
 
 
 # ---- what builds

@@ -363,6 +363,24 @@ def test_invalid_utf8_in_parquet_is_named(tmp_path):
     assert "utf-8" in str(bad[1])
 
 
+def test_a_date_that_is_none_matters_only_where_it_is_read(tmp_path):
+    times = pa.array([0, 2**40, 0], pa.timestamp("s"))  # the second one after the year 9999
+    path = written(tmp_path / "a.parquet", parquet(pa.table({"text": ["a", "b", "c"], "when": times})))
+    assert [row for _, row in rows(path, {"text", "title"})] == [{"text": text, "when": None} for text in "abc"]
+    read = [row for _, row in rows(path)]
+    assert [row["text"] for row in read[::2]] == ["a", "c"]
+    assert "cannot be read" in str(read[1])
+
+
+def test_a_column_that_nobody_reads_may_be_damaged(tmp_path):
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["a"] * 50, "other": ["other"] * 50})
+    pq.write_table(table, path, compression="NONE", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"other\x05\0\0\0", b"other\xff\xff\xff\xff"))
+    assert len(list(rows(path, {"text"}))) == 50
+    with pytest.raises(InputError, match="cannot be read"):
+        list(rows(path))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.zip", "a", "a.gz", "jsonl"])
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path, name):
     path = written(tmp_path / name, b"")

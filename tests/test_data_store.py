@@ -1,11 +1,14 @@
 """Checked rows on disk: what is refused or skipped, when the cache serves again, and reading by number."""
 
 import gzip
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -364,6 +367,61 @@ def test_a_changed_file_is_read_again(tmp_path, reads):
     os.utime(path, ns=(1, 10**18))
     assert texts(opened(path)) == ["longes"]
     assert len(reads) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-32],
+        lambda content: content + b"x",
+        lambda content: content.replace(b"second", b"secund"),
+        lambda content: content.replace(b"second", b"seco\xffd"),
+    ],
+)
+def test_a_damaged_store_is_told_and_read_again(damage, tmp_path, reads, caplog):
+    path = written(tmp_path / "a.jsonl", [{"text": "first"}, {"text": "second"}])
+    kept = opened(path).file
+    kept.write_bytes(damage(kept.read_bytes()))
+    for _ in range(2):
+        assert texts(opened(path)) == ["first", "second"]
+    assert reads == ["a.jsonl"] * 2
+    assert caplog.text.count(f"{kept} is damaged (") == 1
+
+
+@pytest.mark.parametrize("wrong", ["offsets", "columns"])
+def test_a_store_whose_digest_is_right_and_whose_rows_are_not(wrong, tmp_path, reads):
+    """As one that was made to do harm: offsets beyond the texts end the interpreter where they are believed."""
+    path = written(tmp_path / "a.jsonl", [{"text": "first"}, {"text": "second"}])
+    kept = opened(path).file
+    content = kept.read_bytes()[:-32]
+    if wrong == "offsets":
+        content = content.replace((5).to_bytes(8, "little") + (11).to_bytes(8, "little"), (2**33).to_bytes(8, "little") * 2)
+    else:
+        content = content.replace(b"text", b"tact")
+    kept.write_bytes(content + hashlib.sha256(content).digest())
+    assert texts(opened(path)) == ["first", "second"]
+    assert reads == ["a.jsonl"] * 2
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match=r"taken/rows \(Not a directory\): make room there, or give another paths\.cache_dir"):
+        opened(path, cache=tmp_path / "taken" / "rows")
+
+
+def test_drafts_of_killed_processes_are_swept(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"text": "a"}])
+    killed = "import os\nfrom pathlib import Path\nfrom acge_lightning.data import store\n"
+    killed += "from acge_lightning.data.records import TextRecord\n"
+    killed += "store._blocks = lambda *given: os.kill(os.getpid(), 9)\n"
+    killed += f"store.open_store([Path({str(path)!r})], TextRecord, {{}}, 'quarantine', {str(tmp_path / 'cache')!r})"
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == -9
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    opened(written(tmp_path / "b.jsonl", [{"text": "b"}]))
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]
 
 
 def test_another_setting_is_read_again(tmp_path, reads):

@@ -253,6 +253,30 @@ def test_mtebs_own_program_gives_the_same_scores(small_encoder, tmp_path, capsys
         suite_scores(open_models("bm25"), "local", tmp_path, {"data_dir": str(SAMPLE), "cache_dir": str(tmp_path)})
 
 
+def test_mtebs_results_of_changed_rows_and_damaged_ones_are_put_aside(small_encoder, tmp_path, caplog):
+    pytest.importorskip("mteb")
+    folder = tmp_path / "data" / "sts" / "mine"
+    folder.mkdir(parents=True)
+    lines = [json.dumps(row) for row in rows("sts")]
+
+    def scored(count):
+        (folder / "test.jsonl").write_text("\n".join(lines[:count]))
+        return run_local(load(small_encoder), "a", find(tmp_path / "data"), tmp_path / "out", cache_dir=tmp_path / "cache")
+
+    first = scored(12)
+    (file,) = (tmp_path / "out").rglob("LocalSTS_mine.json")
+    before = file.read_bytes()
+    second = scored(20)
+    assert first != second
+    (aside,) = file.parent.glob("LocalSTS_mine.json.*")
+    assert aside.read_bytes() == before
+    file.write_bytes(file.read_bytes()[:100])
+    assert scored(20) == second
+    assert len(list(file.parent.glob("LocalSTS_mine.json.*"))) == 2
+    assert "is of other rows: it is kept as" in caplog.text
+    assert "is damaged (" in caplog.text
+
+
 def arguments(folder):
     """A set like ArguAna: queries are documents, and what answers one is another document."""
     home = folder / "retrieval" / "arguments"

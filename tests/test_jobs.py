@@ -145,3 +145,18 @@ def test_sigterm_is_passed_on_and_waited_for(tmp_path):
     assert process.wait(20) == 143
     process.stdout.close()
     assert (tmp_path / "saved").is_file()
+
+
+def test_a_job_ends_as_by_sigterm_when_its_multirun_was_killed(tmp_path):
+    child = "import signal, sys, time\nfrom acge_lightning.jobs import end_with_parent\n"
+    child += "def leave(*_): open('saved', 'w').close(), sys.exit(143)\n"
+    child += "signal.signal(signal.SIGTERM, leave)\nend_with_parent()\nprint('ready', flush=True)\ntime.sleep(600)"
+    parent = f"import sys\nfrom acge_lightning.jobs import status_of\nstatus_of([sys.executable, '-c', {child!r}], '.')"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == b""  # at its end: the other process, which has the same output, has ended
+    process.stdout.close()
+    assert (tmp_path / "saved").is_file()

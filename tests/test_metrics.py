@@ -459,6 +459,15 @@ def test_v_measure_of_clear_clusters_equals_scikit_learn(swapped):
     assert result["v_measure"] == pytest.approx(expected, abs=1e-9)
 
 
+def test_v_measure_of_many_clusters_starts_from_texts_drawn_at_random(monkeypatch):
+    labels = torch.arange(40).repeat_interleave(5)
+    embeddings = torch.eye(40)[labels] + 0.01 * texts(200, dim=40)
+    given = torch.stack([labels, torch.zeros(200, dtype=torch.long)], dim=1)
+    spread = VMeasure().score(embeddings, given)["v_measure"]
+    monkeypatch.setattr("acge_lightning.metrics._SPREAD", 39)
+    assert 0.8 < VMeasure().score(embeddings, given)["v_measure"] != spread
+
+
 def test_v_measure_needs_two_labels():
     with pytest.raises(InputError, match="at least two labels"):
         scored(VMeasure(), texts(6), torch.tensor([[3, 0]] * 6))
