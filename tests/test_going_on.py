@@ -19,7 +19,7 @@ from acge_lightning.checkpoint import newest, read
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.files import lock
-from acge_lightning.resume import check_config, check_same, differences
+from acge_lightning.resume import LENGTH, PLACE, check_config, check_same, differences
 from acge_lightning.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -371,3 +371,10 @@ def test_a_killed_run_with_workers_goes_on_at_once(cache, tmp_path):
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert result_of(tmp_path / "run")["before"]
+
+
+def test_the_documentation_names_what_may_differ():
+    text = (ROOT / "docs" / "resume.md").read_text(encoding="utf-8")
+    for pattern in (*PLACE, *LENGTH):
+        if pattern != "fisher*":  # of no effect in a run, and the same in a sequence
+            assert f"{pattern.removesuffix('*').rpartition('.')[2]}" in text, pattern
