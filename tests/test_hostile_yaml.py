@@ -228,6 +228,14 @@ def test_a_stage_cannot_trust(folder):
     assert "stages.a.set.trusted" in message
 
 
+def test_a_file_cannot_leave_out_the_checks_of_checkpoints(folder):
+    write(folder / "conf", {"experiment/x": text({"trainer": {"plugins": None}})})
+    kept = []
+    keep = lambda cfg: kept.append(type(make_trainer(cfg).strategy.checkpoint_io).__name__)  # noqa: E731
+    composed("--config-dir", "conf", "+experiment=x", "logger=none", job=keep)
+    assert kept == ["SafeCheckpointIO"]
+
+
 # ---- what a file may do
 
 
