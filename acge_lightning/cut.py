@@ -1,4 +1,4 @@
-"""Long texts are cut before they are tokenised, as only their first tokens count: to the same tokens wherever that is certain."""
+"""Long texts are cut before they are tokenised: only their first tokens count, which stay the same wherever that is certain."""
 
 from __future__ import annotations
 
