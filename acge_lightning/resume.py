@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 from acge_lightning.checkpoint import newest, skim
 from acge_lightning.errors import InputError
@@ -208,7 +209,7 @@ class Resume(Callback):
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
-        self._started = False
+        self._started, self._step = False, 0
 
     @classmethod
     def of(cls, trainer: Trainer) -> Resume:
@@ -233,13 +234,17 @@ class Resume(Callback):
             elif isinstance(callback, EarlyStopping):
                 states[callback.state_key] = _counted(states[callback.state_key], callback)
 
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """An optimizer has taken a step with the state that was restored."""
+        self._started = self._started or trainer.global_step > self._step
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All has been restored."""
-        self._started = True
+        """Count from here."""
+        self._step = trainer.global_step
 
     @contextmanager
     def restoring(self, trainer: Trainer) -> Iterator[None]:
-        """What a checkpoint does to Lightning before the first step, in one message.
+        """What a checkpoint does to Lightning until the first step is taken, in one message.
 
         Raises:
             InputError: in place of whatever it was.

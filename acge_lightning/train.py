@@ -41,7 +41,7 @@ from acge_lightning.swap import check_target
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)
-_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 def train(cfg: DictConfig) -> float:
