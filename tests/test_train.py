@@ -121,14 +121,14 @@ def test_a_run_goes_on_from_a_checkpoint(compose_run, tmp_path):
         assert torch.equal(value, rest["state_dict"][name]), name
 
 
-def test_a_variable_with_a_default_is_recorded_by_its_name(compose_run, tmp_path, monkeypatch):
+def test_a_variable_with_a_default_is_recorded_as_it_was_written(compose_run, tmp_path, monkeypatch):
     """Also one whose default is a path with a tilde, which loggers read again as an interpolation."""
     monkeypatch.setenv("ACGE_CACHE", str(tmp_path / "cache"))
     cfg = compose_run(*STS, "trainer.max_steps=1")
     cfg.paths.cache_dir = '${oc.env:ACGE_CACHE,"~/.cache/acge_lightning"}'
     train(cfg)
     training = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
-    assert training["config"]["task"]["sample_sts"]["data"]["cache_dir"] == "${oc.env:ACGE_CACHE}"
+    assert training["config"]["task"]["sample_sts"]["data"]["cache_dir"] == '${oc.env:ACGE_CACHE,"~/.cache/acge_lightning"}'
 
 
 def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
