@@ -160,7 +160,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                    weights[name] = _own(opened.get_tensor(name), f"{file}: {name}")
+                    weights[name] = _as_float32(opened.get_tensor(name), f"{file}: {name}")
         except SafetensorError as error:
             raise InputError(f"{file} is damaged ({one_line(error)}): copy or download it again") from error
         except (OSError, RuntimeError, MemoryError) as error:
@@ -168,13 +168,13 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _own(value: torch.Tensor, name: str) -> torch.Tensor:
-    """A copy in memory, which a later change of the file does not reach."""
-    if not value.is_floating_point():
-        if name.endswith(("weight", "bias", "embeddings")):
-            raise InputError(f"{name} is {str(value.dtype).removeprefix('torch.')}: quantised weights are not supported")
-        return value.clone()
-    return value.to(torch.float32, copy=True)
+def _as_float32(value: torch.Tensor, name: str) -> torch.Tensor:
+    """The values that there are, in the file's own memory where it has float32; an error for numbers that stand for others."""
+    if value.is_floating_point():
+        return value.to(torch.float32)
+    if name.endswith(("weight", "bias", "embeddings")):
+        raise InputError(f"{name} is {str(value.dtype).removeprefix('torch.')}: quantised weights are not supported")
+    return value
 
 
 def _weight_files(folder: Path) -> list[Path]:

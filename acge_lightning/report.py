@@ -206,9 +206,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
+def check_result(folder: Path) -> None:
+    """Refuse a folder with a `result.json` that no run has written."""
+    check_replaceable(folder / "result.json", b'"before"', "the result of a run")
+
+
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
     """`result.json` of a run, by which it counts as done: its scores, and where its model is; whole or not at all."""
-    check_replaceable(folder / "result.json", b'"before"', "the result of a run")
+    check_result(folder)
     result = {"before": dict(before), "after": dict(after), "output": str(output)}
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 

@@ -33,7 +33,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.files import lock, unwritten
 from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
-from acge_lightning.report import Scores, coverage_table, score_table, searches, show, write_result
+from acge_lightning.report import Scores, check_result, coverage_table, score_table, searches, show, write_result
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
 from acge_lightning.secret import recorded
@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     for name in ("export", "backbone"):  # one of which is written at the end
         check_target(folder / name)
+    check_result(folder)
     seed_everything(config["seed"], workers=True, verbose=False)
     tasks = make_tasks(cfg)
     mixture = instantiate(

@@ -199,3 +199,15 @@ def test_letters_that_no_font_has_are_told_once(label, said, tmp_path, caplog):
     shown = {str(i): _projection("title", [(0.0, 0.0, label), (1.0, 1.0, "b")]) for i in range(2)}
     assert len(save_figures(shown, tmp_path)) == 2
     assert len([record for record in caplog.records if "install one with them" in record.message]) == said
+
+
+def test_a_picture_of_somebody_else_is_kept(shown, tmp_path):
+    (tmp_path / "matryoshka.png").write_bytes(b"mine")
+    name = next(iter(shown))
+    figure = {"matryoshka": shown[name]}
+    with pytest.raises(InputError, match=r"matryoshka\.png is there and is not a picture of acge_lightning: it is kept"):
+        save_figures(figure, tmp_path)
+    assert (tmp_path / "matryoshka.png").read_bytes() == b"mine"
+    (first,) = save_figures(figure, tmp_path / "new")
+    assert save_figures(figure, tmp_path / "new") == [first]
+    assert first.read_bytes().startswith(b"\x89PNG")

@@ -213,6 +213,16 @@ def test_an_anchor_that_cannot_be_written_costs_nothing_but_its_writing(parts, t
     assert [path.name for path in (tmp_path / "old.parts").iterdir()] == ["mine.txt"]
 
 
+def test_a_file_that_is_no_anchor_is_kept(parts, tmp_path):
+    tasks, encoder, _ = parts
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(2)}, file)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"model\.safetensors is there and is not an anchor: it is kept"):
+        write_anchor(file, encoder, {"sts": tasks["sts"]}, **FEW)
+    assert file.read_bytes() == before
+
+
 def process(rank, world, port, cache, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)

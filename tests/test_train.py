@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from sentence_transformers import SentenceTransformer
 
 from acge_lightning import load
+from acge_lightning import train as train_module
 from acge_lightning.config import config_dir
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.errors import InputError
@@ -289,6 +290,18 @@ def test_a_bad_config_gives_one_clear_error(kind, compose_run, earlier):
     for word in words:
         assert word in str(caught.value)
     assert [p.name for p in earlier.iterdir()] == ["modules.json"]
+
+
+@pytest.mark.parametrize(("name", "file"), [("export", "export/notes.txt"), ("result", "result.json")])
+def test_a_folder_in_the_way_is_told_before_training(name, file, compose_run, tmp_path, monkeypatch):
+    cfg = compose_run()
+    mine = Path(cfg.paths.output_dir) / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    monkeypatch.setattr(train_module, "make_tasks", lambda cfg: pytest.fail("it has begun"))
+    with pytest.raises(InputError, match=f"{name}.* it is kept"):
+        train(cfg)
+    assert mine.read_text() == "mine"
 
 
 def test_diverged_weights_are_not_exported(compose_run, earlier):

@@ -1,6 +1,7 @@
 """Learnt vocabularies: segmentation, sizes, round trips, and the same result twice."""
 
 import random
+import sys
 import tracemalloc
 
 import pytest
@@ -138,3 +139,22 @@ def test_a_single_short_text_is_enough(kind):
 def test_errors_say_what_is_wrong(arguments, message):
     with pytest.raises(InputError, match=message):
         train_vocabulary(*arguments)
+
+
+def test_a_folder_of_somebody_else_is_kept(tmp_path, monkeypatch, cache):
+    from acge_lightning import cli
+
+    def learn(folder, size):
+        given = ["acge", "vocabulary", f"output={folder}", f"vocabulary.vocab_size={size}", f"paths.cache_dir={cache}"]
+        monkeypatch.setattr(sys, "argv", [*given, "+task.sample_unlabelled.data.max_train=50"])
+        monkeypatch.chdir(tmp_path)
+        cli.main()
+
+    learn(tmp_path / "words", 200)
+    learn(tmp_path / "words", 100)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "words")) <= 100
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text("mine")
+    with pytest.raises(SystemExit, match=r"model holds tokenizer\.json, and no acge\.json of ours: it is kept"):
+        learn(tmp_path / "model", 100)
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == "mine"
