@@ -138,3 +138,10 @@ def test_a_single_short_text_is_enough(kind):
 def test_errors_say_what_is_wrong(arguments, message):
     with pytest.raises(InputError, match=message):
         train_vocabulary(*arguments)
+
+
+def test_of_one_endless_text_no_more_than_the_limit_is_learnt_from():
+    text = "今天天气很好 good weather " * 10_000
+    found = train_vocabulary([text], "bpe", 60, max_characters=200)
+    assert found.get_vocab() == train_vocabulary([text[:200]], "bpe", 60).get_vocab()
+    assert found.get_vocab() != train_vocabulary([text + "X" * 90_000], "bpe", 60).get_vocab()
