@@ -74,8 +74,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_settings(file: Path, default: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The same for a file that holds a JSON object."""
+    if not os.path.lexists(file):
+        return default
     found = read_json(file, default)
-    if found is not None and not isinstance(found, dict):
+    if not isinstance(found, dict):
         raise InputError(f"{file} is {_kind_of(found)}, not a JSON object: copy it again")
     return found
 

@@ -204,17 +204,17 @@ def read_pooling(folder: Path) -> Pooling:
     config = read_settings(folder / "config.json")
     if config is None:
         raise InputError(f"{folder}/config.json is missing: copy the Pooling module's folder again")
+    file, modes = folder / "config.json", [key for key in config if key.startswith("pooling_mode_")]
     mode = config.get("pooling_mode")
     if mode is None:
-        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        flags = [key for key in modes if setting(file, config, key, bool)]
         mode = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in flags] or "mean"
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if not isinstance(mode, str) or mode not in _POOLING:
-        raise InputError(f"{folder}/config.json: Pooling {str(mode)[:80]} is not supported: choose one of {sorted(_POOLING)}")
-    if config.get("include_prompt") is False:
-        raise InputError(f"{folder}/config.json: Pooling with include_prompt=false is not supported")
-    modes = {key for key in config if key.startswith("pooling_mode_")}
-    _check_settings(folder / "config.json", config, dict.fromkeys(_POOLING_KEYS | modes))
+        raise InputError(f"{file}: Pooling {str(mode)[:80]} is not supported: choose one of {sorted(_POOLING)}")
+    if not setting(file, config, "include_prompt", bool, True):
+        raise InputError(f"{file}: Pooling with include_prompt=false is not supported")
+    _check_settings(file, config, dict.fromkeys([*_POOLING_KEYS, *modes]))
     return _POOLING[mode]
 
 

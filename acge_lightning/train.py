@@ -88,6 +88,8 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
 
     checkpoints = folder / "checkpoints"
     resume = checkpoint_to_resume(config["resume"], checkpoints, trainer, module)
+    if resume is None and trainer.is_global_zero:
+        check_fresh(folder, checkpoints, config["resume"])
     state = Resume.of(trainer)
 
     with closing(trainer.loggers):
@@ -124,6 +126,23 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
     _check_trainer(config["trainer"])
     return config
+
+
+def check_fresh(folder: Path, checkpoints: Path, resume: str | None) -> None:
+    """Refuse to begin a run where another one has been: its export and its checkpoints would be replaced.
+
+    Args:
+        folder: of the run.
+        checkpoints: its folder of them.
+        resume: None for a new run; `auto` may begin anew where no checkpoint is good.
+
+    Raises:
+        InputError: the folder holds a finished run, or checkpoints.
+    """
+    found = [folder / "result.json", *(sorted(checkpoints.glob("*.ckpt")) if resume is None else [])]
+    if there := [str(file.relative_to(folder)) for file in found if file.is_file()]:
+        advice = "resume=auto goes on with it, and " if resume is None else ""
+        raise InputError(f"{folder} holds a run already ({there[0]}): {advice}a new run needs a folder of its own")
 
 
 @contextmanager

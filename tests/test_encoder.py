@@ -443,3 +443,9 @@ def test_a_batch_of_8192_pairs_needs_less_than_4_gib(tmp_path):
     print(found)
     assert found["gib"] < 4
     assert found["tokens"] > 200_000
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_is_refused():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    with pytest.raises(InputError, match="no token to pad"):
+        Tokenize(tokenizer, 8)

@@ -302,6 +302,22 @@ def test_a_second_run_in_a_folder_is_refused(run):
     assert not (run.folder / ".lock").exists()
 
 
+def test_a_new_run_needs_a_folder_of_its_own(run):
+    before = contents(run.folder)
+    with pytest.raises(
+        InputError, match=r"moved holds a run already \(result\.json\): resume=auto goes on with it, and a new run"
+    ):
+        run("seed=5", resume="null")
+    assert contents(run.folder) == before
+    (run.folder / "result.json").rename(run.folder / "kept.json")
+    with pytest.raises(InputError, match=r"holds a run already \(checkpoints/last\.ckpt\)"):
+        run("seed=5", resume="null")
+    (run.folder / "kept.json").rename(run.folder / "result.json")
+    shutil.rmtree(run.folder / "checkpoints")
+    with pytest.raises(InputError, match=r"holds a run already \(result\.json\): a new run needs a folder of its own"):
+        run("seed=5")
+
+
 def test_the_processes_of_other_devices_take_no_lock(run, monkeypatch):
     from lightning.pytorch.utilities import rank_zero_only
 
