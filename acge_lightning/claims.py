@@ -35,6 +35,7 @@ _DROPPED = ("_name_or_path", "_commit_hash", "name_or_path", "attn_implementatio
 _DROPPED += ("experts_implementation", "_experts_implementation", "fusion_config", "num_labels")
 _COUNT = re.compile("layer|dense_replace|num_labels")  # in the names of those entries that lists are made from
 _LEAST = {"num_labels": 2**20}  # of such a count that is taken whatever the weights are
+_TOKENS = 2**24  # of a vocabulary
 _STEPS = 64  # of a tokenizer, one after the other
 _GROWTH = 256  # times as long as a text may become on its way through a tokenizer
 _PATHS = re.compile(
@@ -205,7 +206,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def is_within(name: str) -> bool:
     """Whether a relative path stays in its folder, by its text alone."""
     path = PureWindowsPath(name)  # which knows both kinds of slash, and drives
-    return not path.anchor and ".." not in path.parts and "\0" not in name
+    return not path.anchor and ".." not in path.parts and "\0" not in name and len(name) < 256
 
 
 # ---- the tokenizer
@@ -216,10 +217,24 @@ def check_tokenizer(folder: Path) -> None:
 
     All that transformers and tokenizers read is looked at before they read it.
     """
-    check_counts(folder / "config.json", read_settings(folder / "config.json", {}))
     file = folder / "tokenizer_config.json"
-    settings = read_settings(file, {})
+    settings, config = read_settings(file, {}), read_settings(folder / "config.json", {})
+    check_counts(folder / "config.json", config)
+    _check_entries(folder, file, settings)
+    for name in (settings.get("tokenizer_class"), config.get("tokenizer_class")):
+        known = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(known, type) and not issubclass(known, PreTrainedTokenizerFast):
+            raise InputError(f"{file}: {name} is a tokenizer in Python: only those of `tokenizers` are read")
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        read_settings(folder / name, {})
+    check_steps(folder / "tokenizer.json")
+
+
+def _check_entries(folder: Path, file: Path, settings: Mapping[str, Any]) -> None:
     setting(file, settings, "model_max_length", float)
+    for number in setting(file, settings, "added_tokens_decoder", dict, {}):
+        if not number.isdecimal() or int(number[:9]) >= _TOKENS:
+            raise InputError(f"{file}: added_tokens_decoder has {number!r:.80}, not the number of a token: copy it again")
     for key in ("init_inputs", "gguf_file"):
         if settings.get(key):
             raise InputError(f"{file}: {key} is not supported: delete the entry")
@@ -227,13 +242,6 @@ def check_tokenizer(folder: Path) -> None:
         for name in value if isinstance(value, list) else [value]:
             if _PATHS.match(key) and isinstance(name, str) and _leads_outside(folder, name):
                 raise InputError(f"{file}: {key}={name!r:.80} leads out of the folder: delete the entry")
-    for name in {settings.get("tokenizer_class"), read_settings(folder / "config.json", {}).get("tokenizer_class")}:
-        known = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(known, type) and not issubclass(known, PreTrainedTokenizerFast):
-            raise InputError(f"{file}: {name} is a tokenizer in Python: only those of `tokenizers` are read")
-    for name in ("special_tokens_map.json", "added_tokens.json"):
-        read_settings(folder / name, {})
-    check_steps(folder / "tokenizer.json")
 
 
 def _leads_outside(folder: Path, name: str) -> bool:

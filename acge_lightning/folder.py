@@ -172,9 +172,9 @@ def _check_types(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path) -> None:
-    """An error if a token has no row in the table of embeddings."""
+    """An error if a token has no row in the table of embeddings, or hardly a row has one."""
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
-    if tokens > rows:
+    if tokens > rows or tokens < rows / 10:  # so few are those that transformers makes up where it finds no vocabulary
         raise InputError(f"{folder}: {tokens} tokens, but its table of embeddings has {rows} rows: they do not fit")
 
 

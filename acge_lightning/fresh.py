@@ -154,7 +154,7 @@ def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
     if path.is_dir():
         check_tokenizer(path)
     with reading(path):
-        vocabulary = any(any(path.glob(pattern)) for pattern in _VOCABULARIES)  # else it would be made up
+        vocabulary = any(file.is_file() for pattern in _VOCABULARIES for file in path.glob(pattern))  # else it would be made up
         if vocabulary and any((path / name).is_file() for name in ("tokenizer_config.json", "config.json")):
             found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
             if not found.is_fast:

@@ -93,7 +93,8 @@ def train_vocabulary(
     if vocab_size <= len(special):
         raise InputError(f"vocab_size={vocab_size} leaves no room beside the {len(special)} special tokens: try 8000")
     tokenizer = _pipeline(kind, lowercase)
-    chosen = _common_characters(_sample(texts, max_texts, max_characters), tokenizer, int(vocab_size * _ALPHABET))
+    sample = [text[:max_characters] for text in _sample(texts, max_texts, max_characters)]
+    chosen = _common_characters(sample, tokenizer, int(vocab_size * _ALPHABET))
     learn = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _bpe}[kind]
     tokenizer.model = learn(tokenizer, chosen, vocab_size)
     if kind == "wordpiece":
@@ -131,8 +132,7 @@ def _sample(texts: Iterable[str], max_texts: int, max_characters: int) -> list[s
         raise InputError("there are no texts to learn a vocabulary from: check the data's `text` column")
     share = min(1.0, max_texts / total, max_characters / characters)
     count = max(1, int(total * share))
-    chosen = texts_at((text for text in texts if text.strip()), [i * total // count for i in range(count)])
-    return [text[:max_characters] for text in chosen]
+    return texts_at((text for text in texts if text.strip()), [i * total // count for i in range(count)])
 
 
 def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[str]:

@@ -157,3 +157,15 @@ def test_the_steps_of_tokenizers_that_there_are_are_taken(tmp_path):
     file.write_text(json.dumps({"normalizer": {"type": "Sequence", "normalizers": STEPS * 30}}))
     with pytest.raises(InputError, match="more than 64"):
         check_steps(file)
+
+
+def test_a_vocabulary_that_is_no_file_is_not_made_up(tmp_path):
+    folder = make("vocab", tmp_path / "model")
+    load(folder)
+    (folder / "vocab.txt").unlink()
+    (folder / "vocab.txt").mkdir()
+    with pytest.raises(InputError, match="no tokenizer there"):
+        load(folder)
+    (folder / "other.model").write_text("")
+    with pytest.raises(InputError, match=r"\d tokens, but its table of embeddings has 64 rows"):
+        load(folder)

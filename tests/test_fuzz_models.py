@@ -46,6 +46,15 @@ def make(kind, folder):
     encoder = transformer(train_vocabulary(CORPUS, vocab_size=120), BERT, max_length=32, prompts={"query": "问："})
     if kind == "plain":
         return save_backbone(encoder, folder)
+    if kind == "vocab":  # the tokenizer as a list of words
+        vocabulary = encoder.tokenize.tokenizer.get_vocab()
+        save_backbone(encoder, folder)
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+        (folder / "special_tokens_map.json").write_text('{"unk_token": "[UNK]", "pad_token": "[PAD]"}')
+        (folder / "added_tokens.json").write_text("{}")
+        return folder
     encoder.dense = Dense(16, 12, activation="Tanh")
     encoder.matryoshka_dims = (4, 12)
     export(encoder, folder)
@@ -203,6 +212,10 @@ HOSTILE = {  # name -> damage, and what the error says
         lambda f: rewrite(f / "tokenizer.json", lambda t: t["model"]["vocab"].update({"text": 10**6})),
         "1000001 tokens, but",
     ),
+    "an added token of number 10^9": (
+        lambda f: edit(f / TOKENIZER_CONFIG, added_tokens_decoder={str(10**9): {"content": "x"}}),
+        "added_tokens_decoder",
+    ),
     "a special token without a row": (
         lambda f: rewrite(f / "tokenizer.json", lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[999])),
         "cannot be loaded",
@@ -256,7 +269,7 @@ def test_a_hostile_folder(name, whole, monkeypatch):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["static", "older", "newer", "plain"])
+@pytest.mark.parametrize("kind", ["static", "older", "newer", "plain", "vocab"])
 def test_a_damaged_folder_is_loaded_or_refused_in_one_line(kind, tmp_path):
     folder = make(kind, tmp_path / "model")
     cases = [
