@@ -107,9 +107,9 @@ HOSTILE = {
     "acge_lightning.config.partial": ["x"],
     "acge_lightning.cli.main": [],
     "acge_lightning.train.train": [{}],
-    "acge_lightning.export.shutil.rmtree": ["x"],
+    "acge_lightning.swap.shutil.rmtree": ["x"],
     "acge_lightning.export.torch.load": ["x"],
-    "acge_lightning.export.os.system": [SHELL],
+    "acge_lightning.swap.os.system": [SHELL],
     "acge_lightning.pretrained.logging.os.system": [SHELL],
     "acge_lightning.module.os.system": [SHELL],
     "acge_lightning.config.inspect.os.system": [SHELL],
@@ -214,7 +214,7 @@ def test_a_text_that_is_no_public_name_is_refused(target, calls):
     assert calls == []
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.nn.modules.module.torch.load", "acge_lightning.export.os.system"])
+@pytest.mark.parametrize("target", ["os.system", "torch.nn.modules.module.torch.load", "acge_lightning.swap.os.system"])
 @pytest.mark.parametrize(
     ("wrap", "where"),
     [
@@ -243,7 +243,7 @@ def test_interpolated_targets_are_resolved_and_then_checked(calls):
             "evil": "os.system",
             "made": {"_target_": "os.system", "_args_": [SHELL]},
             "half": {"_target_": "${evil}", "_args_": [SHELL]},
-            "parts": {"_target_": "acge_lightning.export.${evil}"},
+            "parts": {"_target_": "acge_lightning.swap.${evil}"},
             "whole": {"_target_": LOSS, "temperature": "${made}"},
             "created": {"_target_": LOSS, "temperature": f"${{oc.create:{{_target_: os.system, _args_: ['{SHELL}']}}}}"},
         }

@@ -109,8 +109,7 @@ SHOWN = ("results.json", "result.json", ".hydra", "csv", "export/training.json")
 def test_a_report_of_damaged_runs_is_written_or_refused(run, tmp_path):
     cases = [*damaged_files(run), *damaged_json(run, 0, 150, skip=("export/tokenizer.json", "export/config.json"))]
     cases = [case for case in cases if case.name.partition(" ")[2].startswith(SHOWN) or case.name.startswith(SHOWN)]
-    assert len(cases) > 100
-    assert faults(outcomes(run, cases, "test_fuzz_runs:show", tmp_path)) == []
+    assert faults(outcomes(run, random.Random(0).sample(cases, 90), "test_fuzz_runs:show", tmp_path)) == []
 
 
 @pytest.mark.heavy
@@ -118,15 +117,14 @@ def test_results_are_added_to_damaged_ones_or_they_are_refused(run, tmp_path):
     cases = [*damaged_files(run), *damaged_json(run, 1, 400)]
     cases = [case for case in cases if "results.json" in case.name or case.name.startswith("results")]
     cases = [case for case in cases if not case.name.endswith((" a pipe", "/dev/zero"))]  # which are written to, if asked for
-    assert len(cases) > 40
-    assert faults(outcomes(run, cases, "test_fuzz_runs:add", tmp_path)) == []
+    assert faults(outcomes(run, random.Random(1).sample(cases, 60), "test_fuzz_runs:add", tmp_path)) == []
 
 
 @pytest.mark.heavy
 def test_a_damaged_run_goes_on_or_is_refused(run, tmp_path):
     cases = [case for case in damaged_files(run) if case.name.startswith(("checkpoints", "export", "csv", "result.json"))]
-    chosen = random.Random(2).sample(cases, 40)
-    assert faults(outcomes(run, [*chosen, *damaged_checkpoints(3, 60)], "test_fuzz_runs:go_on", tmp_path)) == []
+    chosen = random.Random(2).sample(cases, 30)
+    assert faults(outcomes(run, [*chosen, *damaged_checkpoints(3, 50)], "test_fuzz_runs:go_on", tmp_path)) == []
 
 
 def test_the_mutators_change_what_they_say(run, tmp_path):
