@@ -342,7 +342,10 @@ def _resolve(target: Any, where: str, trusted: tuple[str, ...]) -> Any:
 
 def _refused(where: str, target: str, reason: str, home: str) -> InputError:
     package = home.partition(".")[0]
-    return InputError(f"{where}={target} is refused ({reason}): if you trust it, add its package: trusted=[{package}]")
+    remedy = f"if you trust it, add its package: trusted=[{package}]"
+    if package == _OWN:
+        remedy = f"name a module, callback or data module of {_OWN}, or one of {', '.join(_MADE_FOR_CONFIGS)}"
+    return InputError(f"{where}={target} is refused ({reason}): {remedy}")
 
 
 def _import(target: str, where: str) -> tuple[Any, list[str]]:
