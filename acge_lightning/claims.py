@@ -11,6 +11,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -38,9 +39,7 @@ _LEAST = {"num_labels": 2**20}  # of such a count that is taken whatever the wei
 _TOKENS = 2**24  # of a vocabulary
 _STEPS = 64  # of a tokenizer, one after the other
 _GROWTH = 256  # times as long as a text may become on its way through a tokenizer
-_PATHS = re.compile(
-    r"(?!special_tokens_map)\w*_files?$|vocab$|merges$"
-)  # of a tokenizer_config.json, opened where they are paths
+_PATHS = re.compile(r"(?!special_tokens_map)\w*_files?$|vocab$|merges$")  # of a tokenizer_config.json: such are opened
 
 
 # ---- settings
@@ -68,8 +67,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; parsers disagree on a key that comes twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in found if keys.count(key) > 1)!r:.80} comes twice")
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r:.80} comes twice")
     return found
 
 

@@ -147,13 +147,12 @@ def read_tokenizer(source: str | Path | Tokenizer | PreTrainedTokenizerBase) -> 
 
 
 def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
-    if path.is_file():
-        check_steps(path)
-        with reading(path):
-            return Tokenizer.from_file(str(path))
-    if path.is_dir():
-        check_tokenizer(path)
     with reading(path):
+        if path.is_file():
+            check_steps(path)
+            return Tokenizer.from_file(str(path))
+        if path.is_dir():
+            check_tokenizer(path)
         vocabulary = any(file.is_file() for pattern in _VOCABULARIES for file in path.glob(pattern))  # else it would be made up
         if vocabulary and any((path / name).is_file() for name in ("tokenizer_config.json", "config.json")):
             found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

@@ -160,6 +160,10 @@ def with_steps(folder, *steps, key="normalizer"):
     rewrite(folder / "tokenizer.json", lambda t: t.update({key: {"type": "Sequence", kind: [t[key], *steps]}}))
 
 
+def nested(step, depth):
+    return step if depth == 0 else {"type": "Sequence", "normalizers": [nested(step, depth - 1)]}
+
+
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 OUTSIDE = "../outside/file"
@@ -233,6 +237,14 @@ HOSTILE = {  # name -> damage, and what the error says
     ),
     "a key twice": (lambda f: (f / CONFIG).write_text('{"a": 1, "a": 2}'), "'a' comes twice"),
     "deep": (lambda f: (f / CONFIG).write_text('{"a":' * 100_000 + "1" + "}" * 100_000), "not valid JSON"),
+    "as deep as can be": (
+        lambda f: (f / "special_tokens_map.json").write_text('{"a":' * 900 + "1" + "}" * 900),
+        None,
+    ),
+    "steps within steps": (
+        lambda f: rewrite(f / "tokenizer.json", lambda t: t.update(normalizer=nested(t["normalizer"], 300))),
+        "cannot be loaded",
+    ),
     "a pipe": (lambda f: ((f / CONFIG).unlink(), os.mkfifo(f / CONFIG)), "no regular file"),
     "a wide LayerNorm": (lambda f: edit(f / CONFIG, layer_norm_eps=-1e9), "vectors that are not finite"),
 }
