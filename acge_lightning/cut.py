@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 _WHOLE, _FIRST, _MOST = 64, 16, 256  # characters for each token that counts: tokenised whole, tried first, looked at at all
 _LEAST_MOST = 2**16  # characters that are looked at in any case
-_WORDS = (
-    16  # after the last token that counts, for all that looks ahead: the pattern of a tokenizer, an accent, a run of spaces
-)
+_WORDS = 16  # after the last token that counts: a tokenizer's pattern, an accent and a run of spaces look ahead
 _LOCAL = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt", "Precompiled", "Prepend"}
 _SPACES = {" {2,}", r"\s+", r" +"}  # patterns of a Replace normalizer that leave a space of spaces
 _AT_SPACES = {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
