@@ -349,13 +349,16 @@ NO_CHECKPOINTS = [f"~callbacks.{name}" for name in ("checkpoint", "steps", "sign
 @pytest.mark.parametrize(
     ("limit", "more", "said"),
     [
-        (6000, [MINIMUM, "resume=auto"], r"checkpoints/[\w.-]+\.ckpt cannot be written \(File too large\)"),
-        (6000, NO_CHECKPOINTS, r"export cannot be written \(.*File too large"),
+        (17_000, [MINIMUM, "resume=auto"], r"checkpoints/[\w.-]+\.ckpt cannot be written \(File too large\)"),
+        (17_000, NO_CHECKPOINTS, r"export cannot be written \(.*File too large"),
         (500, [MINIMUM, "resume=auto", "logger=csv", "trainer.log_every_n_steps=1"], "cannot be written"),
     ],
     ids=["checkpoint", "export", "log"],
 )
 def test_a_disk_that_is_full_is_one_error_and_costs_nothing(limit, more, said, run, cache, tmp_path):
+    if more is NO_CHECKPOINTS:  # a new run, beside an export that is to be replaced
+        (run.folder / "result.json").unlink()
+        shutil.rmtree(run.folder / "checkpoints")
     before = contents(run.folder)
     given = [f"paths.output_dir={run.folder}", f"hydra.run.dir={tmp_path / 'hydra'}", "hydra.output_subdir=null"]
     given += [f"paths.cache_dir={cache}", *SMALL, "trainer.max_epochs=3", *more]
