@@ -26,6 +26,7 @@ from acge_lightning.secret import concealed, recorded
 from acge_lightning.sources import read_flags
 from acge_lightning.surroundings import ensure_home, lasting_output
 from acge_lightning.terminal import end, make_logs_visible, one_line, show, track, visible
+from acge_lightning.yaml_file import explodes
 
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
@@ -49,6 +50,7 @@ def program(name: str, job: Callable[[DictConfig], Any]) -> Callable[..., None]:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _check_trusted(cfg, overrides("task"))
+            _check_size(cfg)
             _drop_unchosen(cfg, overrides("task"))
             return job(cfg)
         except (InputError, ChildProcessError) as error:
@@ -85,6 +87,14 @@ def _check_trusted(cfg: DictConfig, given: list[str]) -> None:
     """Whatever way `trusted` has found into the config: it counts if the command line names it."""
     if cfg.get("trusted") and not any(text.lstrip("+").startswith("trusted=") for text in given):
         raise InputError("trusted counts from the command line only: take it out of the YAML, and give trusted=[…] there")
+
+
+def _check_size(cfg: DictConfig) -> None:
+    """Files that are small each may double each other."""
+    if explodes(OmegaConf.to_container(cfg, resolve=False)):
+        raise InputError(
+            "the config is refused, for its interpolations, written out, are too large: take out what refers to others"
+        )
 
 
 def _drop_unchosen(cfg: DictConfig, given: list[str]) -> None:

@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from acge_lightning.errors import InputError
+from acge_lightning.yaml_file import explodes
 
 _SHORTEST = 6  # letters of a value that is hidden from a message: shorter ones, such as 1 or false, stand in many words
 
@@ -33,7 +34,7 @@ def concealed(message: str, cfg: Any) -> str:
     """A message without the values of the variables that a config names; those that are paths which exist stay."""
     from omegaconf import OmegaConf
 
-    if not OmegaConf.is_config(cfg):
+    if not OmegaConf.is_config(cfg) or explodes(OmegaConf.to_container(cfg, resolve=False)):  # which is not resolved at all
         return message
     found: dict[str, str] = {}
     with _environment(lambda text, value: found.setdefault(value, text) and value):

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from acge_lightning.config import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.overrides import quote
-from acge_lightning.yaml_file import checked_text
+from acge_lightning.yaml_file import LARGEST, checked_text, explodes
 
 _RESERVED = ("hydra", "trusted")
 _PLAIN = ("run.dir", "sweep.dir", "sweep.subdir", "mode", "sweeper.max_batch_size")  # of hydra: what a file may set
@@ -166,6 +166,8 @@ def _wrongs(config_path: str, package: str | None, config: Any) -> Iterator[str]
     body = OmegaConf.to_container(config, resolve=False)
     if not isinstance(body, dict):
         return
+    if explodes(body):
+        yield f"refused, for its interpolations, written out, make more than {LARGEST:,} characters"
     for entry in [entry for entry in body.get("defaults") or [] if entry not in _DEFAULTS_AS_OURS]:
         yield from _wrong_default(entry)
     if body.get("trusted"):

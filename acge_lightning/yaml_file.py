@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from acge_lightning.errors import InputError
 LARGEST = 1 << 18  # characters of a file, also once every alias is written out
 _DEEPEST = 50  # levels
 _LONGEST = 400  # characters of a number or a date: the time to read one grows with their square
+_NAME, _DOTS = re.compile(r"\.*[\w-]+(?:[.\[\]]+[\w-]+)*"), re.compile(r"[.\[\]]+")  # of a key within an interpolation
 
 
 def read_yaml(file: str | Path) -> Any:
@@ -86,3 +88,52 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
             raise InputError(f"refused, for it has more than {_DEEPEST} levels")
         known[id(node)] = 1 + sum(size for size, _ in sizes) + (0 if parts else len(node.value)), levels
     return known[id(node)]
+
+
+def explodes(data: Any) -> bool:
+    """Whether a config, with its interpolations written out, would be larger than any file may be.
+
+    Of a part of a config, absolute names may begin with its place in the whole. Names that are interpolated themselves are not
+    followed.
+
+    Args:
+        data: plain data, nothing resolved.
+    """
+    values: dict[tuple[str, ...], Any] = {}
+    known: dict[tuple[str, ...], int] = {}
+
+    def collect(place: tuple[str, ...], value: Any) -> None:
+        values[place] = value
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            collect((*place, str(key)), part)
+
+    def size(place: tuple[str, ...]) -> int:
+        if place not in known:
+            known[place] = 0  # of one that leads to itself, which is an error elsewhere
+            value = values[place]
+            if isinstance(value, (dict, list)):
+                parts = [(*place, str(key)) for key in (value if isinstance(value, dict) else range(len(value)))]
+                known[place] = sum(map(size, parts))
+            else:
+                found = (next((c for c in keys if c in values), None) for keys in _named(str(value), place))
+                known[place] = len(str(value)) + sum(size(target) for target in found if target is not None)
+        return known[place]
+
+    try:
+        collect((), data)
+        return size(()) > LARGEST
+    except RecursionError:
+        return True
+
+
+def _named(text: str, place: tuple[str, ...]) -> Iterator[list[tuple[str, ...]]]:
+    """For each name within a text's interpolations the keys that it may be that of, the likeliest first.
+
+    Args:
+        text: the value.
+        place: its key, by which `${.a}` and `${..a}` are understood.
+    """
+    for name in _NAME.findall(text[text.find("${") :]) if "${" in text else ():
+        path = name.lstrip(".")
+        parts, up = tuple(part for part in _DOTS.split(path) if part), len(name) - len(path)
+        yield [(*place[: max(0, len(place) - up)], *parts)] if up else [parts[i:] for i in range(len(parts))]

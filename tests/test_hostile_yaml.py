@@ -12,8 +12,9 @@ from unittest.mock import patch
 import pytest
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from acge_lightning import cli
+from acge_lightning import cli, yaml_file
 from acge_lightning.config import config_dir, plain
 from acge_lightning.runs import read_runs
 from acge_lightning.train import make_trainer
@@ -32,6 +33,12 @@ def text(body, package="_global_"):
 
 def defaults(*entries, **body):
     return {"defaults": list(entries)} | body
+
+
+def doubling(count, first=0, nodes=False):
+    """Keys each of which holds the one before twice."""
+    pair = lambda before: {"x": before, "y": before} if nodes else before * 2  # noqa: E731
+    return {f"a{i}": pair(f"${{a{i - 1}}}") if i else "word" for i in range(first, first + count)}
 
 
 # name -> files of the folder of configs; what is run is `train --config-dir conf +experiment=x`.
@@ -88,6 +95,8 @@ FILES = {
             "a: &a0 {k: 1}\n" + "".join(f"b{i}: &a{i + 1} {{<<: [*a{i}, *a{i}], k{i}: 1}}\n" for i in range(30))
         )
     },
+    "doubling interpolations": {"experiment/x": text({"name": "${a29}", **doubling(30)})},
+    "doubling nodes": {"experiment/x": text({"name": "${a29.x}", **doubling(30, nodes=True)})},
     "an alias to itself": {"experiment/x": text("a: &a [*a]\n")},
     "a long text, often": {"experiment/x": text(f"a: &a {'x' * 9000}\nb: [{', '.join(['*a'] * 100)}]\n")},
     "many levels": {"experiment/x": text("a: " + "[" * 60 + "]" * 60)},
@@ -294,6 +303,33 @@ def test_a_folder_that_is_not_there(folder):
 
 
 # ---- files of runs
+
+
+def test_files_that_double_each_other_are_refused_together(folder):
+    files = {f"group/{n}": text(doubling(6, 6 * n)) for n in range(5)}
+    write(folder / "conf", {"experiment/x": text(defaults(*[f"/group/{n}" for n in range(5)])), **files})
+    assert "interpolations" in refused("--config-dir", "conf", "+experiment=x")
+
+
+def test_a_config_explodes_where_what_it_resolves_to_is_large():
+    """Against OmegaConf, over absolute and relative names, lists and nodes."""
+    levels = {
+        "texts": lambda i: {f"a{i}": f"${{a{i - 1}}}-${{a{i - 1}}}"},
+        "one name": lambda i: {f"a{i}": {"k": f"${{a{i - 1}.k}}${{..a{i - 1}.k}}"}},
+        "nodes": lambda i: {f"a{i}": {"x": f"${{a{i - 1}}}", "y": [f"${{a{i - 1}}}"]}},
+        "lists": lambda i: {f"a{i}": [f"${{a{i - 1}[0]}}${{a{i - 1}.0}}"]},
+    }
+    first = {"texts": "word", "one name": {"k": "word"}, "nodes": "word", "lists": ["word"]}
+    for kind, level in levels.items():
+        data = {"a0": first[kind], "fine": "${oc.env:HOME,x} ${a0}", "again": "${again}"}
+        for i in range(1, 9):
+            data |= level(i)
+            config = OmegaConf.create({key: value for key, value in data.items() if key != "again"})
+            whole = len(json.dumps(OmegaConf.to_container(config, resolve=True)))
+            with patch.object(yaml_file, "LARGEST", whole // 4):
+                assert yaml_file.explodes(data), (kind, i)
+            with patch.object(yaml_file, "LARGEST", whole * 10):
+                assert not yaml_file.explodes(data), (kind, i)
 
 
 def test_a_report_refuses_explosive_files(folder):
