@@ -11,6 +11,7 @@ import pytest
 import torch
 from fuzz import Case, damaged_files, damaged_json, outcomes
 from safetensors.torch import load_file, save_file
+from test_export import BERT, CORPUS
 
 from acge_lightning.encoder import Dense
 from acge_lightning.errors import InputError
@@ -18,16 +19,6 @@ from acge_lightning.export import export, save_backbone
 from acge_lightning.fresh import static, transformer
 from acge_lightning.pretrained import load
 from acge_lightning.vocabulary import train_vocabulary
-
-CORPUS = ["今天天气很好，我们去公园散步。", "Machine learning is fun!", "手机屏幕质量很好"] * 5
-BERT = {
-    "model_type": "bert",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-}
 
 
 def use(folder):

@@ -324,6 +324,7 @@ def test_the_processes_of_other_devices_take_no_lock(run, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     with lock(run.folder / ".lock", wait=False):
         run()
+        assert (run.folder / ".lock").exists()
 
 
 @pytest.mark.parametrize(("where", "said"), [("file", "is a file: name a folder"), ("file/x", "cannot be written")])

@@ -103,7 +103,6 @@ def test_the_index_is_used_again_until_something_changes(source, small_encoder, 
 
 
 def test_another_model_builds_the_index_again(source, small_encoder, tmp_path, capsys):
-    from acge_lightning.export import export
 
     other = load(small_encoder)
     other.backbone.embedding.weight.data *= -1
@@ -113,14 +112,17 @@ def test_another_model_builds_the_index_again(source, small_encoder, tmp_path, c
     assert "The model changed since" in capsys.readouterr().out
 
 
-def test_tuning_writes_what_the_report_draws(source, small_encoder, tmp_path, capsys):
-    from acge_lightning.compare import report
-
+@pytest.fixture
+def trained(small_encoder, tmp_path):
+    """An encoder with a shorter prefix."""
     encoder = load(small_encoder)
     encoder.matryoshka_dims = (16, 8)
-    from acge_lightning.export import export
+    return export(encoder, tmp_path / "trained")
 
-    trained = export(encoder, tmp_path / "trained")
+
+def test_tuning_writes_what_the_report_draws(source, trained, tmp_path, capsys):
+    from acge_lightning.compare import report
+
     queries = tmp_path / "queries.txt"
     queries.write_text("退货\n公园\n天气\n", encoding="utf-8")
     out = tmp_path / "funnel"
@@ -252,10 +254,7 @@ def test_queries_without_direction_do_not_tune(source, cleaning_encoder, tmp_pat
 # ---- what lies in a folder of texts
 
 
-def test_what_the_program_wrote_into_the_source_is_not_read(source, small_encoder, tmp_path, capsys):
-    encoder = load(small_encoder)
-    encoder.matryoshka_dims = (16, 8)
-    trained = export(encoder, tmp_path / "trained")
+def test_what_the_program_wrote_into_the_source_is_not_read(source, trained, tmp_path, capsys):
     queries = tmp_path / "queries.txt"
     queries.write_text("退货\n公园\n", encoding="utf-8")
     run(trained, source, f"index={source / 'first'}", "query='退货'")
