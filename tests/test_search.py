@@ -103,7 +103,6 @@ def test_the_index_is_used_again_until_something_changes(source, small_encoder, 
 
 
 def test_another_model_builds_the_index_again(source, small_encoder, tmp_path, capsys):
-
     other = load(small_encoder)
     other.backbone.embedding.weight.data *= -1
     other.backbone.embedding.weight.data[3:7] *= 2
