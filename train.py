@@ -1,6 +1,6 @@
 """`python train.py +experiment=quickstart`: the same as `acge train +experiment=quickstart`."""
 
-from acge_lightning.cli import train
+from acge_lightning.commands.cli import call
 
 if __name__ == "__main__":
-    train()
+    call("train", 1)

@@ -1,31 +1,23 @@
 """Train text-embedding models and use them: the importable names, loaded when first asked for."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from acge_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from acge_lightning.classify import AdaptiveClassifier as AdaptiveClassifier
     from acge_lightning.encoder import Encoder as Encoder
     from acge_lightning.encoder import similarity as similarity
     from acge_lightning.errors import InputError as InputError
-    from acge_lightning.pretrained import load as load
+    from acge_lightning.search import FunnelIndex as FunnelIndex
+    from acge_lightning.zoo import load as load
 
 __version__ = "0.1.0"
-_HOME = {
-    "Encoder": "encoder",
-    "InputError": "errors",
-    "load": "pretrained",
-    "similarity": "encoder",
-}
-__all__ = ["Encoder", "InputError", "load", "similarity"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"acge_lightning.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'acge_lightning' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    classify="AdaptiveClassifier",
+    encoder="Encoder similarity",
+    errors="InputError",
+    search="FunnelIndex",
+    zoo="load",
+)

@@ -22,9 +22,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_encoder(tmp_path_factory):
     """Folder of a small static encoder, exported."""
-    from acge_lightning.export import export
-    from acge_lightning.fresh import static
-    from acge_lightning.vocabulary import train_vocabulary
+    from acge_lightning.encoder.build import static
+    from acge_lightning.encoder.vocabulary import train_vocabulary
+    from acge_lightning.export.sentence_transformers import export
 
     tokenizer = train_vocabulary(["今天天气很好，我们去公园。", "怎么退货？", "how do I return this"] * 3, "bpe", 200)
     return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "small")
@@ -33,9 +33,9 @@ def small_encoder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cleaning_encoder(tmp_path_factory):
     """Folder of a small static encoder whose tokenizer drops characters without width, so that a text may have no token."""
-    from acge_lightning.export import export
-    from acge_lightning.fresh import static
-    from acge_lightning.vocabulary import train_vocabulary
+    from acge_lightning.encoder.build import static
+    from acge_lightning.encoder.vocabulary import train_vocabulary
+    from acge_lightning.export.sentence_transformers import export
 
     tokenizer = train_vocabulary(
         ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this 2024"] * 3, "wordpiece", 200

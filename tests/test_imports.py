@@ -1,4 +1,4 @@
-"""Arrows of imports: which files may import what, and that `import acge_lightning` stays light."""
+"""Arrows of imports: which rooms may import what, that imports do not go round in a circle, and what starts light."""
 
 import ast
 import subprocess
@@ -9,40 +9,52 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "acge_lightning"
-MATHS = "encoder.py cut.py layers.py packed.py batch.py losses.py matryoshka.py metrics.py ranking.py optim.py errors.py"
-MATHS += " files.py ewc.py anchor.py per_sample.py frozen.py probe.py terminal.py"
-MODEL = "pca.py encoder.py export.py swap.py pretrained.py folder.py claims.py fresh.py card.py vocabulary.py"
-LIGHTNING = ["lightning", "pytorch_lightning"]
-
-# Files of the package (globs, `!` takes out) -> what they may not import, wherever in the file the import stands.
-FORBIDDEN = {
-    "*": ["tools", "tests"],
-    "* !train.py !sequence.py !cli.py !config.py !jobs.py !overrides.py !secret.py !sources.py": ["hydra", "omegaconf"],
-    "* !benchmark.py !mteb_*.py": ["mteb", "datasets"],
-    f"{MATHS} {MODEL}": LIGHTNING,
-    "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
-    "* !adaptive/first.py": ["faiss"],
-    "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "sequence", "cli", "callbacks")],
+BASE = {"errors", "lazy", "terminal", "files"}  # rooms that every other may import
+# Room (a folder, or a file beside them) -> the other rooms that it may import besides those.
+ROOMS = {
+    "errors": "",
+    "lazy": "",
+    "terminal": "",
+    "files": "",
+    "metrics": "",
+    "encoder": "",
+    "losses": "",
+    "data": "encoder losses metrics",
+    "embed": "encoder data",
+    "search": "encoder report",
+    "classify": "",
+    "zoo": "encoder",
+    "export": "encoder zoo",
+    "continual": "encoder losses metrics data training",
+    "evaluation": "encoder metrics data embed search classify zoo",
+    "training": "encoder losses metrics data export",
+    "callbacks": "encoder losses data embed evaluation continual training",
+    "report": "encoder data evaluation",
+    "config": "",
+    "commands": "*",
+    "__init__": "encoder zoo search classify",
+    "__main__": "commands",
 }
-# What the maths files may import besides the standard library.
-ALLOWED = [
-    "torch",
-    "torchmetrics",
-    "transformers",
-    "sklearn",
-    "scipy",
-    "joblib",
-    "safetensors",
-    "threadpoolctl",
-    "rich",
-    "numpy",
-] + [f"acge_lightning.{name.removesuffix('.py')}" for name in MATHS.split()]
+LIGHTNING = ("lightning", "pytorch_lightning")
+# What comes from outside -> the files of the package (globs, `!` takes out) that may import it, wherever in a file.
+OUTSIDE = {
+    LIGHTNING: "data/* training/* callbacks/* commands/* evaluation/mteb/*",
+    ("hydra", "omegaconf"): "config/* commands/*",
+    ("mteb", "datasets"): "evaluation/mteb/*",
+    ("faiss",): "search/ann.py",
+    ("tools", "tests"): "",
+}
+# Rooms of pure maths -> what they may import besides the standard library and rooms.
+PURE = {
+    "metrics/* losses/* encoder/* classify/*": "torch torchmetrics transformers tokenizers safetensors numpy scipy sklearn "
+    "joblib threadpoolctl",
+    "files/*": "numpy safetensors yaml",
+    "errors.py lazy.py": "",
+}
 
 
-def selected(path, pattern):
-    parts = pattern.split()
-    out = [p[1:] for p in parts if p.startswith("!")]
-    return any(fnmatch(path, p) for p in parts) and not any(fnmatch(path, p) for p in out)
+def selected(path, patterns):
+    return any(fnmatch(path, pattern) for pattern in patterns.split())
 
 
 def under(name, prefixes):
@@ -63,39 +75,54 @@ def imports(path, source):
             yield from (arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
+def room_of(name):
+    """The room that a dotted name lies in, None for what comes from outside, and for the package's own facts."""
+    words = name.split(".")
+    return words[1] if words[0] == "acge_lightning" and len(words) > 1 and words[1] in ROOMS else None
+
+
 def violations(path, source):
     """The imports in a file that break a rule of the tables."""
-    names = list(imports(path, source))
-    bad = {n for pattern, prefixes in FORBIDDEN.items() if selected(path, pattern) for n in names if under(n, prefixes)}
-    if selected(path, MATHS):
-        bad |= {n for n in names if n.split(".")[0] not in sys.stdlib_module_names and not under(n, ALLOWED)}
+    names = sorted(imports(path, source))
+    room = Path(path).parts[0].removesuffix(".py")
+    allowed = {room, *BASE, *ROOMS[room].split()} if room not in BASE else {room, "errors"}
+    bad = {name for name in names if room_of(name) not in (None, *allowed) and ROOMS[room] != "*"}
+    for packages, files in OUTSIDE.items():
+        bad |= {name for name in names if under(name, packages) and not selected(path, files)}
+    for files, packages in PURE.items():
+        if selected(path, files):
+            known = {*sys.stdlib_module_names, "acge_lightning", *packages.split()}
+            bad |= {name for name in names if name.split(".")[0] not in known}
     return sorted(bad)
 
 
-def test_every_file_keeps_to_its_layer():
+def test_every_file_keeps_to_its_room():
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
-    for part in " ".join(FORBIDDEN).split():
-        assert part.startswith("!") or any(fnmatch(path, part) for path in files), f"no file matches {part} of the table"
-    assert not [path for path in files if selected(path, "utils* */utils*")]
-    found = {path: violations(path, file.read_text(encoding="utf-8")) for path, file in files.items()}
-    assert {path: names for path, names in found.items() if names} == {}
+    assert {Path(path).parts[0].removesuffix(".py") for path in files} == set(ROOMS)
+    for part in " ".join([*OUTSIDE.values(), *PURE]).split():
+        assert any(fnmatch(path, part) for path in files), f"no file matches {part} of the tables"
+    assert not [path for path in files if "utils" in path]
+    broken = {path: violations(path, file.read_text(encoding="utf-8")) for path, file in files.items()}
+    assert {path: names for path, names in broken.items() if names} == {}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("losses.py", "import lightning as L", ["lightning"]),
-        ("losses.py", "def f():\n    from lightning.pytorch import Trainer", ["lightning.pytorch.Trainer"]),
-        ("losses.py", "from .data import sts\nfrom . import errors", ["acge_lightning.data.sts"]),
-        ("losses.py", "import math\nimport pandas.io\nfrom torch import nn", ["pandas.io"]),
-        ("export.py", "from importlib import import_module\nimport_module('lightning')", ["lightning"]),
+        ("losses/x.py", "import lightning as L", ["lightning"]),
+        ("losses/x.py", "def f():\n    from lightning.pytorch import Trainer", ["lightning.pytorch.Trainer"]),
+        ("losses/x.py", "from ..data import sts\nfrom .. import errors", ["acge_lightning.data.sts"]),
+        ("losses/x.py", "import math\nimport pandas.io\nfrom torch import nn", ["pandas.io"]),
+        ("export/x.py", "from importlib import import_module\nimport_module('lightning')", ["lightning"]),
         ("callbacks/ewc.py", "def f():\n    import hydra.utils", ["hydra.utils"]),
-        ("train.py", "import hydra\nfrom lightning import Trainer\nfrom tools import x", ["tools.x"]),
-        ("data/sts.py", "from ..module import M\nfrom acge_lightning.pretrained import load", ["acge_lightning.module.M"]),
-        ("adaptive/funnel.py", "def f():\n    import faiss\n    import lightning", ["faiss", "lightning"]),
-        ("data/sts.py", "from acge_lightning import cli\nfrom lightning import Trainer", ["acge_lightning.cli"]),
+        ("commands/train.py", "import hydra\nfrom lightning import Trainer\nfrom tools import x", ["tools.x"]),
+        ("data/sts.py", "from ..training import M\nfrom acge_lightning.losses import N", ["acge_lightning.training.M"]),
+        ("search/funnel.py", "def f():\n    import faiss\n    import lightning", ["faiss", "lightning"]),
+        ("evaluation/x.py", "from acge_lightning import commands", ["acge_lightning.commands"]),
+        ("evaluation/x.py", "from acge_lightning.report import style", ["acge_lightning.report.style"]),
+        ("files/x.py", "from acge_lightning.terminal import show", ["acge_lightning.terminal.show"]),
     ],
-)
+)  # fmt: skip
 def test_checker_catches_a_wrong_import(path, source, expected):
     assert violations(path, source) == expected
 
@@ -113,13 +140,16 @@ def test_importing_the_package_loads_none_of_its_large_dependencies():
 
 
 def test_mteb_is_loaded_only_when_it_is_used():
-    assert loaded("import acge_lightning.benchmark, acge_lightning.evaluation", "mteb", "datasets") == set()
+    assert (
+        loaded("import acge_lightning.evaluation.mteb.benchmark, acge_lightning.evaluation.scoring", "mteb", "datasets")
+        == set()
+    )
 
 
 def test_the_funnel_loads_neither_lightning_nor_hydra_nor_faiss():
     names = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "faiss")
-    assert loaded("import acge_lightning.adaptive", "torch", "pyarrow", "sklearn", *names) == set()
-    used = ["import tempfile, torch", "from acge_lightning.adaptive import FunnelIndex"]
+    assert loaded("import acge_lightning.search, acge_lightning.classify", "torch", "pyarrow", "sklearn", *names) == set()
+    used = ["import tempfile, torch", "from acge_lightning.search import FunnelIndex"]
     used += ["with tempfile.TemporaryDirectory() as d:", "    FunnelIndex.load(FunnelIndex.build(torch.ones(3, 4)).save(d))"]
     assert loaded("\n".join(used), *names) == set()
 

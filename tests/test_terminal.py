@@ -11,8 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import acge_lightning
-from acge_lightning import report, terminal
-from acge_lightning.longtail_report import tables
+from acge_lightning import terminal
+from acge_lightning.report import tables as report
+from acge_lightning.report.longtail import tables
 from acge_lightning.terminal import Console, end, make_logs_visible, one_line, show, track, visible
 
 PACKAGE = Path(acge_lightning.__file__).parent

@@ -70,7 +70,7 @@ def test_wheel_holds_the_package_and_its_configuration_and_nothing_else(wheel):
 
 
 def test_installed_package_finds_its_configuration(home, tmp_path):
-    code = "import acge_lightning, acge_lightning.config as c; print(acge_lightning.__file__); print(c.config_dir())"
+    code = "import acge_lightning, acge_lightning.config.sources as c; print(acge_lightning.__file__); print(c.config_dir())"
     file, config = run(str(python(home)), "-c", code, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(home)
     assert Path(config).is_relative_to(home)
@@ -81,7 +81,7 @@ SHORT = ["+experiment=quickstart", "trainer.max_steps=2"]
 DEVICES = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
 
 
-@pytest.mark.parametrize("start", ["acge", "-m acge_lightning.cli"])
+@pytest.mark.parametrize("start", ["acge", "-m acge_lightning"])
 @pytest.mark.parametrize("devices", [[], DEVICES], ids=["one", "two"])
 def test_program_runs_from_an_empty_folder(start, devices, home, tmp_path):
     folder = tmp_path / "一 (1)"

@@ -18,12 +18,12 @@ from rich.progress import track
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from acge_lightning.config import config_dir
+from acge_lightning.commands.single_run import make_tasks
+from acge_lightning.config.sources import config_dir
 from acge_lightning.data import MixtureDataModule
 from acge_lightning.data.base import EvaluationSet
-from acge_lightning.metrics import EmbeddingMetric
-from acge_lightning.report import score_table, show
-from acge_lightning.train import make_tasks
+from acge_lightning.metrics.task_metrics import EmbeddingMetric
+from acge_lightning.report.tables import score_table, show
 
 
 def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:

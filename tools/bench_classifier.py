@@ -29,11 +29,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import normalize
 
-from acge_lightning.adaptive import AdaptiveClassifier
-from acge_lightning.embeddings import Embeddings
-from acge_lightning.longtail import Texts
-from acge_lightning.pretrained import load
-from acge_lightning.protocols import find
+from acge_lightning.classify import AdaptiveClassifier
+from acge_lightning.embed.cache import Embeddings
+from acge_lightning.evaluation.datasets import find
+from acge_lightning.evaluation.longtail import Texts
+from acge_lightning.zoo.pretrained import load
 
 ROOT = Path(__file__).parents[1]
 SETS = ["tnews", "online_shopping", "weibo_emotion_usual", "cic_intent", "chnsenticorp"]

@@ -53,11 +53,11 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
-from acge_lightning.evaluation import Model, evaluate
-from acge_lightning.mteb_encoder import as_mteb
-from acge_lightning.mteb_tasks import local_tasks
-from acge_lightning.pretrained import load
-from acge_lightning.protocols import FAMILIES, Dataset, find
+from acge_lightning.evaluation.datasets import FAMILIES, Dataset, find
+from acge_lightning.evaluation.mteb.encoder import as_mteb
+from acge_lightning.evaluation.mteb.tasks import local_tasks
+from acge_lightning.evaluation.scoring import Model, evaluate
+from acge_lightning.zoo.pretrained import load
 
 SETS = [
     *("eprstmt", "chnsenticorp"),

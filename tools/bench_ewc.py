@@ -44,14 +44,14 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from acge_lightning.anchor import Anchor
-from acge_lightning.batch import Tokens
-from acge_lightning.encoder import Encoder
-from acge_lightning.ewc import add_penalty_gradient_, penalty
-from acge_lightning.fresh import transformer
-from acge_lightning.frozen import Embedded, FrozenLoss, against
-from acge_lightning.losses import InfoNCE, LabelContrast
-from acge_lightning.per_sample import SampleGradients
+from acge_lightning.continual.anchor import Anchor
+from acge_lightning.continual.ewc import add_penalty_gradient_, penalty
+from acge_lightning.continual.pool_loss import Embedded, FrozenLoss, against
+from acge_lightning.continual.sample_gradients import SampleGradients
+from acge_lightning.encoder.build import transformer
+from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.losses.contrastive import InfoNCE, LabelContrast
 
 N, POOL, VOCABULARY = 64, 512, 8000
 SETTINGS = {"short": (8, 40, 1), "pairs": (8, 40, 2), "long": (40, 200, 1)}  # fewest and most tokens, texts a sample

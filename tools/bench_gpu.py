@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from acge_lightning.export import export
-from acge_lightning.fresh import transformer
-from acge_lightning.optim import parameter_groups
-from acge_lightning.vocabulary import train_vocabulary
+from acge_lightning.encoder.build import transformer
+from acge_lightning.encoder.vocabulary import train_vocabulary
+from acge_lightning.export.sentence_transformers import export
+from acge_lightning.training.optim import parameter_groups
 
 Result = dict[str, float]
 

@@ -38,11 +38,12 @@ from rich.table import Table
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
 
-from acge_lightning.config import config_dir, instantiate
-from acge_lightning.losses import InfoNCE
-from acge_lightning.matryoshka import Matryoshka
-from acge_lightning.module import EmbeddingModule
-from acge_lightning.train import make_encoder, make_tasks, make_trainer
+from acge_lightning.commands.single_run import make_encoder, make_tasks, make_trainer
+from acge_lightning.config.building import instantiate
+from acge_lightning.config.sources import config_dir
+from acge_lightning.losses.contrastive import InfoNCE
+from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.training.embedding_module import EmbeddingModule
 
 D, TEMPERATURE = 1792, 0.05
 DIMS = {"even": tuple(range(256, D + 1, 256)), "doubling": (64, 128, 256, 512, 1024, D)}

@@ -37,12 +37,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from acge_lightning.adaptive import FunnelIndex, Stage
-from acge_lightning.adaptive.stages import label
-from acge_lightning.adaptive.tune import ndcg
 from acge_lightning.data.readers import rows
-from acge_lightning.embeddings import encoder_hash
-from acge_lightning.pretrained import load
+from acge_lightning.encoder.fingerprint import encoder_hash
+from acge_lightning.search import FunnelIndex, Stage
+from acge_lightning.search.stages import label
+from acge_lightning.search.tune import ndcg
+from acge_lightning.zoo.pretrained import load
 
 DIM, K, TARGET, SHARE = 1792, 10, 0.995, 0.99
 QUERIES = {"real": {"dev": 1500, "test": 2048}, "million": {"dev": 1000, "test": 1024}}  # at most
@@ -81,7 +81,7 @@ def trained(out: Path, data: str) -> Path:
     folder = out / "encoder"
     if not (folder / "export" / "modules.json").is_file():
         start = time.perf_counter()
-        command = [sys.executable, "-m", "acge_lightning.cli", "train", "+experiment=zh_matryoshka"]
+        command = [sys.executable, "-m", "acge_lightning", "train", "+experiment=zh_matryoshka"]
         command += [f"trainer.max_steps={STEPS}", "logger=none"]
         command += [f"paths.data_dir={data}", f"paths.output_dir={folder}", f"paths.cache_dir={out / 'rows'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)

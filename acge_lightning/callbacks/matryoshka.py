@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from acge_lightning.errors import InputError
-from acge_lightning.matryoshka import Matryoshka
+from acge_lightning.losses.matryoshka import Matryoshka
 
 
 class MatryoshkaSchedule(Callback):
@@ -35,7 +35,7 @@ class MatryoshkaSchedule(Callback):
     YAML::
 
         matryoshka_schedule:
-          _target_: acge_lightning.callbacks.matryoshka.MatryoshkaSchedule
+          _target_: acge_lightning.callbacks.MatryoshkaSchedule
           coarse_to_fine: 1000       # or  at: {0: [1792, 128], 500: [1792, 512, 128]}
                                      # or  random: 2
     """

@@ -32,7 +32,7 @@ class Peers(Callback):
 
     YAML::
 
-        peers: {_target_: acge_lightning.callbacks.peers.Peers, limit: 60}
+        peers: {_target_: acge_lightning.callbacks.Peers, limit: 60}
     """
 
     def __init__(self, limit: float = 60.0):

@@ -23,7 +23,7 @@ class StepRandomness(Callback):
 
     YAML::
 
-        randomness: {_target_: acge_lightning.callbacks.randomness.StepRandomness, seed: "${seed}"}
+        randomness: {_target_: acge_lightning.callbacks.StepRandomness, seed: "${seed}"}
     """
 
     def __init__(self, seed: int = 0):

@@ -30,7 +30,7 @@ class StepCheckpoint(Callback):
 
     YAML::
 
-        steps: {_target_: acge_lightning.callbacks.steps.StepCheckpoint, dirpath: "${paths.output_dir}/checkpoints", every: 500}
+        steps: {_target_: acge_lightning.callbacks.StepCheckpoint, dirpath: "${paths.output_dir}/checkpoints", every: 500}
     """
 
     def __init__(self, dirpath: str | Path, every: int = 1000):

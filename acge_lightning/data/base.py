@@ -22,7 +22,7 @@ from acge_lightning.data.readers import SUFFIXES, locate, split_files
 from acge_lightning.data.records import Record, text_id
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
 from acge_lightning.errors import InputError
-from acge_lightning.metrics import EmbeddingMetric
+from acge_lightning.metrics.task_metrics import EmbeddingMetric
 
 _LOG = logging.getLogger(__name__)
 Role = Literal["train", "dev", "test"]

@@ -13,8 +13,8 @@ from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, Tas
 from acge_lightning.data.epoch import deal, even_sizes
 from acge_lightning.data.records import LabelledRecord
 from acge_lightning.errors import InputError
-from acge_lightning.losses import LabelContrast
-from acge_lightning.metrics import LinearProbe, VMeasure
+from acge_lightning.losses.contrastive import LabelContrast
+from acge_lightning.metrics.task_metrics import LinearProbe, VMeasure
 
 
 class ClusteringDataModule(TaskDataModule):

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.base import NO_ROWS, EvaluationSet, Role, TaskDataModule
 from acge_lightning.data.sampler import TaskBatchSampler
-from acge_lightning.encoder import Encoder
+from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.tokens import TextBatch, Tokens
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column, judgements, numbered
 from acge_lightning.data.epoch import deal_by_rank
 from acge_lightning.data.records import PairRecord, ScoredPairRecord
-from acge_lightning.losses import CoSENT
-from acge_lightning.metrics import AveragePrecision, Spearman
+from acge_lightning.losses.contrastive import CoSENT
+from acge_lightning.metrics.task_metrics import AveragePrecision, Spearman
 
 
 class STSDataModule(TaskDataModule):

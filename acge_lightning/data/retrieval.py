@@ -19,8 +19,8 @@ from acge_lightning.data.readers import is_beir, split_files
 from acge_lightning.data.records import DocumentRecord, TripletRecord
 from acge_lightning.data.store import Left, aside
 from acge_lightning.errors import InputError
-from acge_lightning.losses import InfoNCE
-from acge_lightning.metrics import Reranking, Retrieval
+from acge_lightning.losses.contrastive import InfoNCE
+from acge_lightning.metrics.task_metrics import Reranking, Retrieval
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 4096  # texts read together

@@ -20,7 +20,7 @@ import pyarrow as pa
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
 from acge_lightning.errors import InputError
-from acge_lightning.files import draft, sweep, to_disk
+from acge_lightning.files.atomic import draft, sweep, to_disk
 
 _LOG = logging.getLogger(__name__)
 VERSION = 3  # of what reading a file means

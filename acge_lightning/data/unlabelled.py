@@ -10,7 +10,7 @@ import torch
 from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column
 from acge_lightning.data.records import TextRecord
 from acge_lightning.errors import InputError
-from acge_lightning.losses import SimCSE
+from acge_lightning.losses.contrastive import SimCSE
 
 Augment = Literal["none", "span_crop", "char_delete", "char_repeat"]
 

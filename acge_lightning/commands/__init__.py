@@ -1,0 +1,1 @@
+"""The commands: what `python train.py` and `acge` run."""

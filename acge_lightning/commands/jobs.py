@@ -1,0 +1,103 @@
+"""A job of Hydra as a command of its own: for the processes of the other devices, and for jobs of a multirun."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_original_cwd, to_absolute_path
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from acge_lightning.config.overrides import quote, restated
+
+_PIPE = "ACGE_PARENT_PIPE"  # environment variable: the number of a pipe whose other end the starting process holds
+
+
+def set_command(words: list[str]) -> None:
+    """Make `sys.argv` the command of the job that runs, and of it alone: Lightning starts the other devices with it.
+
+    Lightning appends the folder `hydra.run.dir` in double quotes: it becomes that of the job, which in a multirun it is not.
+
+    Args:
+        words: that start the program, such as `acge train`, and its flags.
+    """
+    job = HydraConfig.get()
+    with read_write(job):
+        job.run.dir = quote(job.runtime.output_dir)[1:-1]
+    given = [restated(text) for text in overrides("hydra") + overrides("task") if not text.startswith("hydra.mode=")]
+    sys.argv = [*words, *given, "hydra.mode=RUN"]
+
+
+def overrides(kind: str) -> list[str]:
+    """The job's overrides of the `task` or of `hydra`, as they were given: interpolations stay what they are."""
+    return OmegaConf.to_container(HydraConfig.get().overrides[kind], resolve=False)
+
+
+def needs_own_process(cfg: DictConfig) -> bool:
+    """Whether it is a job of a multirun that starts processes: what they leave behind would be in the way of the next job."""
+    from acge_lightning.commands.single_run import make_trainer
+
+    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return several and make_trainer(cfg).strategy.launcher is not None
+
+
+def run_in_own_process(cfg: DictConfig) -> float:
+    """The same job, by the command of `sys.argv`: its score, or NaN if it failed and has said why."""
+    module = sys.modules["__main__"].__spec__
+    program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
+    folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
+    command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
+    if status_of(command, get_original_cwd()):
+        return math.nan
+    result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
+    return result["after"]["val/mean"]
+
+
+def status_of(command: Sequence[str], folder: str) -> int:
+    """The exit status of a command, which can tell by a pipe that this process has ended, however that was."""
+    held, ours = os.pipe()
+    try:
+        environment = os.environ | {_PIPE: str(held)}
+        return _wait(subprocess.Popen(command, cwd=folder, env=environment, pass_fds=[held]))
+    finally:
+        os.close(held)
+        os.close(ours)
+
+
+def end_with_parent() -> None:
+    """In a process of `status_of`: end, as by SIGTERM, when the one that started it has ended."""
+    held = os.environ.pop(_PIPE, None)
+    if held is not None:
+        threading.Thread(target=_end_when_closed, args=(int(held),), daemon=True).start()
+
+
+def _end_when_closed(held: int) -> None:
+    os.read(held, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status. SIGTERM is passed on to it, and Ctrl-C reaches it by itself: it may have something to save."""
+
+    def leave(number: int, frame: Any) -> None:
+        process.terminate()
+        sys.exit(128 + number)
+
+    listens = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if listens else None
+    try:
+        return process.wait()
+    finally:
+        process.wait()
+        if listens:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,224 @@
+"""Embeddings that are computed once: kept by the hash of the encoder and the hash of the text."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acge_lightning.data.base import EvaluationSet
+from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.fingerprint import encoder_hash
+from acge_lightning.errors import InputError
+from acge_lightning.files.atomic import sweep, whole
+
+_LOG = logging.getLogger(__name__)
+_KEY, _CHECK = 16, 8  # bytes of a text's hash, and of the digest of that and its vector
+_HEAD = np.dtype([("key", f"V{_KEY}"), ("check", f"V{_CHECK}")])
+_ROOM = 20 * 2**30  # bytes on the disk, for the vectors of all encoders
+_FOLDER = re.compile("[0-9a-f]{24}")  # of an encoder
+_OURS = (".vectors", ".npy")  # the latter of an earlier version
+
+
+class Embeddings:
+    """An encoder's full-size vectors of texts, from the disk where they have been computed before.
+
+    What lies on the disk saves time and no more: a file that is damaged is deleted and its vectors are computed again, a
+    disk that is full or cannot be written is done without; a warning says so.
+
+    Args:
+        encoder: whose vectors.
+        folder: a folder is made in it for the encoder; each call that computes something adds a file of hashes and vectors.
+            None keeps them in memory only. Once all encoders' vectors take more than 20 GiB in it, those of the encoders
+            that were used longest ago are deleted.
+    """
+
+    def __init__(self, encoder: Encoder, folder: str | Path | None = None):
+        self.encoder = encoder
+        self.hash = "" if folder is None else encoder_hash(encoder)
+        self.folder = None if folder is None else Path(folder) / self.hash
+        self._place: dict[bytes, tuple[_Block, int]] = {}
+        if self.folder is not None:
+            self._read()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # one that cannot be written
+            os.utime(self.folder)
+        for file in self.folder.glob("*.npy"):  # of an earlier version, without checks
+            with suppress(OSError):
+                file.unlink()
+        for file in sorted(self.folder.glob("*.vectors")):
+            try:
+                block = _Block.of(file, self.encoder.dim)
+            except FileNotFoundError:  # another process made room
+                continue
+            except (OSError, ValueError) as error:
+                _drop(file, error)
+                continue
+            self._place |= {key: (block, i) for i, key in enumerate(block.keys)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of vectors that lie in a folder another process gets the folder, not the vectors: it maps the files itself."""
+        return self.__dict__ | ({} if self.folder is None else {"_place": {}})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files of the folder."""
+        self.__dict__ |= state
+        if self.folder is not None:
+            self._read()
+
+    def of(self, found: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
+        """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
+        start, parts = 0, []
+        for end, role in found.roles:
+            prompt = (prompts or {}).get(role)
+            parts.append(self.encode(found.texts.slice(start, end - start).to_pylist(), prompt))
+            start = end
+        return torch.cat(parts)
+
+    def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
+        """The same for a list of texts with one prompt."""
+        lead = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
+        keys = [hashlib.blake2b(lead + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
+        rows: dict[bytes, list[int]] = {}
+        for row, key in enumerate(keys):
+            rows.setdefault(key, []).append(row)
+        result = np.empty((len(texts), self.encoder.dim), dtype=np.float32)
+        missing = []
+        for key, places in rows.items():
+            vector = self._known(key)
+            if vector is None:
+                missing.append(key)
+            else:
+                result[places] = vector
+        if missing:
+            new = [texts[rows[key][0]] for key in missing]
+            vectors = self.encoder.encode(new, self.encoder.dim, prompt=prompt).numpy()
+            for key, vector in zip(missing, vectors, strict=True):
+                result[rows[key]] = vector
+            self._keep(missing, vectors)
+        return torch.from_numpy(result)
+
+    def _known(self, key: bytes) -> np.ndarray | None:
+        """The vector of a key, if there is one and it is what was written; else its file is dropped."""
+        if key not in self._place:
+            return None
+        block, row = self._place[key]
+        if block.is_whole(row):
+            return block.vectors[row]
+        _drop(block.file, "a vector is not the one that was written")
+        self._place = {other: place for other, place in self._place.items() if place[0] is not block}
+        return None
+
+    def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        block = _Block(keys, vectors)
+        self._place |= {key: (block, i) for i, key in enumerate(keys)}
+        if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
+            return
+        name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]
+        try:
+            with whole(self.folder / f"{name}.vectors") as draft:
+                block.write(draft)
+            sweep(self.folder)
+            self._make_room()
+        except (OSError, InputError) as error:
+            _LOG.warning("embeddings are not kept for the next time: %s", error)
+
+    def _make_room(self) -> None:
+        """Delete the vectors of encoders that were used long ago, but never this one's."""
+        others = [f for f in self.folder.parent.iterdir() if _FOLDER.fullmatch(f.name) and f != self.folder]
+        taken = _bytes(self.folder)
+        for folder in sorted(others, key=_used, reverse=True):
+            taken += _bytes(folder)
+            if taken > _ROOM:
+                sweep(folder)
+                for file in _files(folder):
+                    file.unlink(missing_ok=True)
+                with suppress(OSError):  # something else lies in it
+                    folder.rmdir()
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some vectors and the keys of their texts; a file of them holds keys and checks as NumPy writes them, then the vectors.
+
+    Args:
+        keys: hashes of texts.
+        vectors: Float32[n, D], in memory or mapped.
+        file: where they lie; None if they have been computed here.
+        checks: the digest of each key and its vector, of what lies in a file.
+    """
+
+    keys: list[bytes]
+    vectors: np.ndarray
+    file: Path | None = None
+    checks: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: Path, dim: int) -> _Block:
+        """Those of a file; a ValueError or OSError if it is damaged."""
+        with file.open("rb") as content:
+            try:
+                head = np.load(content, allow_pickle=False)
+            except (EOFError, ValueError, MemoryError):
+                raise ValueError("it does not begin with an array of NumPy's") from None
+            start = content.tell()
+        if head.dtype != _HEAD or head.ndim != 1:
+            raise ValueError("it holds no hashes of texts")
+        if file.stat().st_size != start + 4 * len(head) * dim:
+            raise ValueError(f"it does not hold {len(head)} vectors of {dim} dims")
+        vectors = np.memmap(file, np.float32, "r", start, (len(head), dim))
+        return cls(head["key"].tolist(), vectors, file, head["check"].tolist())
+
+    def write(self, file: Path) -> None:
+        """Into a file."""
+        head = np.empty(len(self.keys), dtype=_HEAD)
+        head["key"] = np.frombuffer(b"".join(self.keys), dtype=_HEAD["key"])
+        checks = b"".join(_check(key, vector) for key, vector in zip(self.keys, self.vectors, strict=True))
+        head["check"] = np.frombuffer(checks, dtype=_HEAD["check"])
+        with file.open("wb") as content:
+            np.save(content, head, allow_pickle=False)
+            content.write(np.ascontiguousarray(self.vectors, dtype=np.float32).data)
+
+    def is_whole(self, row: int) -> bool:
+        """Whether a vector is the one that was written for its key."""
+        return self.file is None or _check(self.keys[row], self.vectors[row]) == self.checks[row]
+
+
+def _check(key: bytes, vector: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(vector).data, digest_size=_CHECK, key=key).digest()
+
+
+def _drop(file: Path, reason: object) -> None:
+    _LOG.warning("%s is damaged (%s): it is deleted, and its embeddings are computed again", file, reason)
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
+def _used(folder: Path) -> float:
+    """When it was last; another process may have deleted it meanwhile."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*") if file.name.endswith(_OURS)]
+
+
+def _bytes(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in _files(folder))
+    except OSError:
+        return 0

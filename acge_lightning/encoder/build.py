@@ -1,0 +1,260 @@
+"""Encoders with random weights, and what fresh and pretrained ones share in being put together."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as hf_logging
+
+from acge_lightning.encoder.dropout import use_fast_layers
+from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
+from acge_lightning.encoder.model_settings import check_steps, check_tokenizer, one_line, reading
+from acge_lightning.encoder.packed_attention import MODEL_TYPES, PACKED, fits
+from acge_lightning.encoder.vocabulary import SPECIAL
+from acge_lightning.errors import InputError
+
+_ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+_WITH_DECODER = ("t5", "mt5", "umt5")
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model")
+
+
+def static(
+    tokenizer: str | Path | Tokenizer | PreTrainedTokenizerBase,
+    dim: int = 512,
+    dropout: float = 0.0,
+    max_length: int = 512,
+    dense: int | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> Encoder:
+    """An encoder that averages one vector a token (no special tokens); trains in minutes on a CPU.
+
+    Args:
+        tokenizer: folder, `tokenizer.json`, or a tokenizer.
+        dim: size of a token's vector. Vectors begin in random directions; with a unigram vocabulary, which knows how rare its
+            tokens are, a token's length is in proportion to its surprisal (a random projection of TF-IDF), else about 1.
+        dropout: share of tokens of a text that a training step leaves out.
+        max_length: most tokens of a text.
+        dense: size of a Dense head, or None.
+        prompts: name -> text put before a text.
+    """
+    tokenizer = read_tokenizer(tokenizer)
+    backbone = StaticBackbone(len(tokenizer), dim, dropout)
+    nn.init.normal_(backbone.embedding.weight, std=dim**-0.5)
+    with torch.no_grad():
+        backbone.embedding.weight *= _surprisal(tokenizer)[:, None]
+    tokenize = Tokenize(tokenizer, max_length, special_tokens=False)
+    return Encoder(backbone, tokenize, "mean", dense=dense and Dense(dim, dense), prompts=prompts)
+
+
+def _surprisal(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Float[tokens]: -log p of each token over their mean, from a unigram vocabulary; ones from another kind."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
+    if model.get("type") != "Unigram":
+        return torch.ones(len(tokenizer))
+    scores = dict(model["vocab"])
+    values = torch.tensor([-scores.get(token, 0.0) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    known = values > 0
+    return torch.where(known, values / values[known].mean(), 1.0) if known.any() else torch.ones(len(tokenizer))
+
+
+def transformer(
+    tokenizer: str | Path | Tokenizer | PreTrainedTokenizerBase,
+    config: Mapping[str, Any],
+    pooling: Pooling = "mean",
+    max_length: int = 512,
+    dense: int | None = None,
+    gradient_checkpointing: bool = False,
+    attention: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> Encoder:
+    """A transformer encoder, initialised as its config says.
+
+    Args:
+        tokenizer: folder, `tokenizer.json`, or a tokenizer; it decides the size of the vocabulary.
+        config: `model_type` (for example `bert`) and fields of that transformers config.
+        pooling: `mean`, `cls` or `last`.
+        max_length: most tokens of a text, special tokens included.
+        dense: size of a Dense head (acge: 1792), or None.
+        gradient_checkpointing: compute each layer's activations again in the backward pass.
+        attention: `packed` (texts without padding), `sdpa`, `eager` or `flash_attention_2`; the first that the model knows by
+            default.
+        prompts: name -> text put before a text.
+
+    Raises:
+        InputError: an unknown `model_type` or field, sizes that do not fit together, more tokens than positions.
+    """
+    tokenizer = read_tokenizer(tokenizer)
+    settings = _settings(dict(config), tokenizer)
+    try:
+        chosen = None if attention == PACKED else attention
+        described = AutoConfig.for_model(**settings)
+        backbone = auto_class(described).from_config(described, attn_implementation=chosen)
+    except (ValueError, ImportError, TypeError) as error:
+        raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
+    tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
+    adapt(backbone, gradient_checkpointing, attention)
+    encoder = Encoder(backbone, tokenize, pooling, prompts=prompts)
+    encoder.dense = dense and Dense(encoder.hidden_size, dense)
+    return encoder.train()
+
+
+def _settings(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The config with the tokenizer's sizes; an unknown model or a misspelt field is an error."""
+    model_type = config.get("model_type")
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise InputError(f"config.model_type={model_type!r} is no architecture of transformers: try bert") from error
+    unknown = sorted(set(config) - set(default.to_dict()) - set(default.attribute_map))
+    if unknown:
+        raise InputError(f"config.{unknown[0]} is no field of a {model_type} config: check its spelling")
+    return config | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+
+
+def read_tokenizer(source: str | Path | Tokenizer | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder, from a `tokenizer.json`, or as it is; it always has a padding token."""
+    if isinstance(source, (str, Path)):
+        source = _tokenizer_at(Path(source).expanduser())
+    if isinstance(source, Tokenizer):
+        source = PreTrainedTokenizerFast(tokenizer_object=source)
+        vocabulary = source.get_vocab()
+        for name, token in [*SPECIAL.items(), *_ALIASES.items()]:
+            if getattr(source, name) is None and token in vocabulary:
+                setattr(source, name, token)
+    if not isinstance(source, PreTrainedTokenizerBase):
+        raise InputError(f"tokenizer is {type(source).__name__}: give a folder, a tokenizer.json, or a tokenizer")
+    if source.pad_token_id is None:
+        source.pad_token = source.eos_token or source.unk_token or source.convert_ids_to_tokens(0)
+    return source
+
+
+def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
+    with reading(path):
+        if path.is_file():
+            check_steps(path)
+            return Tokenizer.from_file(str(path))
+        if path.is_dir():
+            check_tokenizer(path)
+        vocabulary = any(file.is_file() for pattern in _VOCABULARIES for file in path.glob(pattern))  # else it would be made up
+        if vocabulary and any((path / name).is_file() for name in ("tokenizer_config.json", "config.json")):
+            found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            if not found.is_fast:
+                raise InputError(
+                    f"{path}: {type(found).__name__} is a tokenizer in Python: one of the tokenizers library is needed"
+                )
+            return found
+        if (path / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(path / "tokenizer.json"))
+    raise InputError(f"{path}: no tokenizer there: give a folder that holds tokenizer.json, or that file")
+
+
+def position_limit(backbone: nn.Module) -> int | None:
+    """Most tokens that a backbone has positions for; None if it has no limit."""
+    if not isinstance(backbone, PreTrainedModel):
+        return None
+    limits = [getattr(backbone.config, "max_position_embeddings", None)]
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    if getattr(table, "padding_idx", None) is not None:  # RoBERTa's positions begin after the padding index
+        limits.append(len(table.weight) - table.padding_idx - 1)
+    return min((limit for limit in limits if limit and limit > 0), default=None)
+
+
+def check_max_length(backbone: nn.Module, max_length: int) -> int:
+    """`max_length`; an error if the backbone has fewer positions."""
+    limit = position_limit(backbone)
+    if max_length < 1 or (limit is not None and max_length > limit):
+        raise InputError(f"max_length={max_length} does not fit: this model has positions for 1 to {limit or '∞'} tokens")
+    return max_length
+
+
+def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForTextEncoding]:
+    """Which class makes a config's model: of T5 and its like only the encoder."""
+    return AutoModelForTextEncoding if config.model_type in _WITH_DECODER else AutoModel
+
+
+def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
+    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit.
+
+    Raises:
+        InputError: packed attention for a model that it does not fit, or a model that gives no vectors for tokens alone.
+    """
+    _drop_pooler(backbone)
+    for module in backbone.modules():
+        if hasattr(module, "chunk_size_feed_forward"):  # it saves memory, but takes some lengths only
+            module.chunk_size_feed_forward = 0
+    known = fits(backbone.config)
+    if attention == PACKED and not known:
+        raise InputError(
+            f"attention=packed is for {', '.join(MODEL_TYPES)} whose tokens all see the whole text, "
+            f"not {backbone.config.model_type} as it is configured: leave it null"
+        )
+    if attention == PACKED or (attention is None and known):
+        backbone.set_attn_implementation(PACKED)
+    use_fast_layers(backbone)
+    if not known:
+        if getattr(backbone.config, "use_cache", False):
+            backbone.config.use_cache = False  # of keys and values, for a decoder's next token
+        _try(backbone)
+    if gradient_checkpointing:
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
+def _drop_pooler(backbone: PreTrainedModel) -> None:
+    if getattr(backbone, "pooler", None) is None:
+        return
+    if "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters:
+        backbone.pooler = None
+    else:
+        backbone.pooler.requires_grad_(False)
+
+
+def _try(backbone: PreTrainedModel) -> None:
+    """An error if the model does not give a vector of `hidden_size` for each token of a text."""
+    training, kind = backbone.training, backbone.config.model_type
+    ids = torch.ones(1, 3, dtype=torch.long, device=backbone.device)
+    try:
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            states = backbone.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
+    except Exception as error:  # whatever the architecture misses
+        reason = one_line(error)
+        raise InputError(f"{kind} models are not supported: one cannot be run on token ids alone ({reason})") from error
+    finally:
+        backbone.train(training)
+    expected = (1, 3, getattr(backbone.config, "hidden_size", None))
+    if tuple(states.shape) != expected:
+        raise InputError(
+            f"{kind} models are not supported: one gives {tuple(states.shape)} for {expected} (texts, tokens, dims)"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

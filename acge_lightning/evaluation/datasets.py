@@ -1,0 +1,166 @@
+"""The data sets of a folder, and how each family is scored: the protocols of MTEB (arXiv 2210.07316).
+
+| family | what is measured | how |
+|---|---|---|
+| sts | Spearman's correlation of cosine and score | |
+| pair | average precision of the cosine | |
+| classification | accuracy of logistic regression | 8 training texts a class, 10 draws |
+| clustering | v-measure of mini-batch k-means | 2048 texts drawn with replacement, 10 draws |
+| retrieval | nDCG@10; MRR@10, recall@10 | as trec_eval does; `exclude_own_id` where queries are documents |
+| reranking | mean average precision; MRR@10 | as trec_eval does, over the listed candidates |
+
+Each query counts by itself, whatever its text, and of documents with equal scores the later one ranks first. Draws follow
+from the seed (42), and are those of MTEB for the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from acge_lightning.data import (
+    ClassificationDataModule,
+    ClusteringDataModule,
+    PairDataModule,
+    RerankingDataModule,
+    RetrievalDataModule,
+    STSDataModule,
+)
+from acge_lightning.data.base import EvaluationSet, TaskDataModule
+from acge_lightning.data.store import MAX_BAD, OnBadRow
+from acge_lightning.errors import InputError
+from acge_lightning.metrics.task_metrics import (
+    AveragePrecision,
+    EmbeddingMetric,
+    LinearProbe,
+    Reranking,
+    Retrieval,
+    Spearman,
+    VMeasure,
+)
+
+SEED = 42
+FAMILIES: dict[str, tuple[Callable[..., TaskDataModule], EmbeddingMetric]] = {
+    "classification": (partial(ClassificationDataModule, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
+    "clustering": (ClusteringDataModule, VMeasure(seed=SEED, draws=10)),
+    "pair": (PairDataModule, AveragePrecision()),
+    "reranking": (RerankingDataModule, Reranking()),
+    "retrieval": (RetrievalDataModule, Retrieval()),
+    "sts": (STSDataModule, Spearman()),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of a folder.
+
+    Args:
+        family: a key of `FAMILIES`.
+        path: its folder.
+        split: what is scored, `test` or `dev`.
+        limit: most rows of the split, evenly drawn; None for all.
+        on_bad_row: as in `TaskDataModule`.
+        max_bad_fraction: as in `TaskDataModule`.
+        exclude_own_id: as in `RetrievalDataModule`.
+    """
+
+    family: str
+    path: Path
+    split: str
+    limit: int | None = None
+    on_bad_row: OnBadRow = "raise"
+    max_bad_fraction: float = MAX_BAD
+    exclude_own_id: bool = False
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def roles(self) -> set[str]:
+        """The splits that scoring takes."""
+        return {self.split, "train"} if self.family == "classification" else {self.split}
+
+    def module(self, cache_dir: str | Path, roles: Collection[str]) -> TaskDataModule:
+        """What reads its splits of these roles."""
+        return FAMILIES[self.family][0](
+            self.path,
+            splits={role: None for role in ("train", "dev", "test") if role not in roles},
+            on_bad_row=self.on_bad_row,
+            max_bad_fraction=self.max_bad_fraction,
+            holdout=0.0,
+            max_dev=self.limit,
+            cache_dir=cache_dir,
+            **({"exclude_own_id": True} if self.exclude_own_id else {}),
+        )
+
+    def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
+        """Its rows, checked, and what is scored."""
+        data = self.module(cache_dir, self.roles)
+        found = data.evaluation(self.split)
+        if found is None:
+            raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")
+        return data, found
+
+    def mark(self, found: EvaluationSet) -> str:
+        """A digest of the rows that are scored."""
+        digest = hashlib.sha256(f"{self.family} {self.split} {len(found)}".encode())
+        for text in found.texts.to_pylist():
+            digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
+        digest.update(found.labels.numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+
+def find(
+    folder: str | Path,
+    tasks: Sequence[str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    on_bad_row: OnBadRow = "raise",
+    max_bad_fraction: float = MAX_BAD,
+    exclude_own_id: str | Sequence[str] | None = None,
+) -> list[Dataset]:
+    """The data sets under `folder`/<family>/<name>.
+
+    Args:
+        folder: in our layout.
+        tasks: names of data sets or of families; all by default.
+        split: `test` or `dev`; by default `test`, or `dev` of a set without it.
+        limit: as in `Dataset`.
+        on_bad_row: as in `Dataset`.
+        max_bad_fraction: as in `Dataset`.
+        exclude_own_id: name or names of the retrieval sets in which it is set.
+
+    Raises:
+        InputError: nothing there, or a name that is not there.
+    """
+    folder = Path(folder).expanduser()
+    own = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
+    found = [
+        Dataset(
+            family, path, split or _split(path), limit, on_bad_row, max_bad_fraction, family == "retrieval" and path.name in own
+        )
+        for family in FAMILIES
+        for path in sorted((folder / family).glob("*"))
+        if path.is_dir()
+    ]
+    if not found:
+        raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
+    strange = own - {d.name for d in found if d.family == "retrieval"}
+    if strange:
+        raise InputError(f"exclude_own_id: {min(strange)!r} is no retrieval set under {folder}: give names of such sets")
+    if tasks is None:
+        return found
+    unknown = set(tasks) - {d.name for d in found} - {d.family for d in found}
+    if unknown:
+        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in found})}")
+    return [d for d in found if d.name in tasks or d.family in tasks]
+
+
+def _split(path: Path) -> str:
+    names = [file.name for file in (path / "qrels" if (path / "qrels").is_dir() else path).glob("*")]
+    return "test" if any(name.startswith("test") for name in names) else "dev"

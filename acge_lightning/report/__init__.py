@@ -1,0 +1,13 @@
+"""Reports: files that runs left, read, drawn and put on one page; and tables for the terminal."""
+
+from typing import TYPE_CHECKING
+
+from acge_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from acge_lightning.report.page import report as report
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    page="report",
+)

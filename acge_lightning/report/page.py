@@ -1,0 +1,57 @@
+"""One HTML page that compares runs and evaluations, with nothing beside it: no script, no network. Needs matplotlib, Jinja."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acge_lightning.errors import InputError
+from acge_lightning.files.atomic import check_replaceable, write_text
+from acge_lightning.report.runs import Run, read_runs
+from acge_lightning.report.sections import sections
+from acge_lightning.terminal import visible
+
+try:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+except ModuleNotFoundError as error:
+    raise InputError("a report needs matplotlib and Jinja: pip install 'acge-lightning[report]'") from error
+
+_MARKER = b'name="generator" content="acge report"'  # each page has it
+
+
+def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> list[Run]:
+    """Write the page.
+
+    Args:
+        paths: folders of runs and `results.json` files, as in `read_runs`.
+        out: the HTML file.
+
+    Returns:
+        The runs, with a remark on each file that was missing or damaged.
+
+    Raises:
+        InputError: nothing to compare, nowhere to write, or another file in the place of the page.
+    """
+    out = Path(out).expanduser()
+    check_replaceable(out, _MARKER, "a report")
+    runs = read_runs(paths)
+    text = page(runs)
+    write_text(out, text)
+    return runs
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The text of the page; a section for whatever there is data for."""
+    parts = {re.sub(r"\W+", "-", title.lower()): (title, found) for title, found in sections(runs).items() if found}
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(autoescape=True, finalize=_visible, **how)
+    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts)
+
+
+def _visible(value: Any) -> Any:
+    """What a text would hide from its readers is written out; a figure has seen to that itself."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,160 @@
+"""The first stage, which sees all rows: compared one by one, or an index of FAISS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acge_lightning.errors import InputError
+from acge_lightning.search.faiss_file import LINKS, DamagedError, check
+from acge_lightning.search.stages import Stage
+from acge_lightning.search.vectors import BLOCK, Vectors, prefix
+
+_FACTORY = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
+_ROWS_A_LIST = 39  # the fewest that FAISS wants to learn a list of an ivf from
+_MOST_LISTS = 4096
+
+
+class First(Protocol):
+    """What a funnel needs of its first stage."""
+
+    nbytes: int
+
+    def __len__(self) -> int: ...
+
+    def extended(self, vectors: Tensor) -> First:
+        """The same with the prefixes of Float[m, D] after its rows."""
+
+    def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Scores Float32[q, count], falling, and rows Int64[q, count], -1 where fewer are found."""
+
+
+def new(stage: Stage) -> First:
+    """A first stage without rows."""
+    return Vectors(stage.dim, stage.store) if stage.index == "exact" else Faiss(stage)
+
+
+def faiss() -> Any:
+    """The module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise InputError("this first stage needs faiss: pip install 'acge-lightning[search]', or index: exact") from error
+    return faiss
+
+
+class Faiss:
+    """An index of FAISS over the prefixes, by inner product; by Hamming distance of the signs if they are stored as binary.
+
+    An ivf learns its lists, and int8 codes their range, from the rows that come first.
+
+    Args:
+        stage: its dim, store, index and effort.
+        index: of FAISS, with rows; a new one by default.
+    """
+
+    def __init__(self, stage: Stage, index: Any = None):
+        self.stage, self.index, self._asked = stage, index, (0, None)
+        faiss()
+
+    def __len__(self) -> int:
+        return 0 if self.index is None else self.index.ntotal
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index as it is written."""
+        if self.index is None:
+            return 0
+        writer = _Counter()
+        write = faiss().write_index_binary if self.stage.store == "binary" else faiss().write_index
+        write(self.index, faiss().PyCallbackIOWriter(writer, 1 << 24))
+        return writer.count
+
+    def extended(self, vectors: Tensor) -> Faiss:
+        """In place."""
+        if len(vectors) == 0:
+            return self
+        if self.index is None:
+            self.index = self._made(len(vectors))
+            step = max(1, len(vectors) // (_MOST_LISTS * _ROWS_A_LIST))
+            self.index.train(self._codes(vectors[::step]))
+        for start in range(0, len(vectors), BLOCK):
+            self.index.add(self._codes(vectors[start : start + BLOCK]))
+        return self
+
+    def _made(self, count: int) -> Any:
+        lists = min(_MOST_LISTS, int(2 * count**0.5), max(1, count // _ROWS_A_LIST))
+        kind = {"flat": "", "hnsw": f"HNSW{LINKS}", "ivf": f"IVF{lists}"}[self.stage.index]
+        if self.stage.store == "binary":
+            return faiss().index_binary_factory(self.stage.dim, f"B{kind or 'Flat'}")
+        name = ",".join(filter(None, (kind, _FACTORY[self.stage.store])))
+        return faiss().index_factory(self.stage.dim, name, faiss().METRIC_INNER_PRODUCT)
+
+    def _codes(self, vectors: Tensor) -> np.ndarray:
+        if self.stage.store == "binary":
+            return Vectors(self.stage.dim, "binary").extended(vectors).codes.numpy()
+        return prefix(vectors, self.stage.dim).numpy()
+
+    def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As in `First`."""
+        codes = queries.numpy() if self.stage.store != "binary" else self._codes(queries)
+        scores, rows = self.index.search(codes, count, **self._parameters(count))
+        scores = torch.from_numpy(scores)
+        return -scores.float() if self.stage.store == "binary" else scores, torch.from_numpy(rows)
+
+    def _parameters(self, count: int) -> dict[str, Any]:
+        """The effort, which FAISS takes as an object with a call, and binary indexes as an attribute."""
+        kind, effort = self.stage.index, self.stage.effort
+        if kind == "flat":
+            return {}
+        lists = self.index.nlist if kind == "ivf" else 0
+        effort = min(effort or max(1, lists // 32), lists) if lists else min(max(effort or 0, count), len(self))
+        if self.stage.store == "binary":
+            if kind == "ivf":
+                self.index.nprobe = effort
+            else:
+                self.index.hnsw.efSearch = effort
+            return {}
+        if self._asked[0] != effort:
+            make = faiss().SearchParametersIVF if kind == "ivf" else faiss().SearchParametersHNSW
+            self._asked = effort, make(**{"nprobe" if kind == "ivf" else "efSearch": effort})
+        return {"params": self._asked[1]}
+
+    def write(self, file: Path) -> None:
+        """As a file of FAISS."""
+        write = faiss().write_index_binary if self.stage.store == "binary" else faiss().write_index
+        write(self.index, str(file))
+
+    @classmethod
+    def read(cls, stage: Stage, file: Path, rows: int) -> Faiss:
+        """From a file of FAISS, which is checked first, to its last link: FAISS itself believes what a file says.
+
+        Raises:
+            InputError: it is no such file, or holds something else than so many rows of the stage.
+        """
+        module = faiss()
+        read = module.read_index_binary if stage.store == "binary" else module.read_index
+        try:
+            check(file, stage, rows)
+            return cls(stage, read(str(file)))
+        except (DamagedError, OSError) as error:
+            reason = str(error)
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{file} cannot be read as {stage.label} ({reason}): copy the index again, or build it again")
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, data: bytes) -> None:
+        self.count += len(data)

@@ -1,0 +1,180 @@
+"""Prefixes at rest: cut, normalised, stored as fp32, fp16, int8 or signs, and compared with queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from acge_lightning.search.stages import Store
+
+_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8, "binary": torch.uint8}
+BLOCK = 16_384  # rows that are packed or compared together
+_GATHERED = 1 << 21  # floats of a shortlist that are compared together: what the caches hold
+_SCORES = 1 << 22  # scores that are kept together
+_GROUP = 16  # rows of which the best one is looked at first
+_BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
+
+
+def prefix(vectors: Tensor, dim: int) -> Tensor:
+    """Cut, then normalised, of whatever length it was: Float[n, D] -> Float32[n, dim]."""
+    cut = vectors[:, :dim]
+    cut = cut if cut.dtype == torch.float64 else cut.float()
+    return normalize((cut / cut.abs().amax(1, keepdim=True)).float(), dim=1)
+
+
+@dataclass
+class _Room:
+    """Rows in memory, of which the first `used` are taken and the others are free."""
+
+    codes: Tensor
+    scale: Tensor | None
+    used: int
+
+
+class Vectors:
+    """Rows of one prefix size in one kind of store.
+
+    `int8`: code = round(127 v / max|v|), with a scale a row that gives the decoded row length 1.
+    `binary`: the sign of each dimension, a bit each, decoded as ±1 / sqrt(dim).
+
+    Args:
+        dim: of the prefix.
+        store: `fp32`, `fp16`, `int8` or `binary`.
+        codes: Any[n, dim], or UInt8[n, dim / 8] signs; none by default.
+        scale: Float32[n] of int8 rows.
+    """
+
+    def __init__(self, dim: int, store: Store, codes: Tensor | None = None, scale: Tensor | None = None):
+        self.dim, self.store = dim, store
+        width = dim // 8 if store == "binary" else dim
+        self.codes = torch.empty(0, width, dtype=_DTYPE[store]) if codes is None else codes
+        self.scale = torch.empty(0) if scale is None and store == "int8" else scale
+        self._room: _Room | None = None  # whose first rows these are
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """What is to be saved."""
+        scale = {} if self.scale is None else {"scale": self.scale.numpy()}
+        return {"codes": self.codes.numpy(), **scale}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def extended(self, vectors: Tensor) -> Vectors:
+        """These rows and, after them, the prefixes of Float[m, D] in memory; codes that come from a file are read.
+
+        Rows are copied only when the room that they share is full, and then take twice as much: n rows cost O(n), however
+        many are added at a time.
+        """
+        start, count = len(self), len(self) + len(vectors)
+        room = self._room
+        if room is None or room.used != start or len(room.codes) < count:  # or others have taken what is free
+            room = self._copied(count if start == 0 else max(count, 2 * start))
+        for at in range(0, len(vectors), BLOCK):
+            codes, scale = self._pack(prefix(vectors[at : at + BLOCK], self.dim))
+            place = slice(start + at, start + at + len(codes))
+            room.codes[place] = codes
+            if room.scale is not None:
+                room.scale[place] = scale
+        room.used = count
+        longer = Vectors(self.dim, self.store, room.codes[:count], None if room.scale is None else room.scale[:count])
+        longer._room = room
+        return longer
+
+    def _copied(self, size: int) -> _Room:
+        """Room for `size` rows, with these in it."""
+        room = _Room(self.codes.new_empty(size, self.codes.shape[1]), None, len(self))
+        room.codes[: len(self)] = self.codes
+        if self.scale is not None:
+            room.scale = torch.empty(size)
+            room.scale[: len(self)] = self.scale
+        return room
+
+    def _pack(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.store == "int8":
+            codes = (vectors * (127 / vectors.abs().amax(1, keepdim=True))).round()
+            return codes.to(torch.int8), 1 / codes.norm(dim=1)
+        if self.store == "binary":
+            bits = (vectors > 0).view(len(vectors), -1, 8).to(torch.uint8)
+            return (bits * _BITS).sum(2, dtype=torch.uint8), None
+        return vectors.to(self.codes.dtype), None
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """Codes of any shape, the last axis a row's -> Float32, int8 without its scale."""
+        if self.store != "binary":
+            return codes.float()
+        signs = (codes[..., None] & _BITS) != 0
+        return (signs.flatten(-2).float() * 2 - 1) / self.dim**0.5
+
+    def blocks(self, rows: int = BLOCK) -> Iterator[tuple[int, Tensor]]:
+        """All rows as Float32[rows, dim] of length 1, with the number of each block's first."""
+        for start in range(0, len(self), rows):
+            block = self._decoded(self.codes[start : start + rows])
+            yield start, block if self.scale is None else block * self.scale[start : start + rows, None]
+
+    def compare(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Cosines of queries with rows of their own.
+
+        Args:
+            queries: Float32[q, dim] of length 1.
+            rows: Int64[q, s], -1 where there is none.
+
+        Returns:
+            Float32[q, s]; -inf where there is no row.
+        """
+        step = max(1, _GATHERED // (rows.shape[1] * self.dim))
+        if len(queries) > step:
+            parts = zip(queries.split(step), rows.split(step), strict=True)
+            return torch.cat([self.compare(*part) for part in parts])
+        there = rows.clamp(min=0)
+        found = self._decoded(self.codes.index_select(0, there.view(-1))).view(*rows.shape, self.dim)
+        scores = torch.bmm(found, queries[:, :, None])[:, :, 0]
+        if self.scale is not None:
+            scores *= self.scale[there]
+        return scores.masked_fill_(rows < 0, -torch.inf)
+
+    def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` rows of the largest cosines, of all rows: Float32[q, count], Int64[q, count], the best first."""
+        if self.store == "int8" and len(self) and len(queries) and torch.backends.mkldnn.is_available():
+            parts = [self._nearest_int8(part, count) for part in queries.split(max(1, _SCORES // len(self)))]
+            return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
+        scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        for start, block in self.blocks():
+            best = (queries @ block.T).topk(min(count, len(block)))
+            scores, rows = torch.cat([scores, best.values], 1), torch.cat([rows, best.indices + start], 1)
+            if scores.shape[1] > count:
+                scores, order = scores.topk(count)
+                rows = rows.gather(1, order)
+        return scores, rows
+
+    def _nearest_int8(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """In products of integers, a query as two digits of 8 and 7 bits: its elements are off by 2^-15 of the largest."""
+        q, n = len(queries), len(self)
+        unit = queries.abs().amax(1).clamp(min=1e-30) / (127 * 128)
+        fine = (queries / unit[:, None]).round()
+        high = (fine / 128).round()
+        digits = torch.cat([high, fine - 128 * high]).to(torch.int8).T.contiguous()
+        groups = -(-n // _GROUP)
+        scores = torch.empty(groups * _GROUP, q)
+        scores[n:] = -torch.inf
+        step = max(4096, (1 << 18) // q)
+        for start in range(0, n, step):
+            found = torch._int_mm(self.codes[start : start + step], digits)
+            part = scores[start : start + len(found)]
+            part.copy_(found[:, :q]).mul_(128)
+            part.add_(found[:, q:]).mul_(self.scale[start : start + step, None])
+        best = scores.view(groups, _GROUP, q).amax(1).T.topk(min(count, groups)).indices  # the best rows are in these
+        rows = (best[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
+        values = scores.T.gather(1, rows)
+        values, order = values.topk(min(count, n))
+        return values * unit[:, None], rows.gather(1, order)

@@ -1,0 +1,189 @@
+"""The training of an encoder on several tasks, as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from acge_lightning.data.base import TaskDataModule
+from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.packed_attention import compile_backbone
+from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.errors import InputError
+from acge_lightning.export.sentence_transformers import export
+from acge_lightning.losses.matryoshka import Matryoshka, check_dims
+from acge_lightning.training.gather import anywhere, gather_batch
+from acge_lightning.training.optim import Optim
+from acge_lightning.training.optimized_module import OptimizedModule
+
+Score = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of a mixture.
+
+    Args:
+        data: of the task.
+        loss: on its embeddings; the family's own by default.
+        metric: of its evaluation splits; the family's own by default.
+        weight: how often it trains; 0 only evaluates it.
+        loss_weight: what its loss is multiplied by. Gradient clipping, while it bites at every step, undoes that: set
+            `trainer.gradient_clip_val=null`, or mix by `weight`.
+
+    YAML::
+
+        task:
+          stsb_zh:
+            data: {_target_: acge_lightning.data.STSDataModule, path: "${paths.data_dir}/sts/stsb_zh", batch_size: 64}
+            loss: {_target_: acge_lightning.losses.CoSENT, temperature: 0.05}
+            weight: 1.0
+            loss_weight: 0.2
+    """
+
+    data: TaskDataModule
+    loss: nn.Module | None = None
+    metric: Metric | None = None
+    weight: float = 1.0
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "loss_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"task.….{name}={getattr(self, name)} must be 0 or more")
+
+
+class EmbeddingModule(OptimizedModule):
+    """Encodes a batch, applies its task's loss, and scores every task's evaluation split.
+
+    Logs `train/loss`, `train/<task>/loss` (with Matryoshka also that of each prefix, `train/<task>/loss@<dim>`),
+    `val/<task>/<metric>`, `val/<family>`, and `val/mean`: the mean over families of the mean over a family's tasks of its main
+    metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`.
+
+    Args:
+        encoder: what is trained.
+        tasks: name -> task.
+        matryoshka: `dims`, and optionally `weights`, `temperatures` and `reduction`, of `Matryoshka` around each task's loss;
+            None for the full size only.
+        optim: optimizer and learning-rate schedule.
+        batch_tokens: tokens encoded together; less needs less memory, and changes nothing else. By default 2048 on a CPU,
+            which its caches hold, and 16384 on a GPU or for a static encoder.
+        recompute: compute each chunk again in the backward pass, so that memory no longer grows with the batch.
+        compile: `torch.compile` the backbone, over padded texts of any shape; pays on a GPU after minutes of compiling.
+        config: plain values that are kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Mapping[str, Task],
+        matryoshka: Mapping[str, Any] | None = None,
+        optim: Optim | None = None,
+        batch_tokens: int | None = None,
+        recompute: bool = False,
+        compile: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        for name in tasks:
+            if not name.replace("_", "").replace("-", "").isalnum() or hasattr(nn.ModuleDict, name) or name == "training":
+                raise InputError(f"task name {name!r} is taken or not made of letters, digits, - and _: choose another")
+        self.save_hyperparameters({"config": dict(config or {})})
+        self.encoder = encoder
+        self.tasks = dict(tasks)
+        self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
+        metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
+        self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
+        self.optim = optim or Optim()
+        self.batch_tokens, self.recompute = batch_tokens, recompute
+        if compile:
+            compile_backbone(encoder.backbone)
+        self._use_matryoshka(matryoshka)
+
+    def _use_matryoshka(self, matryoshka: Mapping[str, Any] | None) -> None:
+        if not matryoshka:
+            return
+        for name, loss in self.losses.items():
+            self.losses[name] = Matryoshka(loss, **matryoshka)
+        check_dims(matryoshka["dims"], self.encoder.dim)
+        self.encoder.matryoshka_dims = tuple(sorted(matryoshka["dims"], reverse=True))
+
+    # ---- training
+
+    def set_matryoshka_dims(self, dims: Sequence[int]) -> None:
+        """Train these prefixes only, of those that the module was made with, from the next step on."""
+        for loss in self.losses.values():
+            loss.set_dims(dims)
+
+    def embed(self, batch: TextBatch) -> tuple[Tensor, ...]:
+        """Embeddings of each column Float[n_i, D], all encoded together."""
+        vectors = self.encoder(Tokens.cat(batch.columns), self.batch_tokens, self.recompute and self.training)
+        return vectors.split([len(column) for column in batch.columns])
+
+    def training_step(self, batch: TextBatch) -> Tensor:
+        """The loss of a batch."""
+        criterion = self.losses[batch.task]
+        loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
+        self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
+        parts = getattr(criterion, "parts", {})
+        if parts and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
+            parts = {}  # no logger takes them, and calls that go nowhere cost time too
+        for dim, part in parts.items():
+            self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
+        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        return loss * self.tasks[batch.task].loss_weight
+
+    # ---- evaluation
+
+    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give the embeddings to the task's metric."""
+        if batch.task in self.metrics:
+            (vectors,) = self.embed(batch)
+            self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
+
+    test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        """Start with empty metrics (a resumed or interrupted epoch may have left some)."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all tasks and log the values."""
+        self._score("val", "dev")
+
+    def on_test_epoch_end(self) -> None:
+        """The same for the test splits."""
+        self._score("test", "test")
+
+    def _score(self, prefix: str, role: str) -> None:
+        values: Score = {}
+        families: dict[str, list[float]] = {}
+        seen = anywhere([metric.update_called for metric in self.metrics.values()], self.device)
+        for (name, metric), any_rank in zip(self.metrics.items(), seen, strict=True):
+            if any_rank:  # every rank takes part then: the others wait for its texts, even for none
+                scores = metric.compute()
+                values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
+                families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
+                metric.reset()
+        means = {family: sum(found) / len(found) for family, found in families.items()}
+        if not means:
+            raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
+        values |= {f"{prefix}/{family}": value for family, value in means.items()}
+        values[f"{prefix}/mean"] = sum(means.values()) / len(means)
+        self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})
+        self.log(f"{prefix}/mean", torch.tensor(values[f"{prefix}/mean"]), prog_bar=True)
+
+    def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
+        """The trained encoder as an export, in `folder`/export."""
+        rows = [task.data.keys(task.data.train) for task in self.tasks.values() if task.weight and "train" in task.data.parts]
+        return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

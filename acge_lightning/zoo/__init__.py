@@ -1,0 +1,17 @@
+"""Encoders by path or name: folders, named releases, the Hugging Face hub."""
+
+from typing import TYPE_CHECKING
+
+from acge_lightning.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from acge_lightning.zoo.pretrained import from_pretrained as from_pretrained
+    from acge_lightning.zoo.pretrained import load as load
+    from acge_lightning.zoo.releases import Release as Release
+    from acge_lightning.zoo.releases import models as models
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    pretrained="from_pretrained load",
+    releases="Release models",
+)
