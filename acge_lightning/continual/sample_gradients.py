@@ -29,8 +29,8 @@ class SampleGradients:
     one sample's give its gradient of the weight as one product, which is squared, added to the sum and forgotten. So gradients
     are held of one sample and one layer only, and the passes cost what they cost in training.
 
-    Static encoders and the architectures of `packed_attention.MODEL_TYPES` go this way; any other goes sample by sample, several
-    times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters need no
+    Static encoders and the architectures of `packed_attention.MODEL_TYPES` go this way; any other goes sample by sample,
+    several times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters need no
     gradient:
 
     Args:
