@@ -17,7 +17,8 @@ from typing import Any
 from rich.table import Table
 
 from acge_lightning.adaptive import FunnelIndex
-from acge_lightning.adaptive.files import MANIFEST, check_folder, is_index
+from acge_lightning.adaptive.files import check_folder, is_index
+from acge_lightning.adaptive.manifest import MANIFEST
 from acge_lightning.adaptive.stages import as_stages, label
 from acge_lightning.data.readers import SUFFIXES, rows
 from acge_lightning.data.records import RowError, valid
@@ -155,7 +156,9 @@ def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
     tuned = index.tune(vectors[kept], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
     tuned.write(folder / "funnel.json")
     try:
-        tuned.draw(folder / "funnel.png")
+        from acge_lightning.tuning_figure import save_tuning_figure
+
+        save_tuning_figure(tuned.to_rows(), folder / "funnel.png")
     except InputError as error:
         show(f"No picture: {error}")
     if config["index"] is not None:

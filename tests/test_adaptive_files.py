@@ -34,7 +34,7 @@ def in_version(folder):
 
 def test_an_index_is_on_disk_until_it_is_compared_and_holds_no_pickle(saved):
     index = FunnelIndex.load(saved)
-    assert all(isinstance(part, Vectors) for part in index.parts)
+    assert all(isinstance(part, Vectors) for part in index.vectors.stores)
     if sys.platform == "linux":
         assert f"{saved}/v" in Path("/proc/self/maps").read_text()
     names = [file.name for file in in_version(saved)]
@@ -42,9 +42,9 @@ def test_an_index_is_on_disk_until_it_is_compared_and_holds_no_pickle(saved):
     for file in in_version(saved):
         if file.suffix == ".npy":
             np.load(file, allow_pickle=False)
-    before = FunnelIndex.load(saved).parts[1].codes.clone()
-    index.parts[1].codes[:] = 0  # a copy in memory
-    assert torch.equal(FunnelIndex.load(saved).parts[1].codes, before)
+    before = FunnelIndex.load(saved).vectors.stores[1].codes.clone()
+    index.vectors.stores[1].codes[:] = 0  # a copy in memory
+    assert torch.equal(FunnelIndex.load(saved).vectors.stores[1].codes, before)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
@@ -400,3 +400,13 @@ def test_lists_of_faiss_hold_each_row_once(tmp_path):
     signed(folder, file, good[:-8] + good[-16:-8])
     with pytest.raises(InputError, match="in no list, or in several"):
         FunnelIndex.load(folder)
+
+
+def test_an_index_that_needs_faiss_says_so_where_there_is_none(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    stages = [Stage(8, 20, "fp32", "flat"), Stage(16)]
+    folder = FunnelIndex.build(vectors(50, 16), stages, force=True).save(tmp_path / "i")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for call in (lambda: FunnelIndex.load(folder), lambda: FunnelIndex.build(vectors(50, 16), stages, force=True)):
+        with pytest.raises(InputError, match=r"^this first stage needs faiss: pip install"):
+            call()

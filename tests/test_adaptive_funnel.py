@@ -86,9 +86,8 @@ def test_the_last_stage_is_the_full_ranking_of_the_shortlist(shape, store, kind)
     rows, queries = vectors(n, 16, seed), vectors(q, 16, seed + 1)
     first = Stage(8, 20, store, kind, effort=20)
     index = FunnelIndex.build(rows, [first, Stage(16, store="fp32")], force=True)
-    handed = index.parts[0].nearest(torch.nn.functional.normalize(torch.from_numpy(queries[:, :8]), dim=1), min(max(20, k), n))[
-        1
-    ]
+    prefixes = torch.nn.functional.normalize(torch.from_numpy(queries[:, :8]), dim=1)
+    _, handed = index.vectors.stores[0].nearest(prefixes, min(max(20, k), n))
     hits = index.search(queries, k)
     exact = cosines(queries, rows, 16)
     for query in range(q):
@@ -165,7 +164,7 @@ def test_rows_added_in_small_parts_are_copied_a_few_times_only(store, monkeypatc
         index.add(rows[start : start + 4])
     assert sum(copied) < 2 * 2 * 400  # of two stages, each at most twice
     whole = FunnelIndex.build(rows, stages, force=True)
-    for mine, other in zip(index.parts, whole.parts, strict=True):
+    for mine, other in zip(index.vectors.stores, whole.vectors.stores, strict=True):
         assert mine.arrays.keys() == other.arrays.keys()
         for name, array in other.arrays.items():
             np.testing.assert_array_equal(mine.arrays[name], array)

@@ -280,11 +280,11 @@ def compared(
         "queries": {s: len(q.grades) for s, q in queries.items()},
         "ndcg": full["test"],
     }
-    made: dict[Any, Any] = {}
+    cache: dict[Any, Any] = {}
     kept = {"hnsw": quality(lambda q: graph.search(q, K)[1], test) / full["test"]}
     for key, batch in (("single", 1), ("batch64", 64)):
         start = time.perf_counter()
-        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=tried, made=made)
+        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=tried, cache=cache)
         tuned.write(folder / f"{name}_{key}" / "funnel.json")
         sides = {
             "flat": lambda q: flat.search(q, K)[1],
