@@ -195,7 +195,7 @@ class _Trials:
         self.query_digest = blake2b(queries.numpy().tobytes()).hexdigest()
         self.exact_rows, exact_ids = self.hits(vectors.restaged(vectors.stages[-1:]))
         self.grades = [dict.fromkeys(ids, 1.0) for ids in exact_ids] if judgements is None else judgements
-        self.exact_ndcg = ndcg(exact_ids, self.grades, k)
+        self.exact_ndcg = mean_ndcg(exact_ids, self.grades, k)
         if not self.exact_ndcg > 0:
             raise InputError("no judged row is among the hits of exact search: check that judgements name the index's ids")
 
@@ -225,7 +225,7 @@ class _Trials:
         """Quality over all queries, time over batches of them."""
         vectors = self.vectors.restaged(stages, self.cache)
         row_indices, ids = self.hits(vectors)
-        value = ndcg(ids, self.grades, self.k)
+        value = mean_ndcg(ids, self.grades, self.k)
         in_both = (self.exact_rows[:, :, None] == row_indices[:, None]) & (self.exact_rows[:, :, None] >= 0)
         recall = float(in_both.any(2).sum() / (self.exact_rows >= 0).sum())
         batches = self.queries.split(batch)[: -(-_TIMED // batch)]
@@ -247,22 +247,22 @@ def median_seconds(job: Any) -> float:
     return median(times[1:])
 
 
-def ndcg(ranked_ids: Sequence[Sequence[Key]], grades: Sequence[Mapping[Key, float]], k: int) -> float:
-    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0.
+def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, float]], k: int) -> float:
+    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0; 0 if none has.
 
     Args:
-        ranked_ids: ids of the hits of each query, the best first.
-        grades: id -> grade for each query.
+        hits: ids of each query's hits, the best first.
+        judgements: id -> grade for each query.
         k: hits that count.
 
-    >>> round(ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
+    >>> round(mean_ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
     0.6309
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     values = []
-    for ids, judged in zip(ranked_ids, grades, strict=True):
-        ideal = sorted((grade for grade in judged.values() if grade > 0), reverse=True)[:k]
+    for ids, grades in zip(hits, judgements, strict=True):
+        ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
         if ideal:
-            gains = [max(judged.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
+            gains = [max(grades.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
             values.append(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
     return float(np.mean(values)) if values else 0.0
