@@ -12,18 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from acge_lightning.data.base import EvaluationSet
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.files import sweep, whole
-
-if TYPE_CHECKING:
-    from acge_lightning.data.base import EvaluationSet
 
 _LOG = logging.getLogger(__name__)
 _KEY, _CHECK = 16, 8  # bytes of a text's hash, and of the digest of that and its vector
