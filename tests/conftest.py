@@ -1,5 +1,7 @@
 """What several test files need: a small encoder on disk, and a data folder in the layout of the real one."""
 
+import gzip
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import acge_lightning
 
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
+NOTES = ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this", "天气", "我们怎么去公园？"]
 FAMILIES = ("classification", "clustering", "pair", "reranking", "retrieval", "sts", "unlabelled")
 
 
@@ -41,3 +44,18 @@ def cleaning_encoder(tmp_path_factory):
         ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this 2024"] * 3, "wordpiece", 200
     )
     return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "cleaning")
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """A folder of texts in files of several kinds, with what is no text beside them."""
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.txt").write_text(f"\n{NOTES[0]}\n  \n{NOTES[1]}\n", encoding="utf-8")
+    (folder / "b.md").write_text("# 退货\n\nhow do I\nreturn this\n\n\n天气\n", encoding="utf-8")
+    (folder / "more" / "c.jsonl").write_text(json.dumps({"text": NOTES[4], "n": 1}) + "\n", encoding="utf-8")
+    with gzip.open(folder / "more" / "d.csv.gz", "wt", encoding="utf-8") as file:
+        file.write('text,label\n"退货，公园",1\n')
+    (folder / ".hidden.txt").write_text("not this")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder

@@ -41,7 +41,7 @@ from acge_lightning.data.readers import rows
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.search import FunnelIndex, Stage
 from acge_lightning.search.stages import label
-from acge_lightning.search.tune import ndcg
+from acge_lightning.search.tune import mean_ndcg
 from acge_lightning.zoo.pretrained import load
 
 DIM, K, TARGET, SHARE = 1792, 10, 0.995, 0.99
@@ -81,7 +81,7 @@ def trained(out: Path, data: str) -> Path:
     folder = out / "encoder"
     if not (folder / "export" / "modules.json").is_file():
         start = time.perf_counter()
-        command = [sys.executable, "-m", "acge_lightning", "train", "+experiment=zh_matryoshka"]
+        command = [sys.executable, "-m", "acge_lightning.commands.cli", "train", "+experiment=zh_matryoshka"]
         command += [f"trainer.max_steps={STEPS}", "logger=none"]
         command += [f"paths.data_dir={data}", f"paths.output_dir={folder}", f"paths.cache_dir={out / 'rows'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
@@ -221,7 +221,7 @@ def candidates() -> list[list[Stage]]:
 def quality(search: Callable[[np.ndarray], np.ndarray], queries: Queries) -> float:
     """nDCG@10 of what a search finds."""
     found = np.concatenate([search(queries.vectors[at : at + 64]) for at in range(0, len(queries.vectors), 64)])
-    return ndcg(found.tolist(), queries.grades, K)
+    return mean_ndcg(found.tolist(), queries.grades, K)
 
 
 def seconds(search: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int) -> float:
@@ -280,11 +280,11 @@ def compared(
         "queries": {s: len(q.grades) for s, q in queries.items()},
         "ndcg": full["test"],
     }
-    made: dict[Any, Any] = {}
+    cache: dict[Any, Any] = {}
     kept = {"hnsw": quality(lambda q: graph.search(q, K)[1], test) / full["test"]}
     for key, batch in (("single", 1), ("batch64", 64)):
         start = time.perf_counter()
-        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=tried, made=made)
+        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=tried, cache=cache)
         tuned.write(folder / f"{name}_{key}" / "funnel.json")
         sides = {
             "flat": lambda q: flat.search(q, K)[1],

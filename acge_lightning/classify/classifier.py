@@ -1,4 +1,4 @@
-"""Adaptive classification: easy texts are told by a short prefix of their embedding, only the others read more of it."""
+"""Adaptive classification: a short prefix of the embedding classifies easy texts, and only the others read more of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from acge_lightning.classify.thresholds import stages, tune
+from acge_lightning.classify.thresholds import stopping_stages, tune_thresholds
 from acge_lightning.errors import InputError
 
 
@@ -59,9 +59,9 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
 
     >>> from sklearn.datasets import make_blobs
     >>> X, y = make_blobs(400, n_features=16, centers=3, random_state=0)
-    >>> found = AdaptiveClassifier(random_state=0).fit(X, y)
-    >>> labels, dims = found.predict_with_dims(X)
-    >>> found.dims_, bool((labels == y).mean() > 0.99), bool(dims.mean() <= 4)
+    >>> classifier = AdaptiveClassifier(random_state=0).fit(X, y)
+    >>> labels, dims = classifier.predict_with_dims(X)
+    >>> classifier.dims_, bool((labels == y).mean() > 0.99), bool(dims.mean() <= 4)
     ((1, 2, 4, 8, 16), True, True)
     """
 
@@ -84,13 +84,17 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> AdaptiveClassifier:  # noqa: N803
-        """Fit a probe a dim and tune the thresholds.
+        """Fit a probe for each dim and tune the thresholds.
 
         Args:
             X: Float[n, D] vectors, of any length.
             y: n labels.
             X_val: Float[v, D], to tune on; a part of `X` by default.
             y_val: v labels.
+
+        Raises:
+            InputError: a setting out of range, dims that the vectors do not have, `X_val` without `y_val`.
+            ValueError: fewer than 2 classes, and what scikit-learn refuses.
         """
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])  # noqa: N806
         check_classification_targets(y)
@@ -106,10 +110,10 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         if X_val is not None:
             vectors, labels = validate_data(self, X_val, y_val, dtype=[np.float64, np.float32], reset=False)
             self._learn(X, y, self.dims_)
-            self._tune([self._judged(vectors, labels)])
+            self._tune([self._confidence(vectors, labels)])
             return self
         if len(self.dims_) > 1 and (folds := self._folds(y)):
-            self._tune([self._learn(X[~held], y[~held], self.dims_)._judged(X[held], y[held]) for held in folds])
+            self._tune([self._learn(X[~fold], y[~fold], self.dims_)._confidence(X[fold], y[fold]) for fold in folds])
         self._learn(X, y, [d for d, t in zip(self.dims_, (*self.thresholds_, 0.0), strict=True) if t < np.inf])
         return self
 
@@ -127,6 +131,7 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[proba.argmax(axis=1)], dims
 
     def _cascade(self, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Float64[n, classes] probabilities, and Int64[n] dims, of where each text stopped."""
         check_is_fitted(self)
         vectors = validate_data(self, vectors, dtype=[np.float64, np.float32], reset=False)
         proba = np.zeros((len(vectors), len(self.classes_)))
@@ -135,43 +140,45 @@ class AdaptiveClassifier(ClassifierMixin, BaseEstimator):
         for dim, threshold in zip(self.dims_, (*self.thresholds_, 0.0), strict=True):
             if threshold == np.inf or not len(waiting):
                 continue
-            found = self._probabilities(dim, vectors[waiting])
-            stop = found.max(axis=1) >= threshold
-            proba[waiting[stop]], dims[waiting[stop]] = found[stop], dim
-            waiting = waiting[~stop]
+            probabilities = self._probabilities(dim, vectors[waiting])
+            stopped = probabilities.max(axis=1) >= threshold
+            proba[waiting[stopped]], dims[waiting[stopped]] = probabilities[stopped], dim
+            waiting = waiting[~stopped]
         return proba, dims
 
     def _probabilities(self, dim: int, vectors: np.ndarray) -> np.ndarray:
         return self.probes_[dim].predict_proba(normalize(vectors[:, :dim]))
 
     def _learn(self, vectors: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> AdaptiveClassifier:
+        """Fit the probes of some dims."""
         probe = LogisticRegression(max_iter=1000) if self.probe is None else self.probe
         self.probes_ = {dim: clone(probe).fit(normalize(vectors[:, :dim]), labels) for dim in dims}
         return self
 
-    def _judged(self, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _confidence(self, vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Float[n, dims]: how sure each probe is of its answer, and Bool[n, dims]: whether it is right."""
-        found = [self._probabilities(dim, vectors) for dim in self.dims_]
-        right = np.stack([self.classes_[p.argmax(axis=1)] == labels for p in found], axis=1)
-        return np.stack([p.max(axis=1) for p in found], axis=1), right
+        probabilities = [self._probabilities(dim, vectors) for dim in self.dims_]
+        correct = np.stack([self.classes_[p.argmax(axis=1)] == labels for p in probabilities], axis=1)
+        return np.stack([p.max(axis=1) for p in probabilities], axis=1), correct
 
-    def _tune(self, judged: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        confidence, right = (np.concatenate(parts) for parts in zip(*judged, strict=True))
+    def _tune(self, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Tune the thresholds on what `_confidence` gave for each fold."""
+        confidence, correct = (np.concatenate(arrays) for arrays in zip(*folds, strict=True))
         budget = None if self.budget is None else self.budget * self.dims_[-1]
-        self.thresholds_ = tune(confidence[:, :-1], right, self.dims_, self.tolerance, self.margin, budget)
-        self.mean_dim_ = float(np.asarray(self.dims_)[stages(confidence[:, :-1], self.thresholds_)].mean())
+        self.thresholds_ = tune_thresholds(confidence[:, :-1], correct, self.dims_, self.tolerance, self.margin, budget)
+        self.mean_dim_ = float(np.asarray(self.dims_)[stopping_stages(confidence[:, :-1], self.thresholds_)].mean())
 
     def _folds(self, labels: np.ndarray) -> list[np.ndarray]:
-        """Bool[n] a fold: the texts that are held out, some of each class, and never its last one."""
-        rng, fold = check_random_state(self.random_state), np.full(len(labels), -1)
+        """Bool[n] for each fold: the texts that are held out, some of each class, and never its last one."""
+        rng, fold_of_text = check_random_state(self.random_state), np.full(len(labels), -1)
         folds = self.validation if isinstance(self.validation, Integral) else 0
         for label in self.classes_:
-            mine = rng.permutation(np.flatnonzero(labels == label))
-            if folds and len(mine) > 1:
-                fold[mine] = np.arange(len(mine)) % folds
+            of_class = rng.permutation(np.flatnonzero(labels == label))
+            if folds and len(of_class) > 1:
+                fold_of_text[of_class] = np.arange(len(of_class)) % folds
             elif not folds:
-                fold[mine[: min(round(self.validation * len(mine)), len(mine) - 1)]] = 0
-        return [fold == i for i in range(folds or 1) if (fold == i).any()]
+                fold_of_text[of_class[: min(round(self.validation * len(of_class)), len(of_class) - 1)]] = 0
+        return [fold_of_text == i for i in range(folds or 1) if (fold_of_text == i).any()]
 
     def _sizes(self, features: int) -> tuple[int, ...]:
         if self.dims is None:

@@ -30,8 +30,8 @@ class SampleGradients:
     are held of one sample and one layer only, and the passes cost what they cost in training.
 
     Static encoders and the architectures of `packed_attention.MODEL_TYPES` go this way; any other goes sample by sample,
-    several times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters need no
-    gradient:
+    several times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters
+    need no gradient:
 
     Args:
         encoder: as it was, after the context.

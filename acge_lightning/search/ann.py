@@ -1,4 +1,4 @@
-"""The first stage, which sees all rows: compared one by one, or an index of FAISS."""
+"""The store of the first stage, which sees all rows: they are compared one by one, or by an index of FAISS."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ _ROWS_A_LIST = 39  # the fewest that FAISS wants to learn a list of an ivf from
 _MOST_LISTS = 4096
 
 
-class First(Protocol):
-    """What a funnel needs of its first stage."""
+class FirstStage(Protocol):
+    """What a funnel needs of the store of its first stage."""
 
     nbytes: int
 
     def __len__(self) -> int: ...
 
-    def extended(self, vectors: Tensor) -> First:
-        """The same with the prefixes of Float[m, D] after its rows."""
+    def extended(self, vectors: Tensor) -> FirstStage:
+        """These rows and, after them, the prefixes of Float[m, D]."""
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Scores Float32[q, count], falling, and rows Int64[q, count], -1 where fewer are found."""
 
 
-def new(stage: Stage) -> First:
-    """A first stage without rows."""
+def empty_store(stage: Stage) -> Vectors | Faiss:
+    """A store of a stage without rows.
+
+    Raises:
+        InputError: the stage has an index of FAISS, which is not installed.
+    """
     return Vectors(stage.dim, stage.store) if stage.index == "exact" else Faiss(stage)
 
 
-def faiss() -> Any:
-    """The module.
+def import_faiss() -> Any:
+    """The module `faiss`.
 
     Raises:
         InputError: it is not installed.
@@ -62,8 +66,9 @@ class Faiss:
     """
 
     def __init__(self, stage: Stage, index: Any = None):
-        self.stage, self.index, self._asked = stage, index, (0, None)
-        faiss()
+        self.stage, self.index = stage, index
+        self._parameters_of_effort: tuple[int, Any] = (0, None)  # the last ones
+        import_faiss()
 
     def __len__(self) -> int:
         return 0 if self.index is None else self.index.ntotal
@@ -73,30 +78,31 @@ class Faiss:
         """Bytes of the index as it is written."""
         if self.index is None:
             return 0
-        writer = _Counter()
-        write = faiss().write_index_binary if self.stage.store == "binary" else faiss().write_index
-        write(self.index, faiss().PyCallbackIOWriter(writer, 1 << 24))
-        return writer.count
+        counter = _ByteCounter()
+        write = import_faiss().write_index_binary if self.stage.store == "binary" else import_faiss().write_index
+        write(self.index, import_faiss().PyCallbackIOWriter(counter, 1 << 24))
+        return counter.count
 
     def extended(self, vectors: Tensor) -> Faiss:
-        """In place."""
+        """Add the prefixes of Float[m, D] after its rows, in place."""
         if len(vectors) == 0:
             return self
         if self.index is None:
-            self.index = self._made(len(vectors))
+            self.index = self._new_index(len(vectors))
             step = max(1, len(vectors) // (_MOST_LISTS * _ROWS_A_LIST))
             self.index.train(self._codes(vectors[::step]))
         for start in range(0, len(vectors), BLOCK):
             self.index.add(self._codes(vectors[start : start + BLOCK]))
         return self
 
-    def _made(self, count: int) -> Any:
-        lists = min(_MOST_LISTS, int(2 * count**0.5), max(1, count // _ROWS_A_LIST))
+    def _new_index(self, row_count: int) -> Any:
+        """An index of FAISS without rows, for so many."""
+        lists = min(_MOST_LISTS, int(2 * row_count**0.5), max(1, row_count // _ROWS_A_LIST))
         kind = {"flat": "", "hnsw": f"HNSW{LINKS}", "ivf": f"IVF{lists}"}[self.stage.index]
         if self.stage.store == "binary":
-            return faiss().index_binary_factory(self.stage.dim, f"B{kind or 'Flat'}")
+            return import_faiss().index_binary_factory(self.stage.dim, f"B{kind or 'Flat'}")
         name = ",".join(filter(None, (kind, _FACTORY[self.stage.store])))
-        return faiss().index_factory(self.stage.dim, name, faiss().METRIC_INNER_PRODUCT)
+        return import_faiss().index_factory(self.stage.dim, name, import_faiss().METRIC_INNER_PRODUCT)
 
     def _codes(self, vectors: Tensor) -> np.ndarray:
         if self.stage.store == "binary":
@@ -104,7 +110,7 @@ class Faiss:
         return prefix(vectors, self.stage.dim).numpy()
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """As in `First`."""
+        """As `FirstStage.nearest`; the scores of signs are negated Hamming distances."""
         codes = queries.numpy() if self.stage.store != "binary" else self._codes(queries)
         scores, rows = self.index.search(codes, count, **self._parameters(count))
         scores = torch.from_numpy(scores)
@@ -123,27 +129,27 @@ class Faiss:
             else:
                 self.index.hnsw.efSearch = effort
             return {}
-        if self._asked[0] != effort:
-            make = faiss().SearchParametersIVF if kind == "ivf" else faiss().SearchParametersHNSW
-            self._asked = effort, make(**{"nprobe" if kind == "ivf" else "efSearch": effort})
-        return {"params": self._asked[1]}
+        if self._parameters_of_effort[0] != effort:
+            parameters = import_faiss().SearchParametersIVF if kind == "ivf" else import_faiss().SearchParametersHNSW
+            self._parameters_of_effort = effort, parameters(**{"nprobe" if kind == "ivf" else "efSearch": effort})
+        return {"params": self._parameters_of_effort[1]}
 
     def write(self, file: Path) -> None:
-        """As a file of FAISS."""
-        write = faiss().write_index_binary if self.stage.store == "binary" else faiss().write_index
+        """Write it as a file of FAISS."""
+        write = import_faiss().write_index_binary if self.stage.store == "binary" else import_faiss().write_index
         write(self.index, str(file))
 
     @classmethod
-    def read(cls, stage: Stage, file: Path, rows: int) -> Faiss:
-        """From a file of FAISS, which is checked first, to its last link: FAISS itself believes what a file says.
+    def read(cls, stage: Stage, file: Path, row_count: int) -> Faiss:
+        """Read a file of FAISS, which is checked first, to its last link: FAISS itself believes what a file says.
 
         Raises:
             InputError: it is no such file, or holds something else than so many rows of the stage.
         """
-        module = faiss()
+        module = import_faiss()
         read = module.read_index_binary if stage.store == "binary" else module.read_index
         try:
-            check(file, stage, rows)
+            check(file, stage, row_count)
             return cls(stage, read(str(file)))
         except (DamagedError, OSError) as error:
             reason = str(error)
@@ -152,7 +158,7 @@ class Faiss:
         raise InputError(f"{file} cannot be read as {stage.label} ({reason}): copy the index again, or build it again")
 
 
-class _Counter:
+class _ByteCounter:
     def __init__(self) -> None:
         self.count = 0
 

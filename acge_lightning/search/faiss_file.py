@@ -2,7 +2,7 @@
 
 FAISS allocates what a file asks for, and follows the links between its rows without a look at where they lead. So a file is
 read twice: here, where each number must be the one that the stage and the number of rows call for, and nothing may be left
-over; then by FAISS. Known are the kinds that `first.Faiss` makes, in the layout that FAISS 1.8 to 1.15 write.
+over; then by FAISS. The kinds of files are those that `first.Faiss` makes, in the layout that FAISS 1.8 to 1.15 write.
 """
 
 from __future__ import annotations
@@ -16,61 +16,63 @@ import numpy as np
 from acge_lightning.search.stages import Stage
 
 LINKS = 16  # neighbours of a row in an hnsw; twice as many at its bottom
-_CODE = {"fp32": "<f4", "fp16": "<f2", "int8": "u1"}  # of a dim
-_QUANTIZER = {"fp16": 4, "int8": 0}  # FAISS's QT_fp16 and QT_8bit
+_DTYPE = {"fp32": "<f4", "fp16": "<f2", "int8": "u1"}  # of the code of a dim
+_QUANTIZER_TYPE = {"fp16": 4, "int8": 0}  # FAISS's QT_fp16 and QT_8bit
 _MOST_EFFORT = 100_000  # efConstruction, of 40
 
 
 class DamagedError(ValueError):
-    """What a file says and cannot be."""
+    """A file that says what cannot be."""
 
 
 def check(file: Path, stage: Stage, rows: int) -> None:
-    """An error unless the file holds so many rows of this stage, and nothing else.
+    """Check that a file holds so many rows of a stage, and nothing else.
 
     Raises:
         DamagedError: what does not fit.
     """
-    opened = _File(np.memmap(file, dtype=np.uint8, mode="r"))
-    _index(opened, stage, stage.index, rows)
-    if opened.at != len(opened.data):
-        raise DamagedError(f"{len(opened.data) - opened.at:,} bytes are left over")
+    reader = _Reader(np.memmap(file, dtype=np.uint8, mode="r"))
+    _check_index(reader, stage, stage.index, rows)
+    if reader.position != len(reader.data):
+        raise DamagedError(f"{len(reader.data) - reader.position:,} bytes are left over")
 
 
-class _File:
+class _Reader:
+    """Reads the numbers of a file one after the other."""
+
     def __init__(self, data: np.ndarray):
-        self.data, self.at = data, 0
+        self.data, self.position = data, 0
 
     def take(self, count: int, dtype: str) -> np.ndarray:
         """The next `count` numbers."""
         size = count * np.dtype(dtype).itemsize
-        if size > len(self.data) - self.at:
-            raise DamagedError(f"it is cut, or asks for {count:,} numbers at byte {self.at:,}")
-        self.at += size
-        return self.data[self.at - size : self.at].view(dtype)
+        if size > len(self.data) - self.position:
+            raise DamagedError(f"it is cut, or asks for {count:,} numbers at byte {self.position:,}")
+        self.position += size
+        return self.data[self.position - size : self.position].view(dtype)
 
     def one(self, form: str) -> Any:
         """The next number, in a form of `struct`."""
         return struct.unpack(f"<{form}", self.take(struct.calcsize(form), "u1").tobytes())[0]
 
     def vector(self, dtype: str) -> np.ndarray:
-        """Numbers after their number."""
+        """The next vector, which begins with the count of its numbers."""
         return self.take(self.one("Q"), dtype)
 
     def expect(self, form: str, value: Any, what: str) -> None:
-        """The next number is this one."""
-        found = self.one(form)
-        if found != value:
-            raise DamagedError(f"{what} is {found}, not {value}")
+        """An error unless the next number is this one."""
+        actual = self.one(form)
+        if actual != value:
+            raise DamagedError(f"{what} is {actual}, not {value}")
 
 
-def _index(file: _File, stage: Stage, kind: str, rows: int) -> None:
+def _check_index(file: _Reader, stage: Stage, kind: str, rows: int) -> None:
     binary, flat = stage.store == "binary", {"fp32": "IxFI", "binary": "IBxF"}.get(stage.store, "IxSQ")
     graph = {"fp32": "IHNf", "binary": "IBHf"}.get(stage.store, "IHNs")
     lists = {"fp32": "IwFl", "binary": "IBwF"}.get(stage.store, "IwSq")
     name = {"flat": flat, "hnsw": graph, "ivf": lists}[kind].encode()
-    if (found := file.take(4, "u1").tobytes()) != name:
-        raise DamagedError(f"it is of the kind {found!r}, not {name!r}")
+    if (actual := file.take(4, "u1").tobytes()) != name:
+        raise DamagedError(f"it is of the kind {actual!r}, not {name!r}")
     file.expect("i", stage.dim, "its number of dims")
     if binary:
         file.expect("i", stage.dim // 8, "the bytes of a row")
@@ -80,57 +82,58 @@ def _index(file: _File, stage: Stage, kind: str, rows: int) -> None:
     file.expect("B", 1, "whether it is trained")
     file.expect("i", int(binary), "its metric")
     if kind == "hnsw":
-        _links(file, rows)
-        _index(file, stage, "flat", rows)
+        _check_graph(file, rows)
+        _check_index(file, stage, "flat", rows)
     elif kind == "ivf":
-        _lists(file, stage, rows)
+        _check_lists(file, stage, rows)
     else:
-        if stage.store in _QUANTIZER:
-            _quantizer(file, stage)
-        _codes(file.vector(_stored(stage)[0] if stage.store == "fp32" else "u1"), stage, rows)
+        if stage.store in _QUANTIZER_TYPE:
+            _check_quantizer(file, stage)
+        _check_codes(file.vector(_row_form(stage)[0] if stage.store == "fp32" else "u1"), stage, rows)
 
 
-def _stored(stage: Stage) -> tuple[str, int]:
-    """Of what and of how many a row is made."""
-    return ("u1", stage.dim // 8) if stage.store == "binary" else (_CODE[stage.store], stage.dim)
+def _row_form(stage: Stage) -> tuple[str, int]:
+    """The dtype and the count of the numbers of a row."""
+    return ("u1", stage.dim // 8) if stage.store == "binary" else (_DTYPE[stage.store], stage.dim)
 
 
-def _codes(codes: np.ndarray, stage: Stage, rows: int) -> None:
-    dtype, width = _stored(stage)
+def _check_codes(codes: np.ndarray, stage: Stage, rows: int) -> None:
+    """Check that there are as many codes as the rows have, all finite."""
+    dtype, width = _row_form(stage)
     if codes.nbytes != rows * width * np.dtype(dtype).itemsize:
         raise DamagedError(f"{codes.nbytes:,} bytes are no {rows:,} rows")
-    _finite(codes.view(dtype))
+    _check_finite(codes.view(dtype))
 
 
-def _finite(values: np.ndarray) -> None:
+def _check_finite(values: np.ndarray) -> None:
     if values.dtype.kind == "f" and not all(
         np.isfinite(part).all() for part in np.array_split(values, 1 + len(values) // 2**20)
     ):
         raise DamagedError("a number is NaN or infinite")
 
 
-def _quantizer(file: _File, stage: Stage) -> None:
-    file.expect("i", _QUANTIZER[stage.store], "the kind of its codes")
+def _check_quantizer(file: _Reader, stage: Stage) -> None:
+    file.expect("i", _QUANTIZER_TYPE[stage.store], "the kind of its codes")
     file.take(2, "<i4")  # how the range was learnt
     file.expect("Q", stage.dim, "the number of dims of its codes")
-    file.expect("Q", stage.dim * np.dtype(_CODE[stage.store]).itemsize, "the bytes of a row")
+    file.expect("Q", stage.dim * np.dtype(_DTYPE[stage.store]).itemsize, "the bytes of a row")
     learnt = file.vector("<f4")
     if len(learnt) != (2 * stage.dim if stage.store == "int8" else 0):
         raise DamagedError(f"{len(learnt)} numbers were learnt for its codes")
-    _finite(learnt)
+    _check_finite(learnt)
 
 
-def _links(file: _File, rows: int) -> None:
-    """A graph whose rows are at 1 level or more, and whose links at a level lead to rows that are at it too."""
-    _finite(chances := file.vector("<f8"))
+def _check_graph(file: _Reader, rows: int) -> None:
+    """Check a graph of an hnsw: its rows are at 1 level or more, and its links at a level lead to rows that are at it too."""
+    _check_finite(level_chances := file.vector("<f8"))
     ends, levels, offsets, links = (file.vector(dtype) for dtype in ("<i4", "<i4", "<u8", "<i4"))
     entry, top, effort = (file.one("i") for _ in range(3))
     file.take(2, "<i4")  # efSearch, which comes with a call, and what is not used
     if not 0 < effort <= _MOST_EFFORT:
         raise DamagedError(f"its efConstruction is {effort}")
-    if not 0 < len(chances) < 64 or ends.tolist() != [0, *(LINKS * (2 + i) for i in range(len(chances)))]:
+    if not 0 < len(level_chances) < 64 or ends.tolist() != [0, *(LINKS * (2 + i) for i in range(len(level_chances)))]:
         raise DamagedError("a row has another number of links")
-    if len(levels) != rows or levels.min() < 1 or levels.max() > len(chances):
+    if len(levels) != rows or levels.min() < 1 or levels.max() > len(level_chances):
         raise DamagedError("a row is at a level that is not there")
     if len(offsets) != rows + 1 or offsets[0] != 0 or not np.array_equal(np.diff(offsets.astype(np.int64)), ends[levels]):
         raise DamagedError("the links of a row begin where those of others are")
@@ -145,44 +148,44 @@ def _links(file: _File, rows: int) -> None:
             raise DamagedError(f"a link at level {level} leads to a row that is not there")
 
 
-def _lists(file: _File, stage: Stage, rows: int) -> None:
-    """Each row is in one of the lists, once."""
+def _check_lists(file: _Reader, stage: Stage, rows: int) -> None:
+    """Check the lists of an ivf: each row is in one of them, once."""
     count, probes = file.one("Q"), file.one("Q")
     if not 0 < probes <= count <= len(file.data):
         raise DamagedError(f"it searches {probes} of {count} lists")
-    _index(file, Stage(stage.dim, store="binary" if stage.store == "binary" else "fp32"), "flat", count)  # their centres
+    _check_index(file, Stage(stage.dim, store="binary" if stage.store == "binary" else "fp32"), "flat", count)  # their centres
     file.expect("B", 0, "its map of rows")
     file.expect("Q", 0, "the size of its map of rows")
-    dtype, width = _stored(stage)
+    dtype, width = _row_form(stage)
     size = width * np.dtype(dtype).itemsize
-    if stage.store in _QUANTIZER:
-        _quantizer(file, stage)
+    if stage.store in _QUANTIZER_TYPE:
+        _check_quantizer(file, stage)
         file.expect("Q", size, "the bytes of a row")
         file.expect("B", 1, "whether codes are of differences")
-    sizes = _sizes(file, count, size)
-    seen = np.zeros(rows, dtype=bool)
+    sizes = _read_list_sizes(file, count, size)
+    listed = np.zeros(rows, dtype=bool)
     for length in sizes.tolist():
-        _codes(file.take(length * size, "u1"), stage, length)
+        _check_codes(file.take(length * size, "u1"), stage, length)
         ids = file.take(length, "<i8")
         if length and not 0 <= ids.min() <= ids.max() < rows:
             raise DamagedError("a list holds a row that is not there")
-        seen[ids] = True
-    if sizes.sum() != rows or not seen.all():
+        listed[ids] = True
+    if sizes.sum() != rows or not listed.all():
         raise DamagedError("a row is in no list, or in several")
 
 
-def _sizes(file: _File, count: int, size: int) -> np.ndarray:
+def _read_list_sizes(file: _Reader, count: int, size: int) -> np.ndarray:
     """How many rows each list holds."""
-    if (found := file.take(4, "u1").tobytes()) != b"ilar":
-        raise DamagedError(f"its lists are of the kind {found!r}")
+    if (actual := file.take(4, "u1").tobytes()) != b"ilar":
+        raise DamagedError(f"its lists are of the kind {actual!r}")
     file.expect("Q", count, "its number of lists")
     file.expect("Q", size, "the bytes of a row")
     kind, sizes = file.take(4, "u1").tobytes(), file.vector("<u8")
     if kind == b"sprs":  # (list, size) of those that are not empty
         if len(sizes) % 2 or (len(sizes) and sizes[::2].max() >= count):
             raise DamagedError("a list is not there")
-        given, sizes = sizes.reshape(-1, 2), np.zeros(count, "<u8")
-        sizes[given[:, 0].astype(np.int64)] = given[:, 1]
+        pairs, sizes = sizes.reshape(-1, 2), np.zeros(count, "<u8")
+        sizes[pairs[:, 0].astype(np.int64)] = pairs[:, 1]
     elif kind != b"full":
         raise DamagedError(f"the sizes of its lists are of the kind {kind!r}")
     if len(sizes) != count or (len(sizes) and int(sizes.max()) > len(file.data)):

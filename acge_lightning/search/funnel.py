@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,19 @@ import torch
 from torch import Tensor
 
 from acge_lightning.errors import InputError
-from acge_lightning.search import ann
 from acge_lightning.search.rows import Key, Rows
-from acge_lightning.search.stages import Stage, check_stages, default_stages, label
-from acge_lightning.search.vectors import BLOCK, Vectors, prefix
+from acge_lightning.search.staged import StagedVectors
+from acge_lightning.search.stages import Stage, check_stages, default_stages
+from acge_lightning.search.storage import SavedIndex, read_index, write_index
+from acge_lightning.search.tune import Judgements, Measure, Tuned, choose_stages, default_candidates
+from acge_lightning.search.vectors import BLOCK
 
 if TYPE_CHECKING:
     from acge_lightning.encoder.encoder import Encoder
-    from acge_lightning.search.tune import Tuned
 
 _LOG = logging.getLogger(__name__)
 Array = np.ndarray | Tensor
-_TOGETHER = 4096  # queries that are searched for together
-_NAMED = 10  # texts that a warning names
-Judgements = Sequence[Mapping[Key, float]]
+_MOST_NAMED = 10  # texts that a warning names
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Hits:
 
     Args:
         scores: Float32[q, h] cosines at the last stage, falling; -inf where an approximate first stage found fewer.
-        rows: Int64[q, h] numbers of rows, -1 where it found fewer.
-        ids: for each query the ids of its rows: those given, or else the rows' numbers.
+        rows: Int64[q, h] row indices, -1 where it found fewer.
+        ids: for each query the ids of its rows: those given, or else the row indices.
         seconds: of each stage, for all queries together.
     """
 
@@ -48,7 +46,6 @@ class Hits:
     seconds: list[float]
 
 
-@dataclass(eq=False)
 class FunnelIndex:
     """Adaptive retrieval: each stage compares a longer prefix of the embedding with fewer rows.
 
@@ -61,9 +58,14 @@ class FunnelIndex:
         dim: D, of the vectors that it takes.
         stages: from the shortest prefix to the longest.
         matryoshka_dims: the prefix sizes that the encoder was trained for.
+        force: also take prefixes that it was not trained for.
         encoder: of texts, to be indexed and to be searched for; None if only vectors are.
         prompts: role (query, document) -> name of one of the encoder's prompts.
         note: plain data that is saved with it.
+
+    Attributes:
+        vectors: the stores of all stages.
+        rows: the ids and texts.
 
     Raises:
         InputError: stages that make no funnel, or a prefix size that the encoder was not trained for.
@@ -78,17 +80,19 @@ class FunnelIndex:
     7
     """
 
-    dim: int
-    stages: tuple[Stage, ...]
-    matryoshka_dims: tuple[int, ...] = ()
-    force: bool = False
-    encoder: Encoder | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    note: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.stages = check_stages(self.stages, self.dim, self.matryoshka_dims, self.force)
-        self.parts: list[Any] = [ann.new(self.stages[0]), *(Vectors(s.dim, s.store) for s in self.stages[1:])]
+    def __init__(
+        self,
+        dim: int,
+        stages: Sequence[Stage],
+        matryoshka_dims: Collection[int] = (),
+        force: bool = False,
+        encoder: Encoder | None = None,
+        prompts: Mapping[str, str] | None = None,
+        note: dict[str, Any] | None = None,
+    ):
+        self.dim, self.matryoshka_dims, self.force = dim, tuple(matryoshka_dims), force
+        self.encoder, self.prompts, self.note = encoder, dict(prompts or {}), dict(note or {})
+        self.vectors = StagedVectors(check_stages(stages, dim, self.matryoshka_dims, force))
         self.rows = Rows()
 
     @classmethod
@@ -102,7 +106,7 @@ class FunnelIndex:
         matryoshka_dims: Collection[int] = (),
         force: bool = False,
     ) -> FunnelIndex:
-        """From vectors.
+        """Build an index of vectors.
 
         Args:
             vectors: Float[n, D] of any length; also a memory map, which is read in blocks.
@@ -117,9 +121,8 @@ class FunnelIndex:
         """
         if vectors.ndim != 2:
             raise InputError(f"vectors of shape {tuple(vectors.shape)} are no table: give Float[n, D]")
-        trained = tuple(matryoshka_dims)
-        stages = default_stages(vectors.shape[1], trained) if stages is None else tuple(stages)
-        index = cls(vectors.shape[1], stages, trained, force)
+        dim = vectors.shape[1]
+        index = cls(dim, default_stages(dim, matryoshka_dims) if stages is None else stages, matryoshka_dims, force)
         index.add(vectors, ids=ids, texts=texts)
         return index
 
@@ -135,23 +138,40 @@ class FunnelIndex:
         force: bool = False,
         progress: bool = False,
     ) -> FunnelIndex:
-        """From texts, which are stored; the arguments are those of `build`, the trained prefixes the encoder's.
+        """Build an index of texts, which are stored; the trained prefixes are the encoder's.
 
         Texts to which the encoder gives no direction (none of their tokens says anything) are left out, and a warning names
         them; without `ids`, a text's id is its number among `texts` then.
+
+        Args:
+            texts: n texts.
+            encoder: of the texts, and of queries that are texts.
+            stages: by default the shortest trained prefix, a middle one and all dims; without trained prefixes all dims.
+            ids: n distinct words, or n distinct whole numbers; by default rows are numbered.
+            prompts: role (query, document) -> name of one of the encoder's prompts.
+            force: also take prefixes that the encoder was not trained for.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: no text has a direction, ids that are not distinct, other numbers of ids.
         """
-        stages = default_stages(encoder.dim, encoder.matryoshka_dims) if stages is None else tuple(stages)
-        index = cls(encoder.dim, stages, tuple(encoder.matryoshka_dims), force, encoder, dict(prompts or {}))
+        stages = default_stages(encoder.dim, encoder.matryoshka_dims) if stages is None else stages
+        index = cls(encoder.dim, stages, encoder.matryoshka_dims, force, encoder, prompts)
         index.add(texts, ids=ids, progress=progress)
         return index
 
     def __len__(self) -> int:
-        return len(self.parts[-1])
+        return len(self.vectors)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, from the shortest prefix to the longest."""
+        return self.vectors.stages
 
     @property
     def nbytes(self) -> list[int]:
         """Bytes of each stage; all but an index of FAISS may lie on disk."""
-        return [part.nbytes for part in self.parts]
+        return self.vectors.nbytes
 
     def add(
         self,
@@ -161,21 +181,29 @@ class FunnelIndex:
         texts: Sequence[str] | None = None,
         progress: bool = False,
     ) -> None:
-        """More rows, Float[m, D] or m texts; all of them or, on an error, none.
+        """Add rows, Float[m, D] or m texts; all of them or, on an error, none.
 
         Texts to which the encoder gives no direction are left out, as in `from_texts`; where rows have no ids, and so no other
         number than their own, they are an error, and so are vectors without direction.
+
+        Args:
+            items: Float[m, D] of any length, or m texts.
+            ids: m ids of the kind that the index has; None if it has none.
+            texts: m texts that are stored with vectors; None if the index has none.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: vectors that do not fit or have no direction, ids that are not distinct, other numbers of ids or texts.
         """
-        given = not isinstance(items, (np.ndarray, Tensor))
-        if given:
+        are_texts = not isinstance(items, (np.ndarray, Tensor))
+        if are_texts:
             texts = list(items) if texts is None else texts
-        vectors = self._vectors(items, "document", progress)
-        if given and (ids is not None or len(self) == 0):
+        vectors = self._encoded(items, "document", progress)
+        if are_texts and (ids is not None or len(self) == 0):
             vectors, ids, texts = self._with_direction(vectors, ids, texts)
         rows = self.rows.extended(len(self), len(vectors), ids, texts)
-        self._check(vectors, "row")
-        self.parts = [part.extended(vectors) for part in reversed(self.parts)][::-1]  # FAISS's last, as it changes in place
-        self.rows = rows
+        self._check_direction(vectors, "row")
+        self.vectors, self.rows = self.vectors.extended(vectors), rows
 
     def has_direction(self, vectors: Tensor) -> Tensor:
         """Whether vectors are not zero at the shortest prefix: Float[n, D] -> Bool[n]."""
@@ -191,17 +219,17 @@ class FunnelIndex:
         if not kept.any():
             raise InputError(f"none of {len(texts)} texts has a direction: the encoder knows none of their tokens")
         ids = range(len(texts)) if ids is None else ids
-        others = (~kept).nonzero()[:, 0].tolist()
-        named = ", ".join(str(ids[i]) for i in others[:_NAMED]) + (" …" if len(others) > _NAMED else "")
-        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(others), len(texts), named)
-        rows = kept.nonzero()[:, 0].tolist()
-        return vectors[kept], [ids[i] for i in rows], [texts[i] for i in rows]
+        dropped = (~kept).nonzero()[:, 0].tolist()
+        named = ", ".join(str(ids[i]) for i in dropped[:_MOST_NAMED]) + (" …" if len(dropped) > _MOST_NAMED else "")
+        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(dropped), len(texts), named)
+        kept_indices = kept.nonzero()[:, 0].tolist()
+        return vectors[kept], [ids[i] for i in kept_indices], [texts[i] for i in kept_indices]
 
     def search(self, queries: Array | str | Sequence[str], k: int = 10) -> Hits:
-        """The `k` rows nearest to each query, or all rows if there are fewer.
+        """Find the `k` rows nearest to each query, or all rows if there are fewer.
 
         Args:
-            queries: Float[q, D] of any length, or texts.
+            queries: Float[q, D] of any length, a text, or texts.
             k: number of hits.
 
         Raises:
@@ -211,80 +239,79 @@ class FunnelIndex:
             raise InputError(f"k={k!r} must be a whole number of at least 1")
         if len(self) == 0:
             raise InputError("the index is empty: add vectors or texts before searching it")
-        vectors = self._vectors([queries] if isinstance(queries, str) else queries, "query", False)
-        self._check(vectors, "query")
-        parts = [self._funnel(part, min(k, len(self))) for part in vectors.split(_TOGETHER)]
-        scores, rows = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        seconds = [sum(times) for times in zip(*(part[2] for part in parts), strict=True)]
-        order = np.lexsort((rows, -scores))
-        scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        scores, rows, seconds = self.vectors.nearest(self._query_vectors(queries), k)
         return Hits(scores, rows, self.rows.ids_of(rows), seconds)
 
-    @torch.inference_mode()
-    def _funnel(self, vectors: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        seconds, rows = [], None
-        for stage, part in zip(self.stages, self.parts, strict=True):
-            start = time.perf_counter()
-            queries = prefix(vectors, stage.dim)
-            count = k if stage is self.stages[-1] else max(k, stage.shortlist)
-            if rows is None:
-                scores, rows = part.nearest(queries, min(count, len(self)))
-            else:
-                scores, order = part.compare(queries, rows).topk(min(count, rows.shape[1]))
-                rows = rows.gather(1, order)
-            seconds.append(time.perf_counter() - start)
-        scores = scores.masked_fill(rows < 0, -torch.inf)
-        return scores.numpy(), rows.numpy(), seconds
-
     def tune(
-        self, queries: Array | Sequence[str], judgements: Sequence[Mapping[Key, float]] | None = None, **how: Any
+        self,
+        queries: Array | str | Sequence[str],
+        judgements: Judgements | None = None,
+        *,
+        k: int = 10,
+        target: float = 0.99,
+        measure: Measure = "ndcg",
+        batch: int = 64,
+        candidates: Iterable[Sequence[Stage]] | None = None,
+        cache: dict[Any, Any] | None = None,
+        progress: bool = False,
     ) -> Tuned:
-        """Take the fastest stages that keep a share of the quality of exact search at the last stage; see `tune.tune`."""
-        from acge_lightning.search.tune import tune
+        """Take the fastest stages that keep `target` of the quality of exact search at the last stage.
 
-        return tune(self, queries, judgements, **how)
+        Candidates that differ in their shortlists alone are tried from the shortest on, until one reaches the target or takes
+        longer than another that did. The last stage must have all dims, and stays as it is.
 
-    def restaged(self, stages: Sequence[Stage], made: dict[Any, Any] | None = None) -> FunnelIndex:
+        Args:
+            queries: Float[q, D] or texts, kept aside: the share holds for queries like these.
+            judgements: for each query, id (or index) of a row -> grade; by default the full-dim top k of each query, graded 1.
+            k: hits that are judged.
+            target: share of the full-dim nDCG@k, or of its recall.
+            measure: `ndcg`, or `recall`: the share of the full-dim top k that is found.
+            batch: queries searched for at a time when time is measured.
+            candidates: stages to try; by default the trained prefixes up to a quarter of the dims, in several stores, exact or
+                by FAISS if the index is large.
+            cache: keeps the stages' stores and indexes between calls, and what they found for the same queries, for another
+                `batch` or `target`.
+            progress: show a progress bar.
+
+        Returns:
+            What was tried, and the choice, which the index has from now on.
+
+        Raises:
+            InputError: no queries, other numbers of judgements, an unknown measure, an index that keeps no full-dim vectors.
+        """
+        vectors, cache = self._query_vectors(queries), {} if cache is None else cache
+        if candidates is None:
+            candidates = default_candidates(self.stages[-1], self.matryoshka_dims, len(self), k)
+        else:
+            candidates = [check_stages(stages, self.dim, self.matryoshka_dims, self.force) for stages in candidates]
+        how = {"k": k, "target": target, "measure": measure, "batch": batch, "progress": progress}
+        tuned = choose_stages(self.vectors, self.rows, vectors, judgements, candidates, cache=cache, **how)
+        self.vectors = self.vectors.restaged(tuned.chosen.stages, cache)
+        return tuned
+
+    def restaged(self, stages: Sequence[Stage]) -> FunnelIndex:
         """The same rows under other stages, whose prefixes are cut from the last stage's vectors.
 
         Args:
             stages: the last as it is now.
-            made: parts made before, by dim, store and index; what is made is added.
+
+        Raises:
+            InputError: another last stage, or stages that make no funnel.
         """
-        if stages[-1] != self.stages[-1]:
-            raise InputError(f"the last stage is {self.stages[-1].label}, and stays so: {label(stages)} changes it")
-        made = {} if made is None else made
-        new = FunnelIndex(self.dim, tuple(stages), self.matryoshka_dims, self.force, self.encoder, self.prompts, self.note)
-        for old, part in zip(self.stages, self.parts, strict=True):
-            made.setdefault((old.dim, old.store, old.index), part)
-        for place, stage in enumerate(new.stages):
-            key = stage.dim, stage.store, stage.index
-            if key not in made:
-                made[key] = self._recut(new.parts[place])
-            part = made[key]
-            new.parts[place] = ann.Faiss(stage, part.index) if isinstance(part, ann.Faiss) else part
-        new.rows = self.rows
-        return new
-
-    def _recut(self, part: Any) -> Any:
-        longest = max(part.stage.dim if isinstance(part, ann.Faiss) else part.dim, 1)
-        whole = torch.empty(len(self), longest)
-        for start, block in self._last().blocks():
-            whole[start : start + len(block)] = block[:, :longest]
-        return part.extended(whole)
-
-    def _last(self) -> Vectors:
-        if not isinstance(self.parts[-1], Vectors):
-            raise InputError(
-                "the only stage is an index of faiss, from which no vectors are read: add a last stage without index"
-            )
-        return self.parts[-1]
+        index = FunnelIndex(self.dim, stages, self.matryoshka_dims, self.force, self.encoder, self.prompts, self.note)
+        index.vectors, index.rows = self.vectors.restaged(index.stages), self.rows
+        return index
 
     def save(self, folder: str | Path) -> Path:
-        """Write it to a folder; the index that is there stays whole until the new one is."""
-        from acge_lightning.search.storage import save
+        """Write it to a folder; the index that is there stays whole until the new one is.
 
-        return save(self, Path(folder))
+        Raises:
+            InputError: the folder holds something else, or cannot be written.
+        """
+        saved = SavedIndex(
+            self.dim, self.matryoshka_dims, self.force, self.prompts, self.note, vectors=self.vectors, rows=self.rows
+        )
+        return write_index(Path(folder), saved)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None, verify: bool = True) -> FunnelIndex:
@@ -298,11 +325,24 @@ class FunnelIndex:
         Raises:
             InputError: no index there, a file that is cut or damaged, an encoder of other dims.
         """
-        from acge_lightning.search.storage import load
+        saved = read_index(Path(folder), verify)
+        if encoder is not None and (encoder.dim, tuple(encoder.matryoshka_dims)) != (saved.dim, saved.matryoshka_dims):
+            raise InputError(
+                f"{folder} was built with an encoder of {saved.dim} dims, trained for {list(saved.matryoshka_dims)}; this one "
+                f"has {encoder.dim}, trained for {list(encoder.matryoshka_dims)}: give the same one, or build the index again"
+            )
+        stages = saved.vectors.stages
+        index = cls(saved.dim, stages, saved.matryoshka_dims, saved.force, encoder, saved.prompts, saved.note)
+        index.vectors, index.rows = saved.vectors, saved.rows
+        return index
 
-        return load(Path(folder), encoder, verify)
+    def _query_vectors(self, queries: Array | str | Sequence[str]) -> Tensor:
+        vectors = self._encoded([queries] if isinstance(queries, str) else queries, "query", False)
+        self._check_direction(vectors, "query")
+        return vectors
 
-    def _vectors(self, items: Array | Sequence[str], role: str, progress: bool) -> Tensor:
+    def _encoded(self, items: Array | Sequence[str], role: str, progress: bool) -> Tensor:
+        """Float[n, D] of vectors or texts."""
         if isinstance(items, np.ndarray):
             items = _tensor(items)
         if not isinstance(items, Tensor):
@@ -313,8 +353,8 @@ class FunnelIndex:
             raise InputError(f"vectors of shape {tuple(items.shape)} do not fit: this index takes Float[n, {self.dim}]")
         return items
 
-    def _check(self, vectors: Tensor, kind: str) -> None:
-        """All finite, and none zero at the shortest prefix."""
+    def _check_direction(self, vectors: Tensor, kind: str) -> None:
+        """An error unless all are finite, and none is zero at the shortest prefix."""
         shortest = self.stages[0].dim
         for start in range(0, len(vectors), BLOCK):
             block = vectors[start : start + BLOCK]
@@ -322,10 +362,10 @@ class FunnelIndex:
                 "is NaN or infinite somewhere": ~block.isfinite().all(1),
                 f"is zero in its first {shortest} dims": ~self.has_direction(block),
             }
-            for what, wrong in checks.items():
+            for problem, wrong in checks.items():
                 if wrong.any():
-                    place = start + int(wrong.nonzero()[0])
-                    raise InputError(f"{kind} {place} {what} and has no direction: leave it out, or mend what made it")
+                    index = start + int(wrong.nonzero()[0])
+                    raise InputError(f"{kind} {index} {problem} and has no direction: leave it out, or mend what made it")
 
 
 def _tensor(items: np.ndarray) -> Tensor:

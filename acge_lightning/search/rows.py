@@ -1,4 +1,4 @@
-"""What stands behind the rows of an index: ids and texts."""
+"""The ids and texts of the rows of an index."""
 
 from __future__ import annotations
 
@@ -22,39 +22,45 @@ class Rows:
 
     def __init__(self, table: pa.Table | None = None):
         self.table = table
-        self._ids: set[Key] = set()  # of all rows, and perhaps of more; empty until rows are added to others
+        self._ids: set[Key] = set()  # of all rows, and perhaps of more; empty until rows are added to an index that has some
 
-    def extended(self, before: int, more: int, ids: Sequence[Key] | None, texts: Sequence[str] | None) -> Rows:
-        """With `more` rows after the `before` that are there.
+    def extended(self, row_count: int, new_count: int, ids: Sequence[Key] | None, texts: Sequence[str] | None) -> Rows:
+        """These rows and, after them, new ones.
+
+        Args:
+            row_count: of the index; it may have neither ids nor texts.
+            new_count: of the new rows.
+            ids: of the new rows.
+            texts: of the new rows.
 
         Raises:
             InputError: other numbers of ids or texts, only some rows with them, ids that are not distinct or of another kind.
         """
         columns = {}
         for name, values in (("id", ids), ("text", texts)):
-            there = before > 0 and self.table is not None and name in self.table.column_names
-            if before and more and there != (values is not None):
-                state = f"has {name}s" if there else f"has no {name}s"
-                raise InputError(f"the index {state}: {'give them for' if there else 'leave them out of'} the new rows too")
+            has_column = row_count > 0 and self.table is not None and name in self.table.column_names
+            if row_count and new_count and has_column != (values is not None):
+                state, remedy = ("has", "give them for") if has_column else ("has no", "leave them out of")
+                raise InputError(f"the index {state} {name}s: {remedy} the new rows too")
             if values is not None:
-                if len(values) != more:
-                    raise InputError(f"{len(values)} {name}s for {more} rows: give one a row")
+                if len(values) != new_count:
+                    raise InputError(f"{len(values)} {name}s for {new_count} rows: give one a row")
                 columns[name] = _column(name, values)
-        if not more or not columns:
+        if not new_count or not columns:
             return self
-        if before and any(columns[name].type != self.table.column(name).type for name in columns):
+        if row_count and any(columns[name].type != self.table.column(name).type for name in columns):
             raise InputError("the ids of an index are all words or all whole numbers, and the new ones are of the other kind")
         new = pa.table(columns)
         if "id" not in columns:
-            return Rows(new if not before else pa.concat_tables([self.table, new]))
+            return Rows(new if not row_count else pa.concat_tables([self.table, new]))
         _check_distinct(new.column("id"))
-        if not before:
+        if not row_count:
             return Rows(new)
-        longer = Rows(pa.concat_tables([self.table, new]))
-        longer._ids = self._with(new.column("id").to_pylist())
-        return longer
+        extended = Rows(pa.concat_tables([self.table, new]))
+        extended._ids = self._ids_and(new.column("id").to_pylist())
+        return extended
 
-    def _with(self, ids: list[Key]) -> set[Key]:
+    def _ids_and(self, ids: list[Key]) -> set[Key]:
         """The ids of all rows and these.
 
         Raises:
@@ -63,61 +69,65 @@ class Rows:
         old = self.table.column("id")
         if len(self._ids) != len(old):  # not made yet, or rows were added to these before, and not kept
             self._ids = set(old.to_pylist())
-        both = self._ids.intersection(ids)
-        if both:
-            _raise_twice(len(both), min(both))
+        duplicates = self._ids.intersection(ids)
+        if duplicates:
+            raise _duplicate_ids(len(duplicates), min(duplicates))
         self._ids.update(ids)
         return self._ids
 
     def ids_of(self, rows: np.ndarray) -> list[list[Key]]:
-        """The ids of Int64[q, h] rows, or else their numbers; rows of -1 are left out."""
+        """The ids of row indices Int64[q, h], or else the indices; those of -1 are left out."""
         if self.table is None or "id" not in self.table.column_names:
-            return [[row for row in line if row >= 0] for line in rows.tolist()]
-        return [self.table.column("id").take(pa.array(line[line >= 0])).to_pylist() for line in rows]
+            return [[row for row in of_query if row >= 0] for of_query in rows.tolist()]
+        return [self.table.column("id").take(pa.array(of_query[of_query >= 0])).to_pylist() for of_query in rows]
 
     def texts_of(self, rows: np.ndarray) -> list[str]:
-        """The texts of Int64[h] rows."""
+        """The texts of row indices Int64[h].
+
+        Raises:
+            InputError: the index has no texts.
+        """
         if self.table is None or "text" not in self.table.column_names:
             raise InputError("the index has no texts: give them when it is built")
         return self.table.column("text").take(pa.array(rows)).to_pylist()
 
     def write(self, file: Path) -> None:
-        """As an Arrow file."""
+        """Write them as an Arrow file."""
         with pa.ipc.new_file(str(file), self.table.schema) as writer:
             writer.write_table(self.table)
 
     @classmethod
     def read(cls, file: Path, count: int) -> Rows:
-        """From an Arrow file, which stays on disk.
+        """Read an Arrow file, which stays on disk.
 
-        All of it is checked, as nothing else does: an offset of a stranger may point anywhere in memory.
+        All of it is checked, as nothing else checks it: an offset of a stranger may point anywhere in memory.
 
         Raises:
             InputError: another number of rows than `count`, other columns, or a damaged file.
         """
         try:
             with pa.memory_map(str(file)) as source:
-                return cls(_checked(pa.ipc.open_file(source), count, source.size()))
+                return cls(_read_table(pa.ipc.open_file(source), count, source.size()))
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{file} cannot be read ({reason}): copy the index again, or build it again") from error
 
 
-_KINDS = {"id": (pa.large_string(), pa.int64()), "text": (pa.large_string(),)}
+_COLUMN_TYPES = {"id": (pa.large_string(), pa.int64()), "text": (pa.large_string(),)}
 
 
-def _checked(reader: pa.RecordBatchFileReader, count: int, size: int) -> pa.Table:
-    """The rows of an Arrow file of so many bytes; a ValueError if they are not what `Rows.write` writes."""
+def _read_table(reader: pa.RecordBatchFileReader, count: int, file_size: int) -> pa.Table:
+    """The table of an Arrow file of so many bytes; a ValueError if it is not what `Rows.write` writes."""
     names = reader.schema.names
-    if not names or len(set(names)) < len(names) or any(f.type not in _KINDS.get(f.name, ()) for f in reader.schema):
+    if not names or len(set(names)) < len(names) or any(f.type not in _COLUMN_TYPES.get(f.name, ()) for f in reader.schema):
         raise ValueError(f"its columns are {', '.join(f'{f.name} {f.type}'[:60] for f in reader.schema) or 'none'}")
     batches: list[pa.RecordBatch] = []
-    rows = used = 0
-    for place in range(reader.num_record_batches):
-        batch = reader.get_batch(place)
+    rows = size = 0
+    for i in range(reader.num_record_batches):
+        batch = reader.get_batch(i)
         batch.validate(full=True)
-        rows, used = rows + len(batch), used + batch.nbytes
-        if rows > count or used > size or any(column.null_count for column in batch.columns):
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows > count or size > file_size or any(column.null_count for column in batch.columns):
             break
         batches.append(batch)
     else:
@@ -130,12 +140,12 @@ def _column(name: str, values: Sequence[Key]) -> pa.Array:
     kinds = (str,) if name == "text" else (str, int)
     if isinstance(values, np.ndarray):
         values = values.tolist()
-    for place, value in enumerate(values):
+    for i, value in enumerate(values):
         if type(value) not in kinds or type(value) is not type(values[0]):
-            wanted = "a text" if name == "text" else "a word or a whole number, as the first"
-            raise InputError(f"{name}s[{place}] is {value!r:.60}, not {wanted}")
+            expected = "a text" if name == "text" else "a word or a whole number, as the first"
+            raise InputError(f"{name}s[{i}] is {value!r:.60}, not {expected}")
         if isinstance(value, str):
-            check_unicode(value, f"{name}s[{place}]")
+            check_unicode(value, f"{name}s[{i}]")
     try:
         return pa.array(values, pa.int64() if values and isinstance(values[0], int) else pa.large_string())
     except (OverflowError, pa.ArrowException) as error:
@@ -144,10 +154,10 @@ def _column(name: str, values: Sequence[Key]) -> pa.Array:
 
 def _check_distinct(column: pa.ChunkedArray) -> None:
     counts = column.value_counts()
-    often = counts.filter(pa.compute.greater(counts.field("counts"), 1))
-    if len(often):
-        _raise_twice(len(often), often[0]["values"].as_py())
+    duplicates = counts.filter(pa.compute.greater(counts.field("counts"), 1))
+    if len(duplicates):
+        raise _duplicate_ids(len(duplicates), duplicates[0]["values"].as_py())
 
 
-def _raise_twice(count: int, first: Key) -> None:
-    raise InputError(f"{count} ids are given more than once, {first!r} first: ids are distinct")
+def _duplicate_ids(count: int, example: Key) -> InputError:
+    return InputError(f"{count} ids are given more than once, {example!r} first: ids are distinct")

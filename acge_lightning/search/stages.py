@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from acge_lightning.errors import InputError
 
 Store = Literal["fp32", "fp16", "int8", "binary"]
-First = Literal["exact", "flat", "hnsw", "ivf"]
+IndexKind = Literal["exact", "flat", "hnsw", "ivf"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Stage:
     dim: int
     shortlist: int = 100
     store: Store = "fp16"
-    index: First = "exact"
+    index: IndexKind = "exact"
     effort: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """In a few characters: `64 int8 hnsw/128`."""
+        """The stage in a few characters: `64 int8 hnsw/128`."""
         index = "" if self.index == "exact" else f" {self.index}" + (f"/{self.effort}" if self.effort else "")
         return f"{self.dim} {self.store}{index}"
 
@@ -70,7 +70,16 @@ def label(stages: Sequence[Stage]) -> str:
 
 
 def check_stages(stages: Sequence[Stage], dim: int, trained: Collection[int], force: bool) -> tuple[Stage, ...]:
-    """The stages, if they make a funnel over vectors of `dim` dims that works at the `trained` prefixes.
+    """Check that stages make a funnel over vectors of `dim` dims that works at the `trained` prefixes.
+
+    Args:
+        stages: from the shortest prefix to the longest.
+        dim: D, of the vectors.
+        trained: the prefix sizes that the encoder was trained for.
+        force: also take others.
+
+    Returns:
+        The stages.
 
     Raises:
         InputError: what does not fit, and the remedy.
@@ -89,9 +98,9 @@ def check_stages(stages: Sequence[Stage], dim: int, trained: Collection[int], fo
         raise InputError("the last stage gives the cosines, and signs have none: store it as fp32, fp16 or int8")
     untrained = sorted(set(dims) - set(trained) - {dim})
     if untrained and not force:
-        known = f"it was trained for {sorted({*trained, dim})}" if trained else "no matryoshka_dims are known of these vectors"
+        reason = f"it was trained for {sorted({*trained, dim})}" if trained else "no matryoshka_dims are known of these vectors"
         raise InputError(
-            f"the encoder was not trained for prefixes of {untrained} dims ({known}): take trained dims, train it with "
+            f"the encoder was not trained for prefixes of {untrained} dims ({reason}): take trained dims, train it with "
             "matryoshka={dims: […]}, or use force=true if you have seen that they work"
         )
     return tuple(stages)
@@ -111,7 +120,7 @@ def default_stages(dim: int, trained: Collection[int]) -> tuple[Stage, ...]:
 
 
 def as_stages(settings: Sequence[Mapping[str, Any]] | None) -> tuple[Stage, ...] | None:
-    """Stages of a config; None for None.
+    """Make stages of a list of a config; None of None.
 
     Raises:
         InputError: no list of mappings, a key that a stage has not, or none for its dim.
@@ -121,13 +130,12 @@ def as_stages(settings: Sequence[Mapping[str, Any]] | None) -> tuple[Stage, ...]
     """
     if settings is None:
         return None
-    known = [f.name for f in fields(Stage)]
+    names = [f.name for f in fields(Stage)]
     if not isinstance(settings, Sequence) or not all(isinstance(stage, Mapping) for stage in settings):
         raise InputError(f"stages={settings!r} is no list of stages: write [{{dim: 64, shortlist: 200}}, {{dim: 512}}]")
-    for place, stage in enumerate(settings):
-        unknown = sorted(set(map(str, stage)) - set(known))
+    for i, stage in enumerate(settings):
+        unknown = sorted(set(map(str, stage)) - set(names))
         if unknown or "dim" not in stage:
-            raise InputError(
-                f"stages[{place}] {f'has {unknown[0]!r}' if unknown else 'has no dim'}: a stage has {', '.join(known)}"
-            )
+            problem = f"has {unknown[0]!r}" if unknown else "has no dim"
+            raise InputError(f"stages[{i}] {problem}: a stage has {', '.join(names)}")
     return tuple(Stage(**stage) for stage in settings)

@@ -7,22 +7,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import write_text
-from acge_lightning.search.funnel import Array, FunnelIndex, Hits, Judgements
-from acge_lightning.search.rows import Key
+from acge_lightning.search.rows import Key, Rows
+from acge_lightning.search.staged import StagedVectors
 from acge_lightning.search.stages import Stage, label
-from acge_lightning.search.vectors import BLOCK, prefix
+from acge_lightning.search.vectors import BLOCK, Vectors, prefix
+from acge_lightning.terminal import track
 
+Judgements = Sequence[Mapping[Key, float]]
 Measure = Literal["ndcg", "recall"]
-Funnel = tuple[Stage, ...]
+Stages = tuple[Stage, ...]
 _SHORTLISTS = (2, 5, 10, 20, 40, 80, 160)  # times k
 _LARGE = 20_000  # rows from which an approximate first stage is worth its making
 _REPEATS = 3
@@ -42,7 +46,7 @@ class Point:
         speedup: times faster than comparing all rows at full dim in fp32, with as many queries at a time.
     """
 
-    stages: Funnel
+    stages: Stages
     ndcg: float
     recall: float
     share: float
@@ -52,7 +56,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` tried and took.
+    """What `FunnelIndex.tune` tried and took.
 
     Args:
         chosen: the fastest that keeps the target share; exact search at full dim if none of the others does.
@@ -62,183 +66,178 @@ class Tuned:
     chosen: Point
     points: list[Point]
 
-    def write(self, file: str | Path) -> Path:
-        """As `funnel.json`, which `acge report` draws when it lies in the folder of a run."""
-        points = [
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A plain row for each point: `label`, `recall`, `speedup`, `ndcg`, `share`, `seconds`, `chosen`."""
+        return [
             {"label": label(p.stages), "recall": p.recall, "speedup": p.speedup, "ndcg": p.ndcg, "share": p.share}
             | {"seconds": p.seconds, "chosen": p is self.chosen}
             for p in self.points
         ]
-        write_text(file, json.dumps({"points": points}, indent=2, ensure_ascii=False) + "\n")
+
+    def write(self, file: str | Path) -> Path:
+        """Write the rows as `funnel.json`, which `acge report` draws when it lies in the folder of a run."""
+        write_text(file, json.dumps({"points": self.to_rows()}, indent=2, ensure_ascii=False) + "\n")
         return Path(file)
 
-    def draw(self, file: str | Path) -> Path:
-        """The points with their Pareto front, as a picture; needs matplotlib."""
-        from acge_lightning.report.figures import figures
-        from acge_lightning.report.runs import Run
-        from acge_lightning.report.style import save_figure
 
-        shown = [{"label": label(p.stages), "recall": p.recall, "speedup": p.speedup} for p in self.points]
-        (figure,) = figures([Run("funnels", Path(file).parent, funnel=shown)]).values()
-        return save_figure(figure, Path(file), 200)
-
-
-def tune(
-    index: FunnelIndex,
-    queries: Array | Sequence[str],
-    judgements: Judgements | None = None,
+def choose_stages(
+    vectors: StagedVectors,
+    rows: Rows,
+    queries: Tensor,
+    judgements: Judgements | None,
+    candidates: Iterable[Stages],
     *,
-    k: int = 10,
-    target: float = 0.99,
-    measure: Measure = "ndcg",
-    batch: int = 64,
-    candidates: Iterable[Sequence[Stage]] | None = None,
-    made: dict[Any, Any] | None = None,
+    k: int,
+    target: float,
+    measure: Measure,
+    batch: int,
+    cache: dict[Any, Any],
     progress: bool = False,
 ) -> Tuned:
-    """Gives the index the fastest stages that keep `target` of the quality of exact search at its last stage.
+    """Measure the candidates and choose the fastest that keeps `target` of the quality of exact search at the last stage.
 
     Candidates that differ in their shortlists alone are tried from the shortest on, until one reaches the target or takes
     longer than another that did.
 
     Args:
-        index: its last stage has all dims and stays as it is.
-        queries: Float[q, D] or texts, kept aside: the share holds for queries like these.
-        judgements: for each query, id (or number) of a row -> grade; by default the full-dim top k of each query, graded 1.
+        vectors: in whose last stage all dims are kept.
+        rows: their ids.
+        queries: Float[q, D], kept aside.
+        judgements: for each query, id (or index) of a row -> grade; None: the full-dim top k of each query, graded 1.
+        candidates: stages to try; the last stage of each is the last of `vectors`.
         k: hits that are judged.
-        target: share of the full-dim nDCG@k, or of its recall.
-        measure: `ndcg`, or `recall`: the share of the full-dim top k that is found.
+        target: share of the full-dim quality.
+        measure: `ndcg` or `recall`.
         batch: queries searched for at a time when time is measured.
-        candidates: funnels to try; by default the trained prefixes up to a quarter of the dims, in several stores, exact or by
-            FAISS if the index is large.
-        made: keeps the stages' stores and indexes between calls, and what they found for the same queries, for another `batch`
-            or `target`.
+        cache: stores and hits made before; those made now are added.
         progress: show a progress bar.
 
-    Returns:
-        What was tried, and the choice, which the index has from now on.
-
     Raises:
-        InputError: no queries, other numbers of judgements, an unknown measure, an index that keeps no full-dim vectors.
+        InputError: no rows, no queries, another number of judgements, a setting out of range, no vectors of all dims.
     """
-    _check(index, target, measure, batch)
-    made = {} if made is None else made
-    truth = _Truth(index, queries, judgements, k, made)
-    exact = truth.exact_point(batch)
+    _check(vectors, queries, target, measure, batch)
+    trials = _Trials(vectors, rows, queries, judgements, k, cache)
+    exact = trials.exact_point(batch)
     points, fastest = [exact], exact
-    families = _families(_candidates(index, k) if candidates is None else [tuple(c) for c in candidates])
-    for family in _shown(families, progress):
+    families = _families(candidates)
+    for family in track(families, "tune", len(families)) if progress else families:
         for stages in family:
-            tried = index.restaged(stages, made)
-            points.append(truth.point(tried, measure, batch, exact.seconds))
+            points.append(trials.point(stages, measure, batch, exact.seconds))
             if points[-1].seconds > fastest.seconds:
                 break
             if points[-1].share >= target:
                 fastest = points[-1]
                 break
-    best = index.restaged(fastest.stages, made)
-    index.stages, index.parts = best.stages, best.parts
     return Tuned(fastest, points)
 
 
-def _check(index: FunnelIndex, target: float, measure: str, batch: int) -> None:
-    if len(index) == 0:
+def _check(vectors: StagedVectors, queries: Tensor, target: float, measure: str, batch: int) -> None:
+    if len(vectors) == 0:
         raise InputError("the index is empty: add vectors or texts before tuning it")
     if measure not in ("ndcg", "recall"):
         raise InputError(f"measure={measure!r} is unknown: choose ndcg or recall")
     if not 0 < target <= 1 or batch < 1:
         raise InputError(f"target={target} must be above 0 and at most 1, and batch={batch} at least 1")
-    if index.stages[-1].dim != index.dim or (len(index.stages) == 1 and index.stages[0].index != "exact"):
-        raise InputError(f"the index keeps no vectors of all {index.dim} dims to compare with: end its stages with {index.dim}")
+    if len(queries) == 0:
+        raise InputError("there are no queries to tune with: give some like those that will be asked")
+    dim = queries.shape[1]
+    if vectors.stages[-1].dim != dim or not isinstance(vectors.stores[-1], Vectors):
+        raise InputError(f"the index keeps no vectors of all {dim} dims to compare with: end its stages with {dim}")
 
 
-def _candidates(index: FunnelIndex, k: int) -> Iterator[Funnel]:
-    """Trained prefixes up to a quarter of the dims; with a middle stage of four times the first where there is one."""
-    last = index.stages[-1]
-    known = [d for d in sorted(index.matryoshka_dims) if d < index.dim]
-    large = len(index) >= _LARGE
-    firsts = [("int8", "ivf"), ("fp16", "hnsw")] if large and _has_faiss() else [("fp32", "exact")]
-    for dim in [d for d in known if d <= index.dim // 4] or known[:1]:
-        middles = [(), *[(Stage(d, 4 * k, "int8"),) for d in known if d >= 4 * dim][:1]]
-        for store, kind in firsts:
+def default_candidates(last: Stage, trained: Sequence[int], row_count: int, k: int) -> Iterator[Stages]:
+    """Stages worth trying: trained prefixes up to a quarter of the dims, without and with a middle stage of four times the dim.
+
+    Args:
+        last: the last stage, of all dims.
+        trained: the prefix sizes that the encoder was trained for.
+        row_count: of the index; the first stages of a large one are approximate if FAISS is installed.
+        k: hits; shortlists are multiples of it.
+    """
+    dims = [d for d in sorted(trained) if d < last.dim]
+    approximate = row_count >= _LARGE and find_spec("faiss") is not None
+    first_stages = [("int8", "ivf"), ("fp16", "hnsw")] if approximate else [("fp32", "exact")]
+    for dim in [d for d in dims if d <= last.dim // 4] or dims[:1]:
+        middles = [(), *[(Stage(d, 4 * k, "int8"),) for d in dims if d >= 4 * dim][:1]]
+        for store, index in first_stages:
             for middle in middles:
                 for times in _SHORTLISTS:
-                    yield (Stage(dim, times * k, store, kind), *(replace(m, shortlist=min(4, times) * k) for m in middle), last)
+                    yield (
+                        Stage(dim, times * k, store, index),
+                        *(replace(m, shortlist=min(4, times) * k) for m in middle),
+                        last,
+                    )
 
 
-def _has_faiss() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("faiss") is not None
-
-
-def _families(candidates: Iterable[Funnel]) -> list[list[Funnel]]:
-    """Funnels that differ in their shortlists alone, the shortest first."""
-    families: dict[Funnel, list[Funnel]] = {}
+def _families(candidates: Iterable[Stages]) -> list[list[Stages]]:
+    """Candidates grouped by all but their shortlists, those with the shortest first."""
+    families: dict[Stages, list[Stages]] = {}
     for stages in candidates:
         families.setdefault(tuple(replace(s, shortlist=1) for s in stages), []).append(stages)
-    return [sorted(family, key=lambda f: [s.shortlist for s in f]) for family in families.values()]
+    return [sorted(family, key=lambda stages: [s.shortlist for s in stages]) for family in families.values()]
 
 
-def _shown(families: list[list[Funnel]], progress: bool) -> Iterable[list[Funnel]]:
-    if not progress:
-        return families
-    from acge_lightning.terminal import track
+class _Trials:
+    """Held-out queries, what exact search finds for them, and what is judged right."""
 
-    return track(families, "tune", len(families))
-
-
-class _Truth:
-    """Held-aside queries, what exact search finds for them, and what is judged right."""
-
-    def __init__(self, index: FunnelIndex, queries: Any, judgements: Judgements | None, k: int, made: dict[Any, Any]):
-        self.index, self.k, self.made = index, k, made
-        self.queries = index._vectors([queries] if isinstance(queries, str) else queries, "query", False)
-        index._check(self.queries, "query")
-        if len(self.queries) == 0:
-            raise InputError("there are no queries to tune with: give some like those that will be asked")
-        if judgements is not None and len(judgements) != len(self.queries):
-            raise InputError(f"{len(judgements)} judgements for {len(self.queries)} queries: give one mapping a query")
-        self.mark = blake2b(self.queries.numpy().tobytes()).hexdigest()
-        found = self.hits(index.restaged(index.stages[-1:]))
-        self.top, self.exact_ids = found.rows, found.ids
-        self.grades = [dict.fromkeys(ids, 1.0) for ids in found.ids] if judgements is None else judgements
-        self.full = ndcg(found.ids, self.grades, k)
-        if not self.full > 0:
+    def __init__(
+        self,
+        vectors: StagedVectors,
+        rows: Rows,
+        queries: Tensor,
+        judgements: Judgements | None,
+        k: int,
+        cache: dict[Any, Any],
+    ):
+        self.vectors, self.rows, self.queries, self.k, self.cache = vectors, rows, queries, k, cache
+        if judgements is not None and len(judgements) != len(queries):
+            raise InputError(f"{len(judgements)} judgements for {len(queries)} queries: give one mapping a query")
+        self.query_digest = blake2b(queries.numpy().tobytes()).hexdigest()
+        self.exact_rows, exact_ids = self.hits(vectors.restaged(vectors.stages[-1:]))
+        self.grades = [dict.fromkeys(ids, 1.0) for ids in exact_ids] if judgements is None else judgements
+        self.exact_ndcg = mean_ndcg(exact_ids, self.grades, k)
+        if not self.exact_ndcg > 0:
             raise InputError("no judged row is among the hits of exact search: check that judgements name the index's ids")
 
-    def hits(self, index: FunnelIndex) -> Hits:
-        """What the index finds for the queries."""
-        key = (self.mark, self.k, index.stages)
-        if key not in self.made:
-            self.made[key] = index.search(self.queries, self.k)
-        return self.made[key]
+    def search(self, vectors: StagedVectors, queries: Tensor) -> tuple[np.ndarray, list[list[Key]]]:
+        """Row indices Int64[q, h] and ids of the hits of some queries."""
+        _, row_indices, _ = vectors.nearest(queries, self.k)
+        return row_indices, self.rows.ids_of(row_indices)
+
+    def hits(self, vectors: StagedVectors) -> tuple[np.ndarray, list[list[Key]]]:
+        """The hits of all queries, from the cache where they were found before."""
+        key = (self.query_digest, self.k, vectors.stages)
+        if key not in self.cache:
+            self.cache[key] = self.search(vectors, self.queries)
+        return self.cache[key]
 
     def exact_point(self, batch: int) -> Point:
         """Comparing all rows at full dim: timed over one block in fp32, as time grows with the rows."""
-        part = self.index.parts[-1]
-        _, block = next(part.blocks(4 * BLOCK))
+        longest = self.vectors.longest
+        _, block = next(longest.blocks(4 * BLOCK))
         block = block.contiguous()
-        queries = prefix(self.queries[:batch], self.index.dim)
-        seconds = _seconds(lambda: (queries @ block.T).topk(min(self.k, len(block))))
-        each = seconds * len(part) / len(block) / len(queries)
-        return Point(self.index.stages[-1:], self.full, 1.0, 1.0, each, 1.0)
+        queries = prefix(self.queries[:batch], longest.dim)
+        block_seconds = median_seconds(lambda: (queries @ block.T).topk(min(self.k, len(block))))
+        seconds = block_seconds * len(longest) / len(block) / len(queries)
+        return Point(self.vectors.stages[-1:], self.exact_ndcg, 1.0, 1.0, seconds, 1.0)
 
-    def point(self, index: FunnelIndex, measure: Measure, batch: int, exact: float) -> Point:
+    def point(self, stages: Stages, measure: Measure, batch: int, exact_seconds: float) -> Point:
         """Quality over all queries, time over batches of them."""
-        found = self.hits(index)
-        value = ndcg(found.ids, self.grades, self.k)
-        both = (self.top[:, :, None] == found.rows[:, None]) & (self.top[:, :, None] >= 0)
-        recall = float(both.any(2).sum() / (self.top >= 0).sum())
+        vectors = self.vectors.restaged(stages, self.cache)
+        row_indices, ids = self.hits(vectors)
+        value = mean_ndcg(ids, self.grades, self.k)
+        in_both = (self.exact_rows[:, :, None] == row_indices[:, None]) & (self.exact_rows[:, :, None] >= 0)
+        recall = float(in_both.any(2).sum() / (self.exact_rows >= 0).sum())
         batches = self.queries.split(batch)[: -(-_TIMED // batch)]
-        batches = [part for part in batches if len(part) == len(batches[0])]
-        seconds = _seconds(lambda: [index.search(part, self.k) for part in batches]) / (len(batches) * len(batches[0]))
-        share = recall if measure == "recall" else value / self.full
-        return Point(index.stages, value, recall, share, seconds, exact / seconds)
+        batches = [queries for queries in batches if len(queries) == len(batches[0])]
+        seconds = median_seconds(lambda: [self.search(vectors, queries) for queries in batches])
+        seconds /= len(batches) * len(batches[0])
+        share = recall if measure == "recall" else value / self.exact_ndcg
+        return Point(vectors.stages, value, recall, share, seconds, exact_seconds / seconds)
 
 
-def _seconds(job: Any) -> float:
-    """The median of some runs, after one that is not counted."""
+def median_seconds(job: Any) -> float:
+    """The median time of some runs, after one that is not counted."""
     times = []
     for _ in range(_REPEATS + 1):
         start = time.perf_counter()
@@ -248,22 +247,22 @@ def _seconds(job: Any) -> float:
     return median(times[1:])
 
 
-def ndcg(found: Sequence[Sequence[Key]], grades: Sequence[Mapping[Key, float]], k: int) -> float:
-    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0.
+def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, float]], k: int) -> float:
+    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0; 0 if none has.
 
     Args:
-        found: ids of the hits of each query, the best first.
-        grades: id -> grade for each query.
+        hits: ids of each query's hits, the best first.
+        judgements: id -> grade for each query.
         k: hits that count.
 
-    >>> round(ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
+    >>> round(mean_ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
     0.6309
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     values = []
-    for hits, judged in zip(found, grades, strict=True):
-        ideal = sorted((g for g in judged.values() if g > 0), reverse=True)[:k]
+    for ids, grades in zip(hits, judgements, strict=True):
+        ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
         if ideal:
-            gains = [max(judged.get(hit, 0.0), 0.0) for hit in hits[:k]]
+            gains = [max(grades.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
             values.append(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
     return float(np.mean(values)) if values else 0.0

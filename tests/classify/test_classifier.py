@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from acge_lightning.classify import AdaptiveClassifier
-from acge_lightning.classify.thresholds import _cheapest, stages, tune
+from acge_lightning.classify.thresholds import cheapest_thresholds, stopping_stages, tune_thresholds
 from acge_lightning.errors import InputError
 
 
@@ -110,10 +111,33 @@ def test_any_probe_and_a_clone(problem):
     assert found.score(tested, truth) > 0.8
 
 
+class Recorded(LogisticRegression):
+    """Logistic regression that keeps the vectors that it was fitted to."""
+
+    fitted: ClassVar[list] = []
+
+    def fit(self, vectors, labels):
+        self.fitted.append(vectors)
+        return super().fit(vectors, labels)
+
+
+def held_out(classifier, vectors, labels):
+    """Fit a classifier of `Recorded` probes; Bool[folds, n]: the texts that the probes of a fold did not learn from."""
+    Recorded.fitted.clear()
+    classifier.fit(vectors, labels)
+    row_of = {tuple(vector): row for row, vector in enumerate(cut(vectors, vectors.shape[1]).round(9).tolist())}
+    folds = []
+    for learnt in Recorded.fitted:
+        if learnt.shape[1] == vectors.shape[1] and len(learnt) < len(vectors):
+            folds.append(np.ones(len(vectors), dtype=bool))
+            folds[-1][[row_of[tuple(vector)] for vector in learnt.round(9).tolist()]] = False
+    return np.array(folds).reshape(-1, len(vectors))
+
+
 def folds(labels, validation):
-    found = AdaptiveClassifier(validation=validation, random_state=3)
-    found.classes_ = np.unique(labels)
-    return found._folds(labels)
+    angles = np.linspace(0, 1, len(labels))
+    classifier = AdaptiveClassifier([1, 2], probe=Recorded(), validation=validation, random_state=3)
+    return held_out(classifier, np.stack([np.cos(angles), np.sin(angles)], axis=1), labels)
 
 
 def test_held_out_texts_are_a_share_of_each_class_and_seeded():
@@ -123,28 +147,31 @@ def test_held_out_texts_are_a_share_of_each_class_and_seeded():
     np.testing.assert_array_equal(held, folds(labels, 0.2)[0])
     (most,) = folds(labels, 0.99)
     assert np.bincount(labels[~most]).tolist() == [1, 1, 1]
-    assert folds(labels, 0.0) == folds(np.arange(3), 5) == []
+    assert len(folds(labels, 0.0)) == len(folds(np.arange(3), 5)) == 0
 
 
 def test_folds_hold_out_every_text_once_but_those_alone_in_their_class():
     labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
     held = folds(labels, 5)
     assert len(held) == 5
-    assert np.sum(held, axis=0).tolist() == [1] * 112 + [0]
+    assert held.sum(axis=0).tolist() == [1] * 112 + [0]
     assert all(set(labels[~fold]) == {0, 1, 2, 3} for fold in held)
 
 
 def test_tuning_on_folds_sees_answers_of_probes_that_learnt_from_the_others(problem):
     (learn, labels), _, _ = problem
     learn, labels = learn[:90], labels[:90]
-    found = AdaptiveClassifier([4, 32], validation=3, margin=0, random_state=0).fit(learn, labels)
+    classifier = AdaptiveClassifier([4, 32], probe=Recorded(max_iter=1000), validation=3, margin=0, random_state=0)
     confidence, right = np.zeros((90, 2)), np.zeros((90, 2), dtype=bool)
-    for held in found._folds(labels):
+    held = held_out(classifier, learn, labels)
+    assert held.sum(axis=0).tolist() == [1] * 90
+    for fold in held:
         for i, dim in enumerate((4, 32)):
-            probe = LogisticRegression(max_iter=1000).fit(cut(learn[~held], dim), labels[~held])
-            confidence[held, i] = probe.predict_proba(cut(learn[held], dim)).max(axis=1)
-            right[held, i] = probe.predict(cut(learn[held], dim)) == labels[held]
-    np.testing.assert_allclose(found.thresholds_, tune(confidence[:, :1], right, [4, 32], 0.005, 0))
+            probe = LogisticRegression(max_iter=1000).fit(cut(learn[~fold], dim), labels[~fold])
+            confidence[fold, i] = probe.predict_proba(cut(learn[fold], dim)).max(axis=1)
+            right[fold, i] = probe.predict(cut(learn[fold], dim)) == labels[fold]
+    expected = tune_thresholds(confidence[:, :1], right, [4, 32], 0.005, 0)
+    np.testing.assert_allclose(classifier.thresholds_, expected)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +215,9 @@ def test_one_stage_has_the_least_cost_of_all_thresholds(seed):
     confidence, right = drawn(30, 2, seed)
     for price in (0.001, 0.01, 0.1):
         cost = (~right).astype(float) + price * np.array([4, 16])
-        least = min(cost[np.arange(30), stages(confidence, np.array(t))].sum() for t in every_threshold(confidence))
-        found = _cheapest(confidence, cost, np.array([np.inf]))
-        assert cost[np.arange(30), stages(confidence, found)].sum() == pytest.approx(least, abs=1e-9)
+        least = min(cost[np.arange(30), stopping_stages(confidence, np.array(t))].sum() for t in every_threshold(confidence))
+        thresholds = cheapest_thresholds(confidence, cost)
+        assert cost[np.arange(30), stopping_stages(confidence, thresholds)].sum() == pytest.approx(least, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -199,13 +226,13 @@ def test_tuning_is_close_to_an_exhaustive_search(seed):
     dims = np.array([2, 8, 32])
 
     def judged(thresholds):
-        stopped = stages(confidence, np.array(thresholds))
+        stopped = stopping_stages(confidence, np.array(thresholds))
         return right[np.arange(40), stopped].mean(), dims[stopped].mean()
 
     tolerance = 0.05
     enough = right[:, -1].mean() - tolerance
     best = min(size for accuracy, size in map(judged, every_threshold(confidence)) if accuracy >= enough - 1e-9)
-    accuracy, size = judged(tune(confidence, right, dims, tolerance, margin=0))
+    accuracy, size = judged(tune_thresholds(confidence, right, dims, tolerance, margin=0))
     assert accuracy >= enough - 1e-9
     assert best <= size <= best + 0.15 * 32
 
@@ -217,18 +244,18 @@ def test_a_budget_is_kept_and_spent_nearly_as_well_as_by_an_exhaustive_search(se
     dims = np.array([2, 8, 32])
 
     def judged(thresholds):
-        stopped = stages(confidence, np.array(thresholds))
+        stopped = stopping_stages(confidence, np.array(thresholds))
         return right[np.arange(40), stopped].mean(), dims[stopped].mean()
 
     best = max(accuracy for accuracy, size in map(judged, every_threshold(confidence)) if size <= budget)
-    accuracy, size = judged(tune(confidence, right, dims, tolerance=0.0, margin=9.0, budget=budget))
+    accuracy, size = judged(tune_thresholds(confidence, right, dims, tolerance=0.0, margin=9.0, budget=budget))
     assert size <= budget
     assert accuracy >= best - 0.05
 
 
 def test_a_budget_below_the_first_dim_stops_nothing():
     confidence, right = drawn(40, 3, 0)
-    assert np.isinf(tune(confidence, right, [4, 8, 32], 0.0, 0.0, budget=3.9)).all()
+    assert np.isinf(tune_thresholds(confidence, right, [4, 8, 32], 0.0, 0.0, budget=3.9)).all()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
@@ -242,8 +269,8 @@ def test_the_classifier_reads_within_its_budget(problem, share):
 def test_few_texts_make_it_careful():
     confidence, right = drawn(40, 3, 0)
     repeated = np.tile(confidence, (50, 1)), np.tile(right, (50, 1))
-    few, many = (tune(*given, [2, 8, 32], 0.01, margin=2) for given in ((confidence, right), repeated))
-    sizes = [np.array([2, 8, 32])[stages(confidence, t)].mean() for t in (few, many)]
+    few, many = (tune_thresholds(*given, [2, 8, 32], 0.01, margin=2) for given in ((confidence, right), repeated))
+    sizes = [np.array([2, 8, 32])[stopping_stages(confidence, t)].mean() for t in (few, many)]
     assert sizes[0] > sizes[1]
 
 

@@ -1,4 +1,4 @@
-"""The funnel against plain loops over cosines; what is wrong with inputs and files is told, and nothing is lost."""
+"""The funnel against plain loops over cosines; what is wrong with inputs is told, and nothing is lost."""
 
 import faiss
 import numpy as np
@@ -6,29 +6,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from indexes import cosines, vectors
 
-from acge_lightning import load
 from acge_lightning.errors import InputError
 from acge_lightning.search import FunnelIndex, Stage
-from acge_lightning.search.stages import check_stages, default_stages
-from acge_lightning.search.vectors import Vectors, prefix
 
 STORES = ("fp32", "fp16", "int8", "binary")
 KINDS = ("exact", "flat", "hnsw", "ivf")
-
-
-def vectors(rows, dim, seed=0, repeats=0):
-    """Of falling spread, as trained prefixes have, and of any length; the last rows repeat the first."""
-    rng = np.random.default_rng(seed)
-    made = rng.normal(size=(rows, dim)) * np.geomspace(1, 0.1, dim) * rng.uniform(0.1, 50, size=(rows, 1))
-    made[rows - repeats :] = made[:repeats]
-    return made.astype(np.float32)
-
-
-def cosines(queries, rows, dim):
-    """In double precision, by the definition."""
-    q, x = queries[:, :dim].astype(np.float64), rows[:, :dim].astype(np.float64)
-    return (q @ x.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(x, axis=1)
 
 
 def oracle(queries, rows, dims, shortlists, k):
@@ -86,9 +70,8 @@ def test_the_last_stage_is_the_full_ranking_of_the_shortlist(shape, store, kind)
     rows, queries = vectors(n, 16, seed), vectors(q, 16, seed + 1)
     first = Stage(8, 20, store, kind, effort=20)
     index = FunnelIndex.build(rows, [first, Stage(16, store="fp32")], force=True)
-    handed = index.parts[0].nearest(torch.nn.functional.normalize(torch.from_numpy(queries[:, :8]), dim=1), min(max(20, k), n))[
-        1
-    ]
+    prefixes = torch.nn.functional.normalize(torch.from_numpy(queries[:, :8]), dim=1)
+    _, handed = index.vectors.stores[0].nearest(prefixes, min(max(20, k), n))
     hits = index.search(queries, k)
     exact = cosines(queries, rows, 16)
     for query in range(q):
@@ -99,28 +82,6 @@ def test_the_last_stage_is_the_full_ranking_of_the_shortlist(shape, store, kind)
         assert len(hits.ids[query]) == len(best)
         assert (hits.rows[query][len(best) :] == -1).all()
         assert np.isneginf(hits.scores[query][len(best) :]).all()
-
-
-@pytest.mark.parametrize(("store", "atol"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 1e-2)])
-def test_stores_keep_the_cosines(store, atol):
-    rows, queries = vectors(300, 64), vectors(5, 64, 1)
-    kept = Vectors(64, store).extended(torch.from_numpy(rows))
-    decoded = torch.cat([block for _, block in kept.blocks(100)])
-    assert torch.allclose(decoded.norm(dim=1), torch.ones(300), atol=1e-3)
-    unit = torch.from_numpy(queries / np.linalg.norm(queries, axis=1, keepdims=True))
-    found = kept.compare(unit, torch.arange(300).expand(5, -1))
-    np.testing.assert_allclose(found, cosines(queries, rows, 64), atol=atol)
-    np.testing.assert_allclose(found, unit @ decoded.T, atol=1e-5)
-
-
-def test_signs_are_compared_as_signs():
-    rows, queries = vectors(50, 16), vectors(3, 16, 1)
-    found = (
-        Vectors(16, "binary")
-        .extended(torch.from_numpy(rows))
-        .compare(torch.from_numpy(queries), torch.arange(50).expand(3, -1))
-    )
-    np.testing.assert_allclose(found, queries @ np.where(rows > 0, 1, -1).T / 4, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -153,23 +114,6 @@ def test_adding_is_the_same_as_building(tmp_path):
     assert hits.ids == expected.ids
     assert hits.ids[3][0] == 103
     np.testing.assert_allclose(hits.scores, expected.scores, atol=1e-6)
-
-
-@pytest.mark.parametrize("store", ["int8", "binary", "fp16"])
-def test_rows_added_in_small_parts_are_copied_a_few_times_only(store, monkeypatch):
-    rows, copied, copy = vectors(400, 16), [], Vectors._copied
-    monkeypatch.setattr(Vectors, "_copied", lambda self, size: copied.append(len(self)) or copy(self, size))
-    stages = [Stage(8, 30, store), Stage(16)]
-    index = FunnelIndex.build(rows[:4], stages, force=True)
-    for start in range(4, 400, 4):
-        index.add(rows[start : start + 4])
-    assert sum(copied) < 2 * 2 * 400  # of two stages, each at most twice
-    whole = FunnelIndex.build(rows, stages, force=True)
-    for mine, other in zip(index.parts, whole.parts, strict=True):
-        assert mine.arrays.keys() == other.arrays.keys()
-        for name, array in other.arrays.items():
-            np.testing.assert_array_equal(mine.arrays[name], array)
-        assert mine.nbytes == other.nbytes
 
 
 def test_indexes_of_the_same_rows_grow_apart():
@@ -258,32 +202,6 @@ def test_an_empty_index_says_so_and_can_be_kept(tmp_path):
     assert index.search(vectors(3, 16)[:0]).rows.shape[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("stages", "told"),
-    [
-        ([], "each must have more dims"),
-        ([Stage(16), Stage(8)], "each must have more dims"),
-        ([Stage(8), Stage(32)], "the vectors have 16"),
-        ([Stage(4, 10), Stage(8, 20), Stage(16)], "none may be longer"),
-        ([Stage(8), Stage(16, index="hnsw")], "only the first stage"),
-        ([Stage(8), Stage(16, store="binary")], "the last stage"),
-        ([Stage(4), Stage(16)], r"not trained for prefixes of \[4\] dims .*trained for \[8, 16\].*force"),
-    ],
-)
-def test_stages_that_make_no_funnel(stages, told):
-    with pytest.raises(InputError, match=told):
-        check_stages(stages, 16, [8], force=False)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{"dim": 0}, {"dim": 2.5}, {"shortlist": 0}, {"store": "fp64"}, {"index": "lsh"}, {"effort": 0}, {"store": "binary"}],
-)
-def test_a_stage_checks_its_values(values):
-    with pytest.raises(InputError, match=next(iter(values))):
-        Stage(**{"dim": 12, **values})
-
-
 def test_untrained_prefixes_are_refused_unless_forced_and_stay_refused_on_disk(tmp_path):
     rows, stages = vectors(9, 16), [Stage(4), Stage(16)]
     with pytest.raises(InputError, match="no matryoshka_dims are known"):
@@ -294,91 +212,3 @@ def test_untrained_prefixes_are_refused_unless_forced_and_stay_refused_on_disk(t
     assert trained.matryoshka_dims == (8,)
     with pytest.raises(InputError, match="not trained"):
         trained.restaged([Stage(4), Stage(16)])
-
-
-def test_the_default_stages():
-    assert default_stages(16, [16]) == (Stage(16, store="fp32"),)
-    assert [s.dim for s in default_stages(512, [512, 256, 64])] == [64, 512]
-
-
-# ---- texts
-
-
-def test_texts_are_indexed_searched_for_and_shown(small_encoder, tmp_path):
-    from acge_lightning import load
-
-    encoder = load(small_encoder)
-    encoder.prompts = {"ask": "怎么"}
-    texts = ["怎么退货？", "今天天气很好", "how do I return this"]
-    index = FunnelIndex.from_texts(texts, encoder, prompts={"query": "ask"}, ids=["a", "b", "c"])
-    FunnelIndex.load(index.save(tmp_path), encoder).search("退货？")
-    index = FunnelIndex.load(tmp_path, encoder)
-    hits = index.search("退货？", 2)
-    assert hits.ids[0][0] == "a"
-    assert index.rows.texts_of(hits.rows[0])[0] == texts[0]
-    expected = encoder.encode(["退货？"], prompt="ask") @ encoder.encode(texts).T
-    np.testing.assert_allclose(hits.scores[0], expected.sort(descending=True).values[0, :2], atol=1e-6)
-    encoder.matryoshka_dims = (8, 16)
-    with pytest.raises(InputError, match="this one has 16, trained for"):
-        FunnelIndex.load(tmp_path, encoder)
-
-
-@pytest.mark.parametrize(
-    ("rows", "queries", "dim", "count"), [(1, 1, 8, 1), (17, 3, 8, 17), (5000, 1, 64, 40), (9000, 70, 32, 25)]
-)
-def test_int8_rows_found_by_integer_products_are_those_of_a_float_scan(rows, queries, dim, count):
-    rng = np.random.default_rng(rows)
-    found = Vectors(dim, "int8").extended(torch.from_numpy(rng.standard_normal((rows, dim))).float())
-    asked = prefix(torch.from_numpy(rng.standard_normal((queries, dim))), dim)
-    decoded = found.codes.numpy().astype(np.float64) * found.scale.numpy()[:, None].astype(np.float64)
-    expected = asked.numpy().astype(np.float64) @ decoded.T
-    scores, places = found.nearest(asked, count)
-    best = np.sort(expected, axis=1)[:, ::-1][:, :count]
-    np.testing.assert_allclose(scores.numpy(), best, atol=3e-5)
-    np.testing.assert_allclose(np.take_along_axis(expected, places.numpy(), 1), best, atol=6e-5)
-    assert all(len(set(row)) == count for row in places.tolist())
-
-
-def test_the_largest_integer_products_do_not_overflow():
-    found = Vectors(1792, "int8").extended(torch.ones(3, 1792))
-    scores, _ = found.nearest(prefix(torch.tensor([1.0, -1.0])[:, None].expand(2, 1792), 1792), 3)
-    torch.testing.assert_close(scores, torch.tensor([[1.0] * 3, [-1.0] * 3]), atol=1e-5, rtol=0)
-
-
-# ---- texts without direction
-
-EMPTY = "\u200b\u200d"  # of no width: no token of this encoder
-
-
-def by_cosine(encoder, texts, query):
-    """Those with a vector, the nearest first."""
-    scores = {text: float(encoder.encode(query) @ encoder.encode(text).T) for text in texts if encoder.encode(text).any()}
-    return sorted(scores, key=scores.get, reverse=True)
-
-
-@pytest.mark.parametrize("ids", [None, ["a", "b", "c", "d"]])
-def test_texts_without_direction_are_left_out_and_named(ids, cleaning_encoder, caplog):
-    encoder = load(cleaning_encoder)
-    texts = ["天气", EMPTY, "公园", ""]
-    assert not encoder.encode([EMPTY, ""]).any()
-    index = FunnelIndex.from_texts(texts, encoder, ids=ids)
-    assert "2 of 4 texts have no direction and are left out: " + ("1, 3" if ids is None else "b, d") in caplog.text
-    hits = index.search("公园", 4)
-    assert [texts[(ids or range(4)).index(key)] for key in hits.ids[0]] == by_cosine(encoder, texts, "公园")
-    assert index.rows.texts_of(hits.rows[0]) == ["公园", "天气"]
-    with pytest.raises(InputError, match="query 1 is zero"):
-        index.search(["天气", EMPTY])
-    with pytest.raises(InputError, match="none of 2 texts has a direction"):
-        index.add([EMPTY, ""], ids=["x", "y"])
-    with pytest.raises(InputError, match=r"texts\[1\] has half a surrogate pair"):
-        index.add(["天气", "\ud83d"], ids=["x", "y"])
-    index.add(["退货", EMPTY], ids=["e", "f"] if ids else [4, 5])
-    assert index.search("退货", 1).ids == [["e" if ids else 4]]
-    assert len(index) == 3
-
-
-def test_texts_without_direction_are_an_error_where_rows_have_no_ids(cleaning_encoder):
-    index = FunnelIndex.from_texts(["天气", "公园"], load(cleaning_encoder))
-    with pytest.raises(InputError, match="row 1 is zero"):
-        index.add(["退货", EMPTY])
-    assert len(index) == 2

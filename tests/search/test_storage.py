@@ -1,7 +1,5 @@
 """An index on disk: what is damaged is told, and whoever is killed while it is written leaves one that can be read."""
 
-import hashlib
-import io
 import json
 import os
 import signal
@@ -10,10 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from test_funnel import vectors
+from indexes import saved_index, stage_files, vectors
 
 from acge_lightning.errors import InputError
 from acge_lightning.search import FunnelIndex, Stage
@@ -23,29 +20,22 @@ from acge_lightning.search.vectors import Vectors
 
 @pytest.fixture
 def saved(tmp_path):
-    stages = [Stage(8, 20, "int8"), Stage(16)]
-    index = FunnelIndex.build(vectors(50, 16), stages, force=True, ids=[f"r{i}" for i in range(50)], texts=["t"] * 50)
-    return index.save(tmp_path / "index")
-
-
-def in_version(folder):
-    (version,) = folder.glob("v*")
-    return sorted(version.iterdir())
+    return saved_index(tmp_path / "index")
 
 
 def test_an_index_is_on_disk_until_it_is_compared_and_holds_no_pickle(saved):
     index = FunnelIndex.load(saved)
-    assert all(isinstance(part, Vectors) for part in index.parts)
+    assert all(isinstance(part, Vectors) for part in index.vectors.stores)
     if sys.platform == "linux":
         assert f"{saved}/v" in Path("/proc/self/maps").read_text()
-    names = [file.name for file in in_version(saved)]
+    names = [file.name for file in stage_files(saved)]
     assert names == ["0.codes.npy", "0.scale.npy", "1.codes.npy", "rows.arrow"]
-    for file in in_version(saved):
+    for file in stage_files(saved):
         if file.suffix == ".npy":
             np.load(file, allow_pickle=False)
-    before = FunnelIndex.load(saved).parts[1].codes.clone()
-    index.parts[1].codes[:] = 0  # a copy in memory
-    assert torch.equal(FunnelIndex.load(saved).parts[1].codes, before)
+    before = FunnelIndex.load(saved).vectors.stores[1].codes.clone()
+    index.vectors.stores[1].codes[:] = 0  # a copy in memory
+    assert torch.equal(FunnelIndex.load(saved).vectors.stores[1].codes, before)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
@@ -54,7 +44,7 @@ def test_a_damaged_file_is_named(tmp_path, kind, damage):
     folder = FunnelIndex.build(vectors(50, 16), [Stage(8, index=kind), Stage(16)], force=True, ids=list(range(50))).save(
         tmp_path
     )
-    for file in in_version(folder):
+    for file in stage_files(folder):
         whole = file.read_bytes()
         if damage == "gone":
             file.unlink()
@@ -70,7 +60,7 @@ def test_a_damaged_file_is_named(tmp_path, kind, damage):
 def test_a_damaged_file_of_the_right_size_is_told_even_unverified(tmp_path, kind):
     """Or else it gives an index of the right form: no crash."""
     folder = FunnelIndex.build(vectors(50, 16), [Stage(8, index=kind), Stage(16)], force=True).save(tmp_path)
-    file = in_version(folder)[0]
+    file = stage_files(folder)[0]
     file.write_bytes(b"\0" * file.stat().st_size)
     with pytest.raises(InputError, match=file.name):
         FunnelIndex.load(folder, verify=False)
@@ -83,7 +73,7 @@ def test_a_damaged_manifest_is_named(saved, content):
     manifest.write_text(content)
     with pytest.raises(InputError, match=r"index\.json .*again"):
         FunnelIndex.load(saved)
-    assert in_version(saved)
+    assert stage_files(saved)
     changed = json.loads(whole) | {"version": "../" + json.loads(whole)["version"]}
     manifest.write_text(json.dumps(changed))
     with pytest.raises(InputError, match="version"):
@@ -184,126 +174,6 @@ def test_an_index_may_be_saved_where_it_was_loaded_from(saved):
     assert FunnelIndex.load(saved).search(vectors(1, 16), 1).ids == [["r0"]]
 
 
-# ---- files of a stranger, whose digests fit
-
-
-def signed(folder, file, data):
-    """Other contents of a file, and its digest in the manifest."""
-    file.write_bytes(data)
-    found = json.loads((folder / "index.json").read_text())
-    found["files"][file.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "index.json").write_text(json.dumps(found))
-
-
-def test_offsets_that_lead_out_of_a_file_are_refused(saved):
-    file = in_version(saved)[-1]
-    data = bytearray(file.read_bytes())
-    ends = np.arange(0, 51, dtype="<i8").tobytes()  # of 50 texts of a letter
-    at = data.index(ends)
-    data[at : at + len(ends)] = np.full(51, 2**33, "<i8").tobytes()
-    signed(saved, file, bytes(data))
-    with pytest.raises(InputError, match=r"rows\.arrow cannot be read .*again"):
-        FunnelIndex.load(saved)
-
-
-TABLES = {
-    "fewer rows": pa.table({"id": pa.array(["a"], pa.large_string())}),
-    "no text": pa.table({"id": pa.array(["a"] * 50, pa.large_string()), "text": pa.array([1] * 50)}),
-    "nothing": pa.table({"id": pa.array([None] * 50, pa.large_string())}),
-    "other columns": pa.table({"name": pa.array(["a"] * 50, pa.large_string())}),
-    "lists": pa.table({"text": pa.array([["a"]] * 50)}),
-    "no columns": pa.table({}),
-}
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_tables_that_are_not_of_these_rows_are_refused(saved, table):
-    file = in_version(saved)[-1]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, TABLES[table].schema) as writer:
-        writer.write_table(TABLES[table])
-    signed(saved, file, sink.getvalue().to_pybytes())
-    with pytest.raises(InputError, match=r"rows\.arrow cannot be read .*again"):
-        FunnelIndex.load(saved)
-
-
-ARRAYS = {
-    "nan": lambda codes: np.where(np.arange(16) == 3, np.nan, codes).astype("<f2"),
-    "infinite": lambda codes: np.where(np.arange(16) == 3, np.inf, codes).astype("<f2"),
-    "fortran": np.asfortranarray,
-    "other order of bytes": lambda codes: codes.astype(">f2"),
-    "wider": lambda codes: codes.astype("<f4"),
-    "fewer": lambda codes: codes[:-1],
-    "narrower": lambda codes: codes[:, :-1],
-    "flat": lambda codes: codes.ravel(),
-    "records": lambda codes: np.zeros((50, 16), [("a", "<f2")]),
-}
-
-
-@pytest.mark.parametrize("change", ARRAYS)
-def test_arrays_that_are_not_of_their_stage_are_refused(saved, change):
-    file = in_version(saved)[2]
-    data = io.BytesIO()
-    np.save(data, ARRAYS[change](np.load(file)))
-    signed(saved, file, data.getvalue())
-    with pytest.raises(InputError, match=r"1\.codes\.npy .*again"):
-        FunnelIndex.load(saved)
-
-
-@pytest.mark.parametrize("head", ["{'descr': '|O', 'fortran_order': False, 'shape': (50, 16), }", "{'shape': (", "(9**9**9)"])
-def test_heads_of_arrays_are_not_believed(saved, head):
-    file = in_version(saved)[2]
-    data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(1600)
-    signed(saved, file, data)
-    with pytest.raises(InputError, match=r"1\.codes\.npy cannot be read"):
-        FunnelIndex.load(saved)
-
-
-MANIFESTS = {
-    "prompts": ["query"],
-    "note": None,
-    "force": "yes",
-    "rows": -1,
-    "dim": 10**30,
-    "matryoshka_dims": ["8"],
-    "stages": [[]],
-    "files": {"../../x": {"bytes": 0, "sha256": ""}},
-    "version": 3,
-}
-
-
-@pytest.mark.parametrize("key", MANIFESTS)
-def test_a_manifest_of_another_form_is_refused(saved, key):
-    found = json.loads((saved / "index.json").read_text())
-    (saved / "index.json").write_text(json.dumps(found | {key: MANIFESTS[key]}))
-    with pytest.raises(InputError, match=r"index\.json is damaged"):
-        FunnelIndex.load(saved)
-
-
-def test_a_manifest_without_a_bottom_is_refused(saved):
-    for content in ("[" * 100_000, '{"format": 1, "note": {"a": "\\ud800"}}'):
-        (saved / "index.json").write_text(content)
-        with pytest.raises(InputError, match=r"index\.json is damaged"):
-            FunnelIndex.load(saved)
-
-
-def test_a_file_without_a_digest_is_not_read(saved):
-    found = json.loads((saved / "index.json").read_text())
-    del found["files"]["1.codes.npy"]
-    (saved / "index.json").write_text(json.dumps(found))
-    with pytest.raises(InputError, match=r"not of its files: 1\.codes\.npy"):
-        FunnelIndex.load(saved)
-
-
-def test_a_pipe_is_not_waited_for(saved):
-    file = in_version(saved)[0]
-    signed(saved, file, b"")
-    file.unlink()
-    os.mkfifo(file)
-    with pytest.raises(InputError, match="it is no file"):
-        FunnelIndex.load(saved)
-
-
 def test_a_lock_that_leads_elsewhere_is_not_followed(saved, tmp_path):
     index = FunnelIndex.load(saved)
     (saved / ".lock").unlink()
@@ -335,69 +205,11 @@ def test_a_damaged_manifest_does_not_hinder_a_new_index(saved):
     assert len(FunnelIndex.load(index.save(saved))) == 50
 
 
-# ---- of FAISS
-
-
-def int32(place, value):
-    return lambda data, at: data.__setitem__(
-        slice(at + 4 * place, at + 4 * place + 4), value.to_bytes(4, "little", signed=True)
-    )
-
-
-def links(data):
-    """Where the links of an hnsw of 50 rows begin: after their number, and after 51 offsets."""
-    return (
-        data.index(np.cumsum([0, *np.frombuffer(bytes(data), "<i4", 50, levels(data)) * 16 + 16]).astype("<u8").tobytes()) + 416
-    )
-
-
-def levels(data):
-    return data.index((50).to_bytes(8, "little"), 40) + 8
-
-
-def test_a_graph_of_faiss_is_followed_before_faiss_does(tmp_path):
+def test_an_index_that_needs_faiss_says_so_where_there_is_none(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    folder = FunnelIndex.build(vectors(50, 16), [Stage(8, 20, "fp32", "hnsw"), Stage(16)], force=True).save(tmp_path / "i")
-    file = in_version(folder)[0]
-    good = file.read_bytes()
-    end = links(bytearray(good)) + 4 * (int.from_bytes(good[links(bytearray(good)) - 8 : links(bytearray(good))], "little"))
-    hostile = {
-        "leads to a row that is not there": int32(0, 50),
-        "a link leads": int32(1, -2),
-        "search begins at row 50": lambda data, at: int32(0, 50)(data, end),
-        "search begins": lambda data, at: int32(1, 7)(data, end),
-        "efConstruction": lambda data, at: int32(2, 2**31 - 1)(data, end),
-        "asks for 1,099,511,627,776 numbers": lambda data, at: data.__setitem__(
-            slice(at - 8, at), (2**40).to_bytes(8, "little")
-        ),
-        "at a level that is not there": lambda data, at: int32(0, 9)(data, levels(data)),
-        "links of a row begin": lambda data, at: int32(0, 8)(data, at - 8 - 8),
-        "number of rows is 51": lambda data, at: int32(0, 51)(data, 8),
-        "number of dims is 16": lambda data, at: int32(0, 16)(data, 4),
-        "NaN or infinite": lambda data, at: data.__setitem__(slice(-4, None), np.float32("nan").tobytes()),
-        "bytes are left over": lambda data, at: data.extend(b"\0" * 8),
-        "of the kind b'IxXX'": lambda data, at: data.__setitem__(slice(0, 4), b"IxXX"),
-    }
-    for told, change in hostile.items():
-        data = bytearray(good)
-        change(data, links(data))
-        assert data != good
-        signed(folder, file, bytes(data))
-        with pytest.raises(InputError, match=rf"0\.faiss cannot be read as 8 fp32 hnsw \(.*{told}.*again"):
-            FunnelIndex.load(folder)
-    signed(folder, file, good)
-    assert len(FunnelIndex.load(folder)) == 50
-
-
-def test_lists_of_faiss_hold_each_row_once(tmp_path):
-    pytest.importorskip("faiss")
-    folder = FunnelIndex.build(vectors(80, 16), [Stage(8, 20, "int8", "ivf"), Stage(16)], force=True).save(tmp_path / "i")
-    file = in_version(folder)[0]
-    good = file.read_bytes()
-    for value, told in ((80, "a row that is not there"), (-1, "a row that is not there"), (2**40, "not there")):
-        signed(folder, file, good[:-8] + value.to_bytes(8, "little", signed=True))
-        with pytest.raises(InputError, match=told):
-            FunnelIndex.load(folder)
-    signed(folder, file, good[:-8] + good[-16:-8])
-    with pytest.raises(InputError, match="in no list, or in several"):
-        FunnelIndex.load(folder)
+    stages = [Stage(8, 20, "fp32", "flat"), Stage(16)]
+    folder = FunnelIndex.build(vectors(50, 16), stages, force=True).save(tmp_path / "i")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for call in (lambda: FunnelIndex.load(folder), lambda: FunnelIndex.build(vectors(50, 16), stages, force=True)):
+        with pytest.raises(InputError, match=r"^this first stage needs faiss: pip install"):
+            call()
