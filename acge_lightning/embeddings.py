@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acge_lightning.data.base import EvaluationSet
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.files import sweep, whole
@@ -79,14 +79,14 @@ class Embeddings:
         if self.folder is not None:
             self._read()
 
-    def of(self, found: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
+    def of(self, evaluation_set: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
         """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
-        start, parts = 0, []
-        for end, role in found.roles:
+        start, vectors = 0, []
+        for end, role in evaluation_set.roles:
             prompt = (prompts or {}).get(role)
-            parts.append(self.encode(found.texts.slice(start, end - start).to_pylist(), prompt))
+            vectors.append(self.encode(evaluation_set.texts.slice(start, end - start).to_pylist(), prompt))
             start = end
-        return torch.cat(parts)
+        return torch.cat(vectors)
 
     def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
         """The same for a list of texts with one prompt."""

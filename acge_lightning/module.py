@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from acge_lightning.batch import TextBatch, Tokens
-from acge_lightning.data.base import TaskDataModule
+from acge_lightning.batch import Tokens
+from acge_lightning.data.batch import EvaluationBatch, TextBatch
+from acge_lightning.data.task import Task
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
@@ -24,40 +23,6 @@ from acge_lightning.optimized import OptimizedModule
 from acge_lightning.packed import compile_backbone
 
 Score = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One line of a mixture.
-
-    Args:
-        data: of the task.
-        loss: on its embeddings; the family's own by default.
-        metric: of its evaluation splits; the family's own by default.
-        weight: how often it trains; 0 only evaluates it.
-        loss_weight: what its loss is multiplied by. Gradient clipping, while it bites at every step, undoes that: set
-            `trainer.gradient_clip_val=null`, or mix by `weight`.
-
-    YAML::
-
-        task:
-          stsb_zh:
-            data: {_target_: acge_lightning.data.STSDataModule, path: "${paths.data_dir}/sts/stsb_zh", batch_size: 64}
-            loss: {_target_: acge_lightning.losses.CoSENT, temperature: 0.05}
-            weight: 1.0
-            loss_weight: 0.2
-    """
-
-    data: TaskDataModule
-    loss: nn.Module | None = None
-    metric: Metric | None = None
-    weight: float = 1.0
-    loss_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "loss_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"task.….{name}={getattr(self, name)} must be 0 or more")
 
 
 class EmbeddingModule(OptimizedModule):
@@ -98,8 +63,8 @@ class EmbeddingModule(OptimizedModule):
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
         self.tasks = dict(tasks)
-        self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
-        metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
+        self.losses = nn.ModuleDict({name: task.training_loss() for name, task in tasks.items()})
+        metrics = {name: task.evaluation_metric() for name, task in tasks.items()}
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
@@ -142,11 +107,11 @@ class EmbeddingModule(OptimizedModule):
 
     # ---- evaluation
 
-    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the embeddings to the task's metric."""
         if batch.task in self.metrics:
-            (vectors,) = self.embed(batch)
-            self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
+            vectors = self.encoder(batch.tokens, self.batch_tokens)
+            self.metrics[batch.task].update(vectors, batch.rows, batch.labels)
 
     test_step = validation_step
 
@@ -185,5 +150,6 @@ class EmbeddingModule(OptimizedModule):
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
         """The trained encoder as an export, in `folder`/export."""
-        rows = [task.data.keys(task.data.train) for task in self.tasks.values() if task.weight and "train" in task.data.parts]
+        trained = [task.data for task in self.tasks.values() if task.weight and "train" in task.data.opened_splits]
+        rows = [data.keys(data.train) for data in trained]
         return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

@@ -21,27 +21,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from acge_lightning.data import (
-    ClassificationDataModule,
-    ClusteringDataModule,
-    PairDataModule,
-    RerankingDataModule,
-    RetrievalDataModule,
-    STSDataModule,
-)
-from acge_lightning.data.base import EvaluationSet, TaskDataModule
+from acge_lightning.data.dataset import ROLES, Role, TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.labelled import ClassificationDataset, ClusteringDataset
+from acge_lightning.data.pair import PairDataset, STSDataset
+from acge_lightning.data.retrieval import RerankingDataset, RetrievalDataset
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.errors import InputError
 from acge_lightning.metrics import AveragePrecision, EmbeddingMetric, LinearProbe, Reranking, Retrieval, Spearman, VMeasure
 
 SEED = 42
-FAMILIES: dict[str, tuple[Callable[..., TaskDataModule], EmbeddingMetric]] = {
-    "classification": (partial(ClassificationDataModule, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
-    "clustering": (ClusteringDataModule, VMeasure(seed=SEED, draws=10)),
-    "pair": (PairDataModule, AveragePrecision()),
-    "reranking": (RerankingDataModule, Reranking()),
-    "retrieval": (RetrievalDataModule, Retrieval()),
-    "sts": (STSDataModule, Spearman()),
+FAMILIES: dict[str, tuple[Callable[..., TaskDataset], EmbeddingMetric]] = {
+    "classification": (partial(ClassificationDataset, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
+    "clustering": (ClusteringDataset, VMeasure(seed=SEED, draws=10)),
+    "pair": (PairDataset, AveragePrecision()),
+    "reranking": (RerankingDataset, Reranking()),
+    "retrieval": (RetrievalDataset, Retrieval()),
+    "sts": (STSDataset, Spearman()),
 }
 
 
@@ -54,14 +50,14 @@ class Dataset:
         path: its folder.
         split: what is scored, `test` or `dev`.
         limit: most rows of the split, evenly drawn; None for all.
-        on_bad_row: as in `TaskDataModule`.
-        max_bad_fraction: as in `TaskDataModule`.
-        exclude_own_id: as in `RetrievalDataModule`.
+        on_bad_row: as in `TaskDataset`.
+        max_bad_fraction: as in `TaskDataset`.
+        exclude_own_id: as in `RetrievalDataset`.
     """
 
     family: str
     path: Path
-    split: str
+    split: Role
     limit: int | None = None
     on_bad_row: OnBadRow = "raise"
     max_bad_fraction: float = MAX_BAD
@@ -73,15 +69,15 @@ class Dataset:
         return self.path.name
 
     @property
-    def roles(self) -> set[str]:
+    def roles(self) -> set[Role]:
         """The splits that scoring takes."""
         return {self.split, "train"} if self.family == "classification" else {self.split}
 
-    def module(self, cache_dir: str | Path, roles: Collection[str]) -> TaskDataModule:
+    def task_dataset(self, cache_dir: str | Path, roles: Collection[Role]) -> TaskDataset:
         """What reads its splits of these roles."""
         return FAMILIES[self.family][0](
             self.path,
-            splits={role: None for role in ("train", "dev", "test") if role not in roles},
+            splits={role: None for role in ROLES if role not in roles},
             on_bad_row=self.on_bad_row,
             max_bad_fraction=self.max_bad_fraction,
             holdout=0.0,
@@ -90,20 +86,20 @@ class Dataset:
             **({"exclude_own_id": True} if self.exclude_own_id else {}),
         )
 
-    def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
+    def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
         """Its rows, checked, and what is scored."""
-        data = self.module(cache_dir, self.roles)
-        found = data.evaluation(self.split)
-        if found is None:
+        data = self.task_dataset(cache_dir, self.roles)
+        evaluation_set = data.evaluation(self.split)
+        if evaluation_set is None:
             raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")
-        return data, found
+        return data, evaluation_set
 
-    def mark(self, found: EvaluationSet) -> str:
-        """A digest of the rows that are scored."""
-        digest = hashlib.sha256(f"{self.family} {self.split} {len(found)}".encode())
-        for text in found.texts.to_pylist():
+    def fingerprint(self, evaluation_set: EvaluationSet) -> str:
+        """A digest of the rows that are scored: `mark` in files of results."""
+        digest = hashlib.sha256(f"{self.family} {self.split} {len(evaluation_set)}".encode())
+        for text in evaluation_set.texts.to_pylist():
             digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-        digest.update(found.labels.numpy().tobytes())
+        digest.update(evaluation_set.labels.numpy().tobytes())
         return digest.hexdigest()[:24]
 
 

@@ -21,7 +21,7 @@ from acge_lightning.adaptive.files import MANIFEST, check_folder, is_index
 from acge_lightning.adaptive.stages import as_stages, label
 from acge_lightning.data.readers import SUFFIXES, rows
 from acge_lightning.data.records import RowError, valid
-from acge_lightning.data.store import MAX_BAD, Left
+from acge_lightning.data.store import MAX_BAD, RowIssues
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
@@ -242,19 +242,19 @@ def _texts(
     """(file:line, text) of all texts that are not blank; a row without one is an error, or skipped and counted."""
     if on_bad_row not in ("raise", "skip"):
         raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose raise or skip")
-    found, left = [], Left(None)
+    texts, issues = [], RowIssues(None)
     for file in files:
         for line, text in _plain(file) if file.name.endswith(_PLAIN) else _fields(file, field):
             if not isinstance(text, RowError):
-                found += [(f"{_place(source, file)}:{line}", text.strip())] if text.strip() else []
+                texts += [(f"{_place(source, file)}:{line}", text.strip())] if text.strip() else []
             elif on_bad_row == "raise":
                 raise InputError(f"{file}, line {line}: {text}")
             else:
-                left.bad(file, line, text, text)
-    left.report(source, len(found), max_bad_fraction)
-    if not found:
+                issues.bad(file, line, text, text)
+    issues.report(source, len(texts), max_bad_fraction)
+    if not texts:
         raise InputError(f"{source} holds no text: its files are empty")
-    return found
+    return texts
 
 
 def _plain(file: Path) -> Iterator[tuple[int, str | RowError]]:

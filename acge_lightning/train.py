@@ -28,10 +28,10 @@ from acge_lightning.callbacks.guard import memory_advice
 from acge_lightning.checkpoint import SafeCheckpointIO
 from acge_lightning.config import instantiate, instantiate_all, plain
 from acge_lightning.data.mixture import MixtureDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.files import lock, unwritten
-from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
 from acge_lightning.report import Scores, check_result, coverage_table, score_table, searches, show, write_result
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
@@ -81,6 +81,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
+    mixture.bind(encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:
@@ -250,7 +251,9 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
     return {
         "config": config,
         "versions": {name: version(name) for name in packages},
-        "data": {name: {role: len(part) for role, part in data.parts.items()} for name, data in mixture.tasks.items()},
+        "data": {
+            name: {role: len(split) for role, split in data.opened_splits.items()} for name, data in mixture.tasks.items()
+        },
         "coverage": {name: asdict(task) for name, task in mixture.coverage().items()},
         "steps": steps,
         "before": dict(before),

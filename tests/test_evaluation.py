@@ -366,9 +366,9 @@ def test_rows_that_were_trained_on_are_counted(encoder, tmp_path, cache):
 
     data = STSDataModule(SAMPLE / "sts" / "sample_zh", cache_dir=cache)
     data.setup()
-    seen = np.concatenate([data.keys(data.parts["train"]), data.keys(data.parts["test"])[:7]])
+    seen = np.concatenate([data.keys(data.opened_splits["train"]), data.keys(data.opened_splits["test"])[:7]])
     folder = export(encoder, tmp_path / "leaky", {}, seen)
-    honest = export(encoder, tmp_path / "honest", {}, data.keys(data.parts["train"]))
+    honest = export(encoder, tmp_path / "honest", {}, data.keys(data.opened_splits["train"]))
     result = evaluate(open_models([str(folder), str(honest)]), find(SAMPLE, ["sts", "pair"]), cache_dir=tmp_path)
     found = {(leak["encoder"], leak["family"]): leak["found"] for leak in result["leaks"]}
     assert found == {("leaky", "sts"): 7, ("leaky", "pair"): 0, ("honest", "sts"): 0, ("honest", "pair"): 0}
@@ -399,7 +399,8 @@ def test_an_encoder_says_what_it_was_trained_on(encoder, tmp_path):
 
 def test_training_writes_the_rows_that_it_used(tmp_path, cache, small_encoder):
     from acge_lightning.data import PairDataModule, STSDataModule
-    from acge_lightning.module import EmbeddingModule, Task
+    from acge_lightning.data.task import Task
+    from acge_lightning.module import EmbeddingModule
 
     sts = STSDataModule(SAMPLE / "sts" / "sample_zh", cache_dir=cache, max_train=30)
     pair = PairDataModule(SAMPLE / "pair" / "sample_zh", cache_dir=cache)

@@ -18,13 +18,13 @@ from acge_lightning.data import (
     STSDataModule,
     UnlabelledDataModule,
 )
+from acge_lightning.data.task import Task
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.files import lock
 from acge_lightning.fisher import fisher, mean_of_rows, write_anchor
 from acge_lightning.fresh import transformer
 from acge_lightning.losses import InfoNCE
-from acge_lightning.module import Task
 from acge_lightning.per_sample import SampleGradients
 from acge_lightning.vocabulary import train_vocabulary
 

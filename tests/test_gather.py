@@ -13,7 +13,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import acge_lightning
-from acge_lightning.batch import TextBatch
 from acge_lightning.data import (
     ClassificationDataModule,
     ClusteringDataModule,
@@ -24,11 +23,14 @@ from acge_lightning.data import (
     STSDataModule,
     UnlabelledDataModule,
 )
-from acge_lightning.data.mixture import Collate, EvaluationTexts, StepDataset
+from acge_lightning.data.batch import TextBatch
+from acge_lightning.data.collate import Collate
+from acge_lightning.data.loaders import EvaluationTexts, StepDataset
+from acge_lightning.data.task import Task
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
 from acge_lightning.gather import gather_batch
-from acge_lightning.module import EmbeddingModule, Task
+from acge_lightning.module import EmbeddingModule
 from acge_lightning.vocabulary import train_vocabulary
 
 SETTINGS = [(matryoshka, tokens) for matryoshka in (None, {"dims": [16, 8, 4]}) for tokens in (100_000, 40)]

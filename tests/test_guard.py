@@ -17,9 +17,10 @@ from acge_lightning.callbacks.guard import Guard, memory_advice
 from acge_lightning.callbacks.randomness import StepRandomness
 from acge_lightning.checkpoint import SafeCheckpointIO, newest, read
 from acge_lightning.data import MixtureDataModule, RetrievalDataModule, STSDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
-from acge_lightning.module import EmbeddingModule, Task
+from acge_lightning.module import EmbeddingModule
 from acge_lightning.optim import Optim
 from acge_lightning.vocabulary import train_vocabulary
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ FORBIDDEN = {
     f"{MATHS} {MODEL}": LIGHTNING,
     "adaptive/*": [*LIGHTNING, "acge_lightning.data", "acge_lightning.train", "acge_lightning.cli"],
     "* !adaptive/first.py": ["faiss"],
+    "data/* !data/modules.py !data/mixture.py": LIGHTNING,
     "data/*": [f"acge_lightning.{name}" for name in ("module", "pretrain", "train", "sequence", "cli", "callbacks")],
 }
 # What the maths files may import besides the standard library.
@@ -93,7 +95,12 @@ def test_every_file_keeps_to_its_layer():
         ("train.py", "import hydra\nfrom lightning import Trainer\nfrom tools import x", ["tools.x"]),
         ("data/sts.py", "from ..module import M\nfrom acge_lightning.pretrained import load", ["acge_lightning.module.M"]),
         ("adaptive/funnel.py", "def f():\n    import faiss\n    import lightning", ["faiss", "lightning"]),
-        ("data/sts.py", "from acge_lightning import cli\nfrom lightning import Trainer", ["acge_lightning.cli"]),
+        (
+            "data/sts.py",
+            "from acge_lightning import cli\nfrom lightning import Trainer",
+            ["acge_lightning.cli", "lightning.Trainer"],
+        ),
+        ("data/mixture.py", "from lightning import Trainer", []),
     ],
 )
 def test_checker_catches_a_wrong_import(path, source, expected):
@@ -127,3 +134,38 @@ def test_the_funnel_loads_neither_lightning_nor_hydra_nor_faiss():
 def test_the_importable_model_loads_neither_lightning_nor_hydra():
     names = ("lightning", "pytorch_lightning", "hydra", "omegaconf")
     assert loaded("from acge_lightning import *", "torch", *names) == {"torch"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import acge_lightning.evaluation, acge_lightning.report",
+        "import acge_lightning.benchmark, acge_lightning.mteb_tasks",
+        "import acge_lightning.search",
+        "import acge_lightning.fisher, acge_lightning.strategy",
+        "from acge_lightning.data import STSDataset, RetrievalDataset, Task, Collate",
+    ],
+)
+def test_evaluation_and_search_load_no_lightning(statement):
+    assert loaded(statement, "pyarrow", "lightning", "pytorch_lightning", "hydra") == {"pyarrow"}
+
+
+def test_the_data_package_loads_its_classes_when_they_are_asked_for():
+    assert loaded("import acge_lightning.data", "torch", "numpy", "pyarrow", "lightning") == set()
+    from acge_lightning import data
+
+    for name in data.__all__:
+        assert getattr(data, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'JudgedQueries'"):
+        data.JudgedQueries  # noqa: B018
+
+
+def test_no_file_of_data_imports_another_that_imports_it():
+    """Neither at its top, nor in functions, nor for type checkers."""
+    files = {f"acge_lightning.data.{file.stem}": file for file in (PACKAGE / "data").glob("*.py") if file.stem != "__init__"}
+    graph = {}
+    for name, file in files.items():
+        found = list(imports(f"data/{file.name}", file.read_text(encoding="utf-8")))
+        graph[name] = {other for other in files for dotted in found if under(dotted, [other])}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert graph["acge_lightning.data.modules"] > {"acge_lightning.data.mixture", "acge_lightning.data.pair"}

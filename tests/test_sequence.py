@@ -13,8 +13,8 @@ from acge_lightning import load, sequence
 from acge_lightning.anchor import Anchor
 from acge_lightning.config import config_dir
 from acge_lightning.data import STSDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.errors import InputError
-from acge_lightning.module import Task
 from acge_lightning.runs import read_runs
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.train import checked
