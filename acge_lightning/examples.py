@@ -35,7 +35,7 @@ def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classe
         return result | _labelled(vectors, evaluation_set, classes)
     if family in ("sts", "pair"):
         return result | {"errors": _pairs(vectors, evaluation_set)}
-    return result | (_searches(vectors, evaluation_set) if family == "retrieval" else {})
+    return result | (_searches(vectors, evaluation_set) if family in ("retrieval", "triplet") else {})
 
 
 def _text(evaluation_set: EvaluationSet, number: int) -> str:

@@ -28,9 +28,10 @@ time from the same seed, with as many clusters as the whole split has labels::
         value = v_measure_score(y[chosen], means.fit_predict(X[chosen]))
 
 **retrieval** (`ndcg_at_10`): trec_eval's `ndcg_cut_10` over the whole corpus (without one, over the distinct texts of the
-split's rows), the mean over queries; gain = grade, below 0 counts as 0, the best one where a document is judged twice. Queries
-without a grade above 0 are left out, as they are everywhere in this package. With `exclude_own_id`, the document that has the
-query's `_id` is not in its ranking (mteb's `ignore_identical_ids`); a grade that it has still counts in the ideal one.
+split's rows, as for **triplet**), the mean over queries; gain = grade, below 0 counts as 0, the best one where a document is
+judged twice. Queries without a grade above 0 are left out, as they are everywhere in this package. With `exclude_own_id`, the
+document that has the query's `_id` is not in its ranking (mteb's `ignore_identical_ids`); a grade that it has still counts in
+the ideal one.
 
 **reranking** (`map_at_1000`): trec_eval's `map_cut_1000` over each query's own candidates, the mean over queries that have
 relevant and other ones. Each listed candidate is a document, positives first, though its text be listed twice.
@@ -148,7 +149,7 @@ def _names(kind: str, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Family:
-    """A task family as mteb knows it: the name of its class, its type, category, main score, our rows and constants."""
+    """A task family as mteb knows it: the name of its class, its type, category, main score, our rows, constants, our name."""
 
     base: str
     type: str
@@ -156,6 +157,7 @@ class _Family:
     main: str
     read: Callable[[Any, Role], Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
 
 
 _CLASSES = {"samples_per_label": 8, "n_experiments": 10}
@@ -177,6 +179,7 @@ _FAMILIES = {
     ),
     "retrieval": _Family("AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged),
     "reranking": _Family("AbsTaskRetrieval", "Reranking", "t2t", "map_at_1000", _judged),
+    "triplet": _Family("AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged, label="Triplet"),
 }  # fmt: skip
 
 
@@ -215,8 +218,8 @@ class _Local:
 def local_tasks(datasets: Sequence[Dataset], cache_dir: str | Path = CACHE) -> list[Any]:
     """Tasks of mteb's own classes on local folders.
 
-    Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`); their revisions are hashes of the folders' files. Draws follow
-    from a task's own generator: make new tasks for each evaluation.
+    Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`; of triplets `LocalTriplet_<name>`); their revisions are hashes of
+    the folders' files. Draws follow from a task's own generator: make new tasks for each evaluation.
 
     Args:
         datasets: as those of `acge_lightning.protocols.find`.
@@ -243,7 +246,7 @@ def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
     if dataset.split not in ("test", "dev"):
         raise InputError(f"{dataset.path}: split {dataset.split!r} cannot be scored: choose test or dev")
     metadata = TaskMetadata(
-        name=f"Local{family.type}_{_UNSAFE.sub('_', dataset.name)}",
+        name=f"Local{family.label or family.type}_{_UNSAFE.sub('_', dataset.name)}",
         description=f"The {dataset.split} rows of the local data set {dataset.name}.",
         dataset={"path": str(dataset.path), "revision": _digest(dataset)},
         type=family.type,

@@ -8,6 +8,12 @@
 | clustering | v-measure of mini-batch k-means | 2048 texts drawn with replacement, 10 draws |
 | retrieval | nDCG@10; MRR@10, recall@10 | as trec_eval does; `exclude_own_id` where queries are documents |
 | reranking | mean average precision; MRR@10 | as trec_eval does, over the listed candidates |
+| triplet | nDCG@10; MRR@10, recall@10 | as retrieval, over all texts that the split's rows list; not in the mean of families |
+
+Triplets are `query, positive[, negative]` rows, which train as retrieval. Many sets of them have training rows only; one
+without the split to score is passed over. Queries that are ranked among the texts of a split's rows, and no corpus, are no task
+of MTEB: so triplets have a column of their own, and the mean of families leaves them out unless there is nothing else. It stays
+comparable with means of folders that have none.
 
 Each query counts by itself, whatever its text, and of documents with equal scores the later one ranks first. Draws follow
 from the seed (42), and are those of MTEB for the same rows.
@@ -25,6 +31,7 @@ from acge_lightning.data.dataset import ROLES, Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.labelled import ClassificationDataset, ClusteringDataset
 from acge_lightning.data.pair import PairDataset, STSDataset
+from acge_lightning.data.readers import split_files
 from acge_lightning.data.retrieval import RerankingDataset, RetrievalDataset
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.errors import InputError
@@ -38,6 +45,7 @@ FAMILIES: dict[str, tuple[Callable[..., TaskDataset], EmbeddingMetric]] = {
     "reranking": (RerankingDataset, Reranking()),
     "retrieval": (RetrievalDataset, Retrieval()),
     "sts": (STSDataset, Spearman()),
+    "triplet": (RetrievalDataset, Retrieval()),
 }
 
 
@@ -106,13 +114,13 @@ class Dataset:
 def find(
     folder: str | Path,
     tasks: Sequence[str] | None = None,
-    split: str | None = None,
+    split: Role | None = None,
     limit: int | None = None,
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
 ) -> list[Dataset]:
-    """The data sets under `folder`/<family>/<name>.
+    """The data sets under `folder`/<family>/<name>; of triplets those that have the split to score.
 
     Args:
         folder: in our layout.
@@ -127,28 +135,43 @@ def find(
         InputError: nothing there, or a name that is not there.
     """
     folder = Path(folder).expanduser()
-    own = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
-    found = [
+    with_own_ids = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
+    paths = [(family, path) for family in FAMILIES for path in sorted((folder / family).glob("*")) if path.is_dir()]
+    unscored = {path.name for family, path in paths if family == "triplet" and not _has(path, split or _split(path))}
+    datasets = [
         Dataset(
-            family, path, split or _split(path), limit, on_bad_row, max_bad_fraction, family == "retrieval" and path.name in own
+            family=family,
+            path=path,
+            split=split or _split(path),
+            limit=limit,
+            on_bad_row=on_bad_row,
+            max_bad_fraction=max_bad_fraction,
+            exclude_own_id=family == "retrieval" and path.name in with_own_ids,
         )
-        for family in FAMILIES
-        for path in sorted((folder / family).glob("*"))
-        if path.is_dir()
+        for family, path in paths
+        if family != "triplet" or path.name not in unscored
     ]
-    if not found:
+    if not datasets:
         raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
-    strange = own - {d.name for d in found if d.family == "retrieval"}
-    if strange:
-        raise InputError(f"exclude_own_id: {min(strange)!r} is no retrieval set under {folder}: give names of such sets")
-    if tasks is None:
-        return found
-    unknown = set(tasks) - {d.name for d in found} - {d.family for d in found}
+    unknown = with_own_ids - {d.name for d in datasets if d.family == "retrieval"}
     if unknown:
-        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in found})}")
-    return [d for d in found if d.name in tasks or d.family in tasks]
+        raise InputError(f"exclude_own_id: {min(unknown)!r} is no retrieval set under {folder}: give names of such sets")
+    if tasks is None:
+        return datasets
+    unknown = set(tasks) - {d.name for d in datasets} - {d.family for d in datasets}
+    if unknown & unscored:
+        name = min(unknown & unscored)
+        raise InputError(f"tasks: triplet/{name} has no {split or 'test or dev'} split: nothing can be scored, leave it out")
+    if unknown:
+        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in datasets})}")
+    return [d for d in datasets if d.name in tasks or d.family in tasks]
 
 
-def _split(path: Path) -> str:
-    names = [file.name for file in (path / "qrels" if (path / "qrels").is_dir() else path).glob("*")]
-    return "test" if any(name.startswith("test") for name in names) else "dev"
+def _split(path: Path) -> Role:
+    return "test" if _has(path, "test") else "dev"
+
+
+def _has(path: Path, split: str) -> bool:
+    """Whether a data set has a file of a split."""
+    qrels = path / "qrels"
+    return bool(split_files(qrels if qrels.is_dir() else path, split))
