@@ -65,11 +65,11 @@ class Model:
         Raises:
             InputError: a prompt that the encoder does not have.
         """
-        known, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
+        available, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
         for role, name in prompts:
-            if name not in known:
-                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(known) or 'no prompts'}")
-        texts = {role: known[name] for role, name in prompts}
+            if name not in available:
+                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(available) or 'no prompts'}")
+        texts = {role: available[name] for role, name in prompts}
         return hashlib.sha256(f"{encoder} {json.dumps(texts)}".encode()).hexdigest()[:24] if any(texts.values()) else encoder
 
     def card(self, digest: str) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def _load(path: str, device: str | None) -> Encoder:
 
 
 def _name(path: str) -> str:
-    parts = [part for part in Path(path).parts if part not in ("export", "/", "..", ".")]
-    return parts[-1] if parts else path
+    names = [name for name in Path(path).parts if name not in ("export", "/", "..", ".")]
+    return names[-1] if names else path
 
 
 # ---- scoring
@@ -165,12 +165,12 @@ def evaluate(
     cards = [model.card(job.hashes[model.name]) for model in models]
     result: dict[str, Any] = {"format": results.FORMAT, "seed": SEED, "encoders": cards}
     result |= {"rows": [], "differences": [], "leaks": [], "examples": {model.name: {} for model in models}}
-    for part in job.over(datasets, processes):
-        for name, shown in part.pop("examples", {}).items():
+    for of_dataset in job.over(datasets, processes):
+        for name, shown in of_dataset.pop("examples", {}).items():
             result["examples"][name] |= shown
-        for key, values in part.items():
+        for key, values in of_dataset.items():
             result[key] += values
-        for row in part["rows"]:
+        for row in of_dataset["rows"]:
             show(row)
         if out:
             results.add(out, result)
@@ -231,8 +231,8 @@ class _OneSet:
                 done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
         failed = {row["encoder"] for row in done["rows"] if row["error"]}
         scored = [model for model in self.job.models if model.name not in failed]
-        first = [model for model in scored if model is self.job.models[0]]
-        return done | {"differences": [self._difference(m, f) for f in first for m in scored if m is not f]}
+        baselines = [model for model in scored if model is self.job.models[0]]
+        return done | {"differences": [self._difference(m, b) for b in baselines for m in scored if m is not b]}
 
     def _rows(self, model: Model) -> list[Row]:
         """The ones that are kept, if none is lacking; else new ones."""
@@ -249,24 +249,28 @@ class _OneSet:
 
     def _examples(self, model: Model) -> dict[str, Any]:
         digests = {"hash": self.job.hashes[model.name], "mark": self.fingerprint}
-        known = self.job.examples.get(tuple(digests.values()))
-        if known is not None:
-            return known
+        kept = self.job.examples.get(tuple(digests.values()))
+        if kept is not None:
+            return kept
         vectors = self.job.embeddings[model.name].of(self.evaluation_set, model.prompts)
         return examples(self.dataset.family, vectors, self.evaluation_set, getattr(self.data, "classes", ())) | digests
 
-    def _difference(self, model: Model, first: Model) -> dict[str, Any]:
-        """At full size, with its 95 % interval; measured if it is not known of these encoders and rows."""
-        names = {"encoder": model.name, "against": first.name, "family": self.dataset.family, "dataset": self.dataset.name}
-        digests = {"hash": self.job.hashes[model.name], "against_hash": self.job.hashes[first.name], "mark": self.fingerprint}
-        known = self.job.differences.get(tuple(digests.values()))
-        if known is not None:
-            return {**known, **names}
-        for each in (model, first):
+    def _difference(self, model: Model, baseline: Model) -> dict[str, Any]:
+        """At full size, with its 95 % interval; measured if it is not kept of these encoders and rows."""
+        names = {"encoder": model.name, "against": baseline.name, "family": self.dataset.family, "dataset": self.dataset.name}
+        digests = {
+            "hash": self.job.hashes[model.name],
+            "against_hash": self.job.hashes[baseline.name],
+            "mark": self.fingerprint,
+        }
+        kept = self.job.differences.get(tuple(digests.values()))
+        if kept is not None:
+            return {**kept, **names}
+        for each in (model, baseline):
             if self.units.get(each.name) is None:
                 self._score(each, each.dims([]))
         metric = FAMILIES[self.dataset.family][1]
-        low, middle, high = bootstrap(metric, self.units[model.name], self.units[first.name])
+        low, middle, high = bootstrap(metric, self.units[model.name], self.units[baseline.name])
         return names | {"difference": middle, "low": low, "high": high} | digests
 
 

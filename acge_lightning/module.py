@@ -97,11 +97,11 @@ class EmbeddingModule(OptimizedModule):
         criterion = self.losses[batch.task]
         loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        parts = getattr(criterion, "parts", {})
-        if parts and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
-            parts = {}  # no logger takes them, and calls that go nowhere cost time too
-        for dim, part in parts.items():
-            self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
+        losses = getattr(criterion, "parts", {})
+        if losses and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
+            losses = {}  # no logger takes them, and calls that go nowhere cost time too
+        for dim, value in losses.items():
+            self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
 
@@ -140,7 +140,7 @@ class EmbeddingModule(OptimizedModule):
                 values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
                 families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
                 metric.reset()
-        means = {family: sum(found) / len(found) for family, found in families.items()}
+        means = {family: sum(main) / len(main) for family, main in families.items()}
         if not means:
             raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
         values |= {f"{prefix}/{family}": value for family, value in means.items()}

@@ -136,6 +136,10 @@ def test_the_importable_model_loads_neither_lightning_nor_hydra():
     assert loaded("from acge_lightning import *", "torch", *names) == {"torch"}
 
 
+def test_the_commands_load_lightning_only_where_they_train():
+    assert loaded("import acge_lightning.cli, acge_lightning.config", "lightning", "pytorch_lightning", "hydra") == {"hydra"}
+
+
 @pytest.mark.parametrize(
     "statement",
     [

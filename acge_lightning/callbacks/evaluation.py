@@ -119,9 +119,9 @@ class Evaluation(Callback):
     def _gathered(self, trainer: Trainer, rows: list[Row]) -> list[Row]:
         if trainer.world_size == 1:
             return rows
-        parts: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(parts, rows)
-        return [row for part in parts for row in part]
+        of_ranks: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(of_ranks, rows)
+        return [row for of_rank in of_ranks for row in of_rank]
 
     def _log(self, trainer: Trainer) -> None:
         values = {f"eval/{r['family']}/{r['dataset']}@{r['dim']}": r["value"] for r in self.rows if r["error"] is None}

@@ -80,8 +80,8 @@ class Store:
         for block in np.unique(block_of):
             where = np.flatnonzero(block_of == block)
             start = self._ends[block] - len(self._blocks[block])
-            found = self._blocks[block].take(pa.array(numbers[where] - start)).to_pylist()
-            for i, row in zip(where.tolist(), found, strict=True):
+            rows = self._blocks[block].take(pa.array(numbers[where] - start)).to_pylist()
+            for i, row in zip(where.tolist(), rows, strict=True):
                 result[i] = row
         return result
 
@@ -92,8 +92,8 @@ class Store:
     def ids(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all texts, row after row: Int64[texts] and the offsets Int64[rows + 1] at which rows begin."""
         lists = [block.column("ids") for block in self._blocks]
-        values = np.concatenate([part.flatten().to_numpy() for part in lists])
-        lengths = np.concatenate([part.value_lengths().to_numpy() for part in lists])
+        values = np.concatenate([column.flatten().to_numpy() for column in lists])
+        lengths = np.concatenate([column.value_lengths().to_numpy() for column in lists])
         return values, np.concatenate([[0], np.cumsum(lengths)])
 
 
