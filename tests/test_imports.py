@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 from fnmatch import fnmatch
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ ROOMS = {
     "classify": "",
     "zoo": "encoder",
     "export": "encoder zoo",
-    "continual": "encoder losses metrics data training",
+    "continual": "encoder losses metrics data",
     "evaluation": "encoder metrics data embed search classify zoo",
     "training": "encoder losses metrics data export",
     "callbacks": "encoder losses data embed evaluation continual training",
@@ -38,7 +40,7 @@ ROOMS = {
 LIGHTNING = ("lightning", "pytorch_lightning")
 # What comes from outside -> the files of the package (globs, `!` takes out) that may import it, wherever in a file.
 OUTSIDE = {
-    LIGHTNING: "data/* training/* callbacks/* commands/* evaluation/mteb/*",
+    LIGHTNING: "data/modules.py data/mixture.py training/* callbacks/* commands/*",
     ("hydra", "omegaconf"): "config/* commands/*",
     ("mteb", "datasets"): "evaluation/mteb/*",
     ("faiss",): "search/ann.py",
@@ -106,6 +108,38 @@ def test_every_file_keeps_to_its_room():
     assert {path: names for path, names in broken.items() if names} == {}
 
 
+def defined_in(name):
+    """The file that a dotted name of the package comes from, through the tables of contents of its rooms; None if outside."""
+    words = name.split(".")
+    for end in range(len(words), 0, -1):
+        path = PACKAGE.parent.joinpath(*words[:end])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            names = imports(path.relative_to(PACKAGE) / "__init__.py", read(path / "__init__.py"))
+            table = {name.rpartition(".")[2]: name for name in names}
+            inside = table.get(words[end]) if end < len(words) else None
+            return defined_in(inside) if inside else path / "__init__.py"
+    return None
+
+
+def read(file):
+    return file.read_text(encoding="utf-8")
+
+
+def test_imports_do_not_go_round_in_a_circle():
+    files = [file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"]
+    arrows = {file: {defined_in(name) for name in imports(file.relative_to(PACKAGE), read(file))} - {None} for file in files}
+    assert sum(map(len, arrows.values())) > 200
+    list(TopologicalSorter(arrows).static_order())  # raises at a circle, and names its files
+    rooms = {}
+    for file, others in arrows.items():
+        for other in others - {PACKAGE / "__init__.py"}:
+            ends = [path.relative_to(PACKAGE).parts[0] for path in (file, other)]
+            rooms.setdefault(ends[0], set()).update(set(ends[1:]) - {ends[0]})
+    list(TopologicalSorter(rooms).static_order())
+
+
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
@@ -127,6 +161,27 @@ def test_checker_catches_a_wrong_import(path, source, expected):
     assert violations(path, source) == expected
 
 
+TABLES = sorted(
+    ".".join(["acge_lightning", *file.parent.relative_to(PACKAGE).parts])
+    for file in PACKAGE.rglob("__init__.py")
+    if "lazy_names(" in read(file)
+)
+
+
+@pytest.mark.parametrize("room", TABLES)
+def test_a_table_of_contents_lists_what_is_there(room):
+    """Each name is that of a thing which a file of the room defines, and type checkers are told the same names."""
+    package = import_module(room)
+    file = Path(package.__file__)
+    told = [name for name in imports(file.relative_to(PACKAGE), read(file)) if under(name, ["acge_lightning"])]
+    assert package.__all__ == sorted({name.rpartition(".")[2] for name in told} - {"lazy_names"})
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+        assert getattr(package, name).__module__.startswith(room)
+    with pytest.raises(AttributeError, match="has no attribute 'NoSuchName'"):
+        package.NoSuchName  # noqa: B018
+
+
 def loaded(statement, *names):
     """Those of `names` that a fresh interpreter has loaded after `statement`."""
     code = f"import sys\n{statement}\nprint(*({set(names)} & sys.modules.keys()))"
@@ -134,26 +189,29 @@ def loaded(statement, *names):
     return set(done.stdout.split())
 
 
-def test_importing_the_package_loads_none_of_its_large_dependencies():
-    names = ("torch", "transformers", "lightning", "hydra", "omegaconf", "sklearn", "pyarrow")
-    assert loaded("import acge_lightning", *names) == set()
+HYDRA = ("hydra", "omegaconf")
 
 
-def test_mteb_is_loaded_only_when_it_is_used():
-    assert (
-        loaded("import acge_lightning.evaluation.mteb.benchmark, acge_lightning.evaluation.scoring", "mteb", "datasets")
-        == set()
-    )
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        # nothing large is loaded by tables of contents, nor by the command line before a command is called
+        (f"import {', '.join(TABLES)}, acge_lightning.commands.cli", set()),
+        ("import acge_lightning.commands.program", {*HYDRA}),
+        ("from acge_lightning import *", {"torch", "pyarrow", "sklearn"}),
+        ("from acge_lightning.data import STSDataset, RetrievalDataset, Task, Collate", {"torch", "pyarrow"}),
+        ("import acge_lightning.evaluation.scoring, acge_lightning.evaluation.mteb.tasks", {"torch", "pyarrow"}),
+        ("import acge_lightning.commands.evaluate, acge_lightning.commands.search", {"torch", "pyarrow", "omegaconf"}),
+        ("import acge_lightning.continual.fisher, acge_lightning.continual.strategy", {"torch", "pyarrow"}),
+    ],
+)
+def test_what_an_import_loads(statement, expected):
+    large = ("torch", "pyarrow", "sklearn", "lightning", "pytorch_lightning", "faiss", "mteb", "datasets", *HYDRA)
+    light = {"sklearn"} - expected  # torchmetrics loads it, if it is installed
+    assert loaded(statement, *large) - light == expected
 
 
-def test_the_funnel_loads_neither_lightning_nor_hydra_nor_faiss():
-    names = ("lightning", "pytorch_lightning", "hydra", "omegaconf", "faiss")
-    assert loaded("import acge_lightning.search, acge_lightning.classify", "torch", "pyarrow", "sklearn", *names) == set()
+def test_a_funnel_at_work_loads_neither_lightning_nor_hydra_nor_faiss():
     used = ["import tempfile, torch", "from acge_lightning.search import FunnelIndex"]
     used += ["with tempfile.TemporaryDirectory() as d:", "    FunnelIndex.load(FunnelIndex.build(torch.ones(3, 4)).save(d))"]
-    assert loaded("\n".join(used), *names) == set()
-
-
-def test_the_importable_model_loads_neither_lightning_nor_hydra():
-    names = ("lightning", "pytorch_lightning", "hydra", "omegaconf")
-    assert loaded("from acge_lightning import *", "torch", *names) == {"torch"}
+    assert loaded("\n".join(used), "lightning", "pytorch_lightning", "faiss", *HYDRA) == set()

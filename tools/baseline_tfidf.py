@@ -21,19 +21,19 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from acge_lightning.commands.single_run import make_tasks
 from acge_lightning.config.sources import config_dir
 from acge_lightning.data import MixtureDataModule
-from acge_lightning.data.base import EvaluationSet
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.metrics.task_metrics import EmbeddingMetric
 from acge_lightning.report.tables import score_table, show
 
 
-def score(found: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:
+def score(evaluation_set: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:
     """A task's scores from TF-IDF vectors."""
-    own = found.texts.to_pylist()
+    own = evaluation_set.texts.to_pylist()
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), dtype=np.float32).fit(texts + own)
     matrix = vectors.transform(own)
     used = matrix[:, matrix.getnnz(axis=0) > 0]  # terms that no text of the split has change nothing
-    dense = used.toarray() if found.labels.shape[1] != 2 else rotated(used)
-    metric.update(torch.from_numpy(dense), torch.arange(len(own)), found.labels)
+    dense = used.toarray() if evaluation_set.classes is None else rotated(used)
+    metric.update(torch.from_numpy(dense), torch.arange(len(own)), evaluation_set.labels)
     return metric.compute()
 
 
@@ -54,10 +54,10 @@ def main(overrides: list[str]) -> None:
     prefix = "val" if split == "dev" else split
     scores: dict[str, float] = {}
     families: dict[str, list[float]] = {}
-    for name in track([n for n in mixture.evaluated(split) if tasks[n].data.default_metric], "TF-IDF"):
+    for name in track([n for n in mixture.evaluated(split) if tasks[n].evaluation_metric()], "TF-IDF"):
         data = tasks[name].data
-        texts = list(data.train_texts()) if "train" in data.parts else []
-        metric = tasks[name].metric or data.default_metric()
+        texts = list(data.train_texts()) if "train" in data.opened_splits else []
+        metric = tasks[name].evaluation_metric()
         found = score(mixture.evaluation(name, split), texts, metric)
         scores |= {f"{prefix}/{name}/{key}": value for key, value in found.items()}
         families.setdefault(data.family, []).append(found[metric.main])

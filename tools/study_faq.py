@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from acge_lightning import load
-from acge_lightning.data import RetrievalDataModule
-from acge_lightning.data.mixture import Collate
+from acge_lightning.data import RetrievalDataset
+from acge_lightning.data.collate import Collate
 from acge_lightning.data.sampler import Batch, TaskBatchSampler
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.tokens import Tokens
@@ -54,13 +54,13 @@ def faq(folder: Path, answers: int, skewed: bool, seed: int) -> tuple[list[tuple
     return questions, [documents[key] for key in keys], share
 
 
-def all_rows(data: RetrievalDataModule, seed: int) -> Iterator[Batch]:
+def all_rows(data: RetrievalDataset, seed: int) -> Iterator[Batch]:
     """What training takes."""
     sampler = TaskBatchSampler({"faq": data}, seed=seed)
     yield from map(sampler.__getitem__, range(10**9))
 
 
-def waiting_rows(data: RetrievalDataModule, seed: int) -> Iterator[Batch]:
+def waiting_rows(data: RetrievalDataset, seed: int) -> Iterator[Batch]:
     """Batches without a text that comes twice: rows wait for a later batch, those of the last ones in vain."""
     nothing = np.empty(0, dtype=np.int64)
     for epoch in range(10**9):
@@ -83,7 +83,7 @@ def waiting_rows(data: RetrievalDataModule, seed: int) -> Iterator[Batch]:
             yield Batch("faq", positions, draws[positions], nothing)
 
 
-def fine_tune(data: RetrievalDataModule, batches: Iterator[Batch], steps: int, seed: int) -> tuple[Encoder, float]:
+def fine_tune(data: RetrievalDataset, batches: Iterator[Batch], steps: int, seed: int) -> tuple[Encoder, float]:
     """The encoder after so many steps, and the share of the rows that it has seen."""
     torch.manual_seed(seed)
     encoder, loss, seen = load(MINILM).train(), InfoNCE(), set[int]()
@@ -120,13 +120,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=62)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
-    sides: dict[str, Callable[[RetrievalDataModule, int], Iterator[Batch]]] = {"waiting": waiting_rows, "all": all_rows}
+    sides: dict[str, Callable[[RetrievalDataset, int], Iterator[Batch]]] = {"waiting": waiting_rows, "all": all_rows}
     found: dict[str, list[tuple[float, float, float]]] = {side: [] for side in sides}
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as name:
             questions, answers, share = faq(Path(name), given.answers, given.skewed, seed)
-            data = RetrievalDataModule(name, batch_size=given.batch_size, holdout=0.0, cache_dir=Path(name) / "cache")
-            data.setup()
+            data = RetrievalDataset(name, batch_size=given.batch_size, holdout=0.0, cache_dir=Path(name) / "cache")
+            data.open()
             for side, batches in sides.items():
                 encoder, used = fine_tune(data, batches(data, seed), given.steps, seed)
                 found[side].append((*ndcg(encoder, questions, answers, share), used))

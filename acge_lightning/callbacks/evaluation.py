@@ -11,7 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
+from acge_lightning.data.dataset import CACHE, TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
@@ -36,10 +37,10 @@ class Evaluation(Callback):
         every: optimizer steps.
         share: of the time since training began that scoring may take.
         limit: most rows of a set, evenly drawn.
-        exclude_own_id: names of the retrieval sets in which queries are documents (see `RetrievalDataModule`).
+        exclude_own_id: names of the retrieval sets in which queries are documents (see `RetrievalDataset`).
         cache_dir: of checked rows.
-        on_bad_row: as in `TaskDataModule`; None for `raise`.
-        max_bad_fraction: as in `TaskDataModule`; None for its default.
+        on_bad_row: as in `TaskDataset`; None for `raise`.
+        max_bad_fraction: as in `TaskDataset`; None for its default.
 
     Raises:
         InputError: values that cannot work, nothing to score, or a set without a dev split.
@@ -76,7 +77,7 @@ class Evaluation(Callback):
         self.dims, self.every, self.share = dims, every, share
         self.cache_dir = Path(cache_dir).expanduser()
         self.rows: list[Row] = []
-        self._opened: list[tuple[Dataset, TaskDataModule, EvaluationSet]] = []
+        self._opened: list[tuple[Dataset, TaskDataset, EvaluationSet]] = []
         self._begin = self._spent = self._last = 0.0
         self._done = -1
 
@@ -111,16 +112,16 @@ class Evaluation(Callback):
         model = Model("encoder", "", pl_module.encoder)
         embeddings = Embeddings(pl_module.encoder)
         rows: list[Row] = []
-        for dataset, data, found in self._opened[trainer.global_rank :: trainer.world_size]:
-            rows += score(model, dataset, data, found, model.dims(self.dims), embeddings)[0]
+        for dataset, data, evaluation_set in self._opened[trainer.global_rank :: trainer.world_size]:
+            rows += score(model, dataset, data, evaluation_set, model.dims(self.dims), embeddings)[0]
         return rows
 
     def _gathered(self, trainer: Trainer, rows: list[Row]) -> list[Row]:
         if trainer.world_size == 1:
             return rows
-        parts: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(parts, rows)
-        return [row for part in parts for row in part]
+        of_ranks: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(of_ranks, rows)
+        return [row for of_rank in of_ranks for row in of_rank]
 
     def _log(self, trainer: Trainer) -> None:
         values = {f"eval/{r['family']}/{r['dataset']}@{r['dim']}": r["value"] for r in self.rows if r["error"] is None}

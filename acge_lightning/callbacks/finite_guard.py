@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from acge_lightning.encoder.tokens import TextBatch
+from acge_lightning.data.batch import TextBatch
 from acge_lightning.errors import InputError
 
 _SHOWN = 6  # ids and rows of a batch

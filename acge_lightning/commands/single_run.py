@@ -28,6 +28,7 @@ from acge_lightning.callbacks.finite_guard import memory_advice
 from acge_lightning.config.building import instantiate, instantiate_all, plain
 from acge_lightning.config.secrets import recorded
 from acge_lightning.data.mixture import MixtureDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.pca import evenly, rotate_to_components
 from acge_lightning.encoder.vocabulary import Texts
@@ -37,7 +38,6 @@ from acge_lightning.files.folder import check_target
 from acge_lightning.report.runs import read_runs
 from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, show, write_result
 from acge_lightning.training.checkpoint import SafeCheckpointIO
-from acge_lightning.training.embedding_module import Task
 from acge_lightning.training.resume import Resume, checkpoint_to_resume, put_aside
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
+    mixture.bind(encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:
@@ -250,7 +251,9 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
     return {
         "config": config,
         "versions": {name: version(name) for name in packages},
-        "data": {name: {role: len(part) for role, part in data.parts.items()} for name, data in mixture.tasks.items()},
+        "data": {
+            name: {role: len(split) for role, split in data.opened_splits.items()} for name, data in mixture.tasks.items()
+        },
         "coverage": {name: asdict(task) for name, task in mixture.coverage().items()},
         "steps": steps,
         "before": dict(before),

@@ -20,7 +20,8 @@ from acge_lightning.config.secrets import recorded
 from acge_lightning.continual.fisher import write_anchor
 from acge_lightning.continual.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.continual.strategy import Strategy, averaged, ones, replay_weights
-from acge_lightning.data.base import EvaluationSet, TaskDataModule
+from acge_lightning.data.dataset import TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.vocabulary import Texts
@@ -95,7 +96,7 @@ class _Sequence:
         self.again = config["resume"] == "auto"
         self.tasks = make_tasks(cfg)
         for task in self.tasks.values():
-            task.data.setup()
+            task.data.open()
         self.start = self._start()
         self.models: dict[str, Path] = {} if not self.stages[0].train else {START: self.start}
         self.anchors: list[Path] = []
@@ -202,7 +203,7 @@ class _Sequence:
         """What the next stages are held by; one that was made of the same encoder with the same settings is kept."""
         file = self.folder_of(place) / "anchor.safetensors"
         encoder = load(model, device=self.device)
-        names = [name for name in self.stages[place].task if "train" in self.tasks[name].data.parts]
+        names = [name for name in self.stages[place].task if "train" in self.tasks[name].data.opened_splits]
         settings = {"seed": self.cfg.seed} | plain(self.cfg.fisher)
         asked = {"kind": self.strategy.anchor, "settings": settings, "encoder": encoder_hash(encoder)}
         text = json.dumps(asked | {"rows": {name: self.tasks[name].data.fingerprint() for name in names}}, indent=1)
@@ -235,8 +236,8 @@ class _Sequence:
         """Each task's split; its dev split where it has no test split."""
         found = []
         for name, task in self.tasks.items():
-            taken = split if split in task.data.parts else "dev"
-            if task.data.family in FAMILIES and taken in task.data.parts:
+            taken = split if split in task.data.opened_splits else "dev"
+            if task.data.family in FAMILIES and taken in task.data.opened_splits:
                 found.append(_TaskSet(task.data.family, Path(task.data.path), taken, task=name, data=task.data))
         return found
 
@@ -291,13 +292,13 @@ class _TaskSet(Dataset):
     """A split of a task, as the evaluation takes it."""
 
     task: str = ""
-    data: TaskDataModule | None = None
+    data: TaskDataset | None = None
 
     @property
     def name(self) -> str:
         return self.task
 
-    def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
+    def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
         return self.data, self.data.evaluation(self.split)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +26,16 @@ from acge_lightning.continual.anchor import FORMAT as ANCHOR
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.continual.pool_loss import Embedded, Estimator, FrozenLoss, against
 from acge_lightning.continual.sample_gradients import SampleGradients
+from acge_lightning.data.batch import TextBatch
+from acge_lightning.data.collate import Collate
 from acge_lightning.data.epoch import batch_sizes
-from acge_lightning.data.mixture import Collate
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.fingerprint import encoder_hash
-from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, lock, whole
 from acge_lightning.losses.matryoshka import Matryoshka, check_dims
-
-if TYPE_CHECKING:
-    from acge_lightning.training.embedding_module import Task
 
 _LOG = logging.getLogger(__name__)
 _SAVED = 1  # version of the files of kept sums
@@ -166,14 +165,14 @@ class _Work:
         seed: int,
     ):
         self.encoder, self.name, self.task, self.estimator = encoder, name, task, estimator
-        self.loss: nn.Module = task.loss or task.data.default_loss()
+        self.loss: nn.Module = task.training_loss()
         if dims:
             check_dims(dims, encoder.dim)
             self.loss = Matryoshka(self.loss, dims)
         against(self.loss, _nothing(encoder), estimator)  # what cannot work is said before anything is computed
         self.rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         self.collate = Collate(name, task.data, encoder)
-        task.data.setup()
+        task.data.open()
         rows = len(task.data)
         if rows < 4:
             raise InputError(f"task {name} has {rows} training rows: at least 4 are needed, to be pool and samples")

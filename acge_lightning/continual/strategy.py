@@ -11,9 +11,9 @@ import torch
 
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.data.epoch import batch_sizes
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
-from acge_lightning.training.embedding_module import Task
 
 
 @dataclass(frozen=True)

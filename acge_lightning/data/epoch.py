@@ -28,9 +28,9 @@ def batch_sizes(rows: int, batch_size: int) -> np.ndarray:
     return share * even_sizes(shares, -(-shares * share // batch_size))
 
 
-def even_sizes(items: int, parts: int) -> np.ndarray:
-    """Int64[parts] that add up to `items` and differ by one at most, the larger ones first."""
-    return items // parts + (np.arange(parts) < items % parts)
+def even_sizes(items: int, groups: int) -> np.ndarray:
+    """Int64[groups] that add up to `items` and differ by one at most, the larger ones first."""
+    return items // groups + (np.arange(groups) < items % groups)
 
 
 def deal(keys: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,31 +9,24 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.dataset import NO_ROWS, Examples
 from acge_lightning.data.epoch import deal, even_sizes
+from acge_lightning.data.evaluation_set import EvaluationSet, text_column
 from acge_lightning.data.records import LabelledRecord
+from acge_lightning.data.rows import RowDataset, Rows
 from acge_lightning.errors import InputError
-from acge_lightning.losses.contrastive import LabelContrast
-from acge_lightning.metrics.task_metrics import LinearProbe, VMeasure
 
 
-class ClusteringDataModule(TaskDataModule):
+class ClusteringDataset(RowDataset):
     """Clustering: `text, label`. Batches hold several texts a label, which `LabelContrast` needs.
 
     Args:
         per_label: texts of one label that come together in a batch.
-        **others: as in `TaskDataModule`.
-
-    YAML::
-
-        csl_category:
-          data: {_target_: acge_lightning.data.ClusteringDataModule, path: "${paths.data_dir}/clustering/csl_category"}
+        **others: as in `TaskDataset`.
     """
 
     family = "clustering"
     record = LabelledRecord
-    default_loss = LabelContrast
-    default_metric = VMeasure
 
     def __init__(self, *args: Any, per_label: int = 4, **others: Any):
         super().__init__(*args, **others)
@@ -42,12 +35,13 @@ class ClusteringDataModule(TaskDataModule):
         self.per_label = per_label
         self._classes: dict[str, int] = {}
 
-    def setup(self, stage: str | None = None) -> None:
+    def open(self) -> None:
         """Open the splits and number the labels."""
-        super().setup(stage)
+        super().open()
         if self._classes:
             return
-        words = sorted({word for part in self.parts.values() for word in pc.unique(part.store.column("label")).to_pylist()})
+        columns = [split.store.column("label") for split in self.opened_splits.values()]
+        words = sorted({word for column in columns for word in pc.unique(column).to_pylist()})
         self._classes = {word: i for i, word in enumerate(words)}
 
     @property
@@ -55,14 +49,14 @@ class ClusteringDataModule(TaskDataModule):
         """The label words, in the order of their numbers."""
         return list(self._classes)
 
-    def _number(self, labels: Iterable[str]) -> np.ndarray:
+    def _class_numbers(self, labels: Iterable[str]) -> np.ndarray:
         """Int64[n] class numbers of label words."""
         return np.array([self._classes[word] for word in labels], dtype=np.int64)
 
     def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Batches with a share of every label, in groups of `per_label` texts, equal texts in different groups."""
-        _, label, count = np.unique(self._number(self.train.column("label")), return_inverse=True, return_counts=True)
-        _, text = np.unique(self.first_ids(self.train), return_inverse=True)
+        _, label, count = np.unique(self._class_numbers(self.train.column("label")), return_inverse=True, return_counts=True)
+        _, text = np.unique(self.train.first_ids, return_inverse=True)
         turn = rng.permutation(len(text))
         ranked = np.lexsort([turn, turn[text], label])  # rows of a label side by side, and in them those of a text
         within = np.arange(len(ranked)) - np.repeat(np.cumsum(count) - count, count)
@@ -77,7 +71,7 @@ class ClusteringDataModule(TaskDataModule):
         super().check_learnable()
         labels = self.train.column("label")
         self.check_labels(labels, "label")
-        texts_and_labels = np.unique(np.stack([self.first_ids(self.train), self._number(labels)]), axis=1)
+        texts_and_labels = np.unique(np.stack([self.train.first_ids, self._class_numbers(labels)]), axis=1)
         if np.bincount(texts_and_labels[1]).max() < 2:
             raise InputError(f"its {len(self)} training rows have no two texts of one label: check the label column")
 
@@ -85,41 +79,34 @@ class ClusteringDataModule(TaskDataModule):
         """The texts and their class numbers."""
         rows = self.train.take(positions)
         ids = np.array([row["ids"][0] for row in rows], dtype=np.int64)
-        labels = torch.from_numpy(self._number(row["label"] for row in rows))
+        labels = torch.from_numpy(self._class_numbers(row["label"] for row in rows))
         return Examples(([row["text"] for row in rows],), ("text",), (ids,), labels)
 
-    def _evaluation(self, part: Rows) -> EvaluationSet:
-        return self._labelled(part, NO_ROWS)
+    def _evaluation(self, split: Rows) -> EvaluationSet:
+        return self._labelled(split, NO_ROWS)
 
-    def _labelled(self, part: Rows, draws: np.ndarray) -> EvaluationSet:
-        """The texts of `part`, after the training texts that a bit of `draws` (Int64[training rows]) names."""
+    def _labelled(self, split: Rows, draws: np.ndarray) -> EvaluationSet:
+        """The texts of `split`, after the training texts that a bit of `draws` (Int64[training rows]) names."""
         shots = np.flatnonzero(draws)
-        known = self.train.take(shots) if len(shots) else []
-        rows = known + part.take(np.arange(len(part)))
-        label = self._number(row["label"] for row in rows)
-        learn = np.concatenate([draws[shots], np.zeros(len(part), dtype=np.int64)])
-        texts = as_column([row["text"] for row in rows])
-        labels = torch.from_numpy(np.stack([label, learn], axis=1))
-        return EvaluationSet(texts, ((len(rows), "text"),), labels, self.keys(part))
+        rows = (self.train.take(shots) if len(shots) else []) + split.all()
+        label = self._class_numbers(row["label"] for row in rows)
+        learn = np.concatenate([draws[shots], np.zeros(len(split), dtype=np.int64)])
+        texts = text_column([row["text"] for row in rows])
+        classes = torch.from_numpy(np.stack([label, learn], axis=1))
+        return EvaluationSet(texts, ((len(rows), "text"),), self.keys(split), classes=classes)
 
 
-class ClassificationDataModule(ClusteringDataModule):
+class ClassificationDataset(ClusteringDataset):
     """Classification: `text, label`. Scored by a probe that learns from `shots` training texts a class.
 
     Args:
         shots: training texts a class that the probe may learn from (MTEB: 8 to 32).
         draws: how often they are drawn (MTEB: 10); the same ones as in MTEB for the same rows.
         seed: of the draws.
-        **others: as in `ClusteringDataModule`.
-
-    YAML::
-
-        tnews:
-          data: {_target_: acge_lightning.data.ClassificationDataModule, path: "${paths.data_dir}/classification/tnews"}
+        **others: as in `ClusteringDataset`.
     """
 
     family = "classification"
-    default_metric = LinearProbe
 
     def __init__(self, *args: Any, shots: int = 16, draws: int = 1, seed: int = 42, **others: Any):
         super().__init__(*args, **others)
@@ -129,12 +116,12 @@ class ClassificationDataModule(ClusteringDataModule):
             raise InputError(f"draws={draws} must be 1 to 62")
         self.shots, self.draws, self.seed = shots, draws, seed
 
-    def _evaluation(self, part: Rows) -> EvaluationSet:
-        label = self._number(self.train.column("label"))
+    def _evaluation(self, split: Rows) -> EvaluationSet:
+        label = self._class_numbers(self.train.column("label"))
         order, chosen = np.arange(len(label)), np.zeros(len(label), dtype=np.int64)
         for draw in range(self.draws):
             np.random.RandomState(self.seed).shuffle(order)  # the same shuffle, of the order that the last one left
             ranked = order[np.argsort(label[order], kind="stable")]
             starts = np.concatenate([[0], np.cumsum(np.bincount(label))])[label[ranked]]
             chosen[ranked[np.arange(len(ranked)) - starts < self.shots]] |= 1 << draw
-        return self._labelled(part, chosen)
+        return self._labelled(split, chosen)

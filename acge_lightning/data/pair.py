@@ -7,34 +7,27 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column, judgements, numbered
+from acge_lightning.data.dataset import NO_ROWS, Examples
 from acge_lightning.data.epoch import deal_by_rank
+from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
 from acge_lightning.data.records import PairRecord, ScoredPairRecord
-from acge_lightning.losses.contrastive import CoSENT
-from acge_lightning.metrics.task_metrics import AveragePrecision, Spearman
+from acge_lightning.data.rows import RowDataset, Rows
 
 
-class STSDataModule(TaskDataModule):
+class STSDataset(RowDataset):
     """Semantic textual similarity: `text1, text2`, and `score` (any scale, higher is closer) or a binary `label`.
 
-    Every batch holds labels from the whole range, which `CoSENT` needs. Arguments as in `TaskDataModule`.
-
-    YAML::
-
-        stsb_zh:
-          data: {_target_: acge_lightning.data.STSDataModule, path: "${paths.data_dir}/sts/stsb_zh", batch_size: 64}
+    Every batch holds labels from the whole range, which `CoSENT` needs. Arguments as in `TaskDataset`.
     """
 
     family = "sts"
     record = ScoredPairRecord
-    default_loss = CoSENT
-    default_metric = Spearman
     label: ClassVar[str] = "score"
 
-    def keys(self, part: Rows) -> np.ndarray:
+    def keys(self, split: Rows) -> np.ndarray:
         """The same for a pair in either order."""
-        values, _ = part.store.ids()
-        pairs = values.reshape(-1, 2)[part.numbers]
+        values, _ = split.store.ids()
+        pairs = values.reshape(-1, 2)[split.row_numbers]
         return pairs.sum(1) ^ (pairs[:, 0] * pairs[:, 1])
 
     def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -54,26 +47,19 @@ class STSDataModule(TaskDataModule):
         columns = [row["text1"] for row in rows], [row["text2"] for row in rows]
         return Examples(columns, ("text", "text"), (ids[:, 0], ids[:, 1]), labels)
 
-    def _evaluation(self, part: Rows) -> EvaluationSet:
-        rows = part.take(np.arange(len(part)))
-        texts, of = numbered([row[name] for row in rows for name in ("text1", "text2")])
-        value = np.array([row[self.label] for row in rows], dtype=np.float64)
-        labels = judgements(of[0::2], of[1::2], value)
-        return EvaluationSet(as_column(texts), ((len(texts), "text"),), labels, self.keys(part))
+    def _evaluation(self, split: Rows) -> EvaluationSet:
+        rows = split.all()
+        texts, numbers = distinct_texts([row[name] for row in rows for name in ("text1", "text2")])
+        judgements = judgement_rows(numbers[0::2], numbers[1::2], np.array([row[self.label] for row in rows]))
+        return EvaluationSet(text_column(texts), ((len(texts), "text"),), self.keys(split), judgements)
 
 
-class PairDataModule(STSDataModule):
+class PairDataset(STSDataset):
     """Pair classification: `text1, text2, label` (0 or 1; entailment and contradiction count as 1 and 0, neutral is left out).
 
-    Arguments as in `TaskDataModule`.
-
-    YAML::
-
-        snli_zh:
-          data: {_target_: acge_lightning.data.PairDataModule, path: "${paths.data_dir}/pair/snli_zh", batch_size: 64}
+    Arguments as in `TaskDataset`.
     """
 
     family = "pair"
     record = PairRecord
-    default_metric = AveragePrecision
     label = "label"

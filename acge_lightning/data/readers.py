@@ -58,11 +58,12 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """The files of a split (`train.jsonl.gz`, `train.parquet`, `data/train-00000-of-00002.parquet` …); [] if there are none."""
     if not folder.is_dir():
         return []
-    for place in (folder, folder / "data"):
+    for home in (folder, folder / "data"):
         for suffix in SUFFIXES:
-            found = [p for p in (place / f"{split}{suffix}",) if p.is_file()] or sorted(place.glob(f"{split}-*{suffix}"))
-            if found:
-                return found
+            whole = home / f"{split}{suffix}"
+            files = [whole] if whole.is_file() else sorted(home.glob(f"{split}-*{suffix}"))
+            if files:
+                return files
     return sorted(p for p in (folder / split).glob("*") if p.name.endswith(SUFFIXES))  # a folder a split, as BEIR on the hub
 
 
@@ -190,7 +191,7 @@ def _csv(text: Iterable[str], file: Path) -> Iterator[Values]:
     doubtful: list[int] = []
     while True:
         taken: list[str] = []
-        first = lines.number + 1
+        start = lines.number + 1
         try:
             values = next(csv.reader(_taken(lines, taken), strict=True), None)
         except csv.Error as error:
@@ -201,10 +202,10 @@ def _csv(text: Iterable[str], file: Path) -> Iterator[Values]:
             continue
         if values is None:
             break
-        yield first, values
+        yield start, values
         width = width or len(values)
         if len(taken) > 3 and width > 1 and all(line.count(",") == width - 1 for line in taken):
-            doubtful.append(first)
+            doubtful.append(start)
     if doubtful:
         told = "%s: %d rows, first line %d, hold a quoted value of lines that look like rows themselves: check their quotes"
         _LOG.warning(told, file, len(doubtful), doubtful[0])
@@ -291,7 +292,7 @@ def _parquet(file: Path, fields: Collection[str] | None) -> Iterator[tuple[int, 
 def _converted(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
     """The rows of a batch as Python values; one that Python has no value for is a bad row."""
     try:
-        found = batch.to_pylist()
+        converted = batch.to_pylist()
     except (ValueError, OverflowError):  # a date after the year 9999, bytes that are no text
         for i in range(len(batch)):
             try:
@@ -299,4 +300,4 @@ def _converted(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
             except (ValueError, OverflowError) as error:
                 yield RowError(None, f"cannot be read ({_first_line(error)}): mend it, or on_bad_row=skip")
     else:
-        yield from found
+        yield from converted

@@ -90,12 +90,12 @@ def number(row: Row, field: str) -> float:
     """
     value = _value(row, field)
     try:
-        found = float(value.replace("_", "?") if isinstance(value, str) else value)  # 1_0 is a number in Python only
+        parsed = float(value.replace("_", "?") if isinstance(value, str) else value)  # 1_0 is a number in Python only
     except (TypeError, ValueError, OverflowError):
         raise RowError(field, f"is {value!r:.60}, not a number") from None
-    if not math.isfinite(found):
+    if not math.isfinite(parsed):
         raise RowError(field, f"is {value!r:.60}, not a finite number")
-    return found
+    return parsed
 
 
 def _word(value: Any, field: str, what: str) -> str:

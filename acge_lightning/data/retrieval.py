@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,20 +13,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, TaskDataModule, as_column, numbered
-from acge_lightning.data.judged import Judged, Judgements, from_beir, from_rows
+from acge_lightning.data.dataset import NO_ROWS, Examples, Role, TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
+from acge_lightning.data.judgements import JudgedQueries, JudgementFiles, from_beir, from_rows
 from acge_lightning.data.readers import is_beir, split_files
 from acge_lightning.data.records import DocumentRecord, TripletRecord
-from acge_lightning.data.store import Left, aside
+from acge_lightning.data.store import RowIssues, quarantine_file
 from acge_lightning.errors import InputError
-from acge_lightning.losses.contrastive import InfoNCE
-from acge_lightning.metrics.task_metrics import Reranking, Retrieval
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 4096  # texts read together
 
 
-class RetrievalDataModule(TaskDataModule):
+class RetrievalDataset(TaskDataset[JudgedQueries]):
     """Retrieval: a BEIR folder (`corpus`, `queries`, `qrels/<split>.tsv`), or rows of `query, positive[, negative]`.
 
     A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Where queries of a batch
@@ -42,18 +41,10 @@ class RetrievalDataModule(TaskDataModule):
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
         exclude_own_id: leave the document that has the query's own `_id` out of its ranking, where queries are documents
             themselves, as in BEIR's ArguAna and Quora.
-        **others: as in `TaskDataModule`; prompt roles are `query` and `document`.
-
-    YAML::
-
-        medical_qa:
-          data: {_target_: acge_lightning.data.RetrievalDataModule, path: "${paths.data_dir}/retrieval/medical_qa"}
+        **others: as in `TaskDataset`; prompt roles are `query` and `document`.
     """
 
     family = "retrieval"
-    record = TripletRecord
-    default_loss = InfoNCE
-    default_metric = Retrieval
     role_names = ("query", "document")
     in_batch: ClassVar[bool] = True  # whether the positives of other queries are negatives
 
@@ -63,7 +54,7 @@ class RetrievalDataModule(TaskDataModule):
             raise InputError(f"negatives={negatives} must be 0 or more")
         self.negatives, self.exclude_own_id = negatives, exclude_own_id
 
-    def _open(self, source: Path, role: str) -> Judged | None:
+    def _open_split(self, source: Path, role: Role) -> JudgedQueries | None:
         if not is_beir(source):
             if self.exclude_own_id:
                 raise InputError(
@@ -78,176 +69,156 @@ class RetrievalDataModule(TaskDataModule):
         queries = split_files(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
-        return from_beir(corpus, self._store(queries, DocumentRecord), self._judgements(qrels), learn=role == "train")
+        return from_beir(corpus, self._store(queries, DocumentRecord), self._judgement_files(qrels), learn=role == "train")
 
-    def _judgements(self, files: Sequence[Path]) -> Judgements:
+    def _judgement_files(self, files: Sequence[Path]) -> JudgementFiles:
         name = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:24]
-        away = aside(Path(self.cache_dir).expanduser() / name) if self.on_bad_row == "quarantine" else None
-        return Judgements(files, self.on_bad_row, Left(away), self.max_bad_fraction)
+        quarantine = quarantine_file(self.cache_dir / name) if self.on_bad_row == "quarantine" else None
+        return JudgementFiles(files, self.on_bad_row, RowIssues(quarantine), self.max_bad_fraction)
 
-    def _select(self, part: Judged, positions: np.ndarray) -> Judged:
-        return part.select(positions)
-
-    def note(self, role: str) -> str | None:
+    def note(self, role: Role) -> str | None:
         """How many queries have no relevant document, and how many judgements name what is not there."""
-        return self.parts[role].note
-
-    def first_ids(self, part: Judged) -> np.ndarray:
-        """Int64[n] hashes of the queries."""
-        return part.queries
-
-    def file_rows(self, positions: np.ndarray) -> np.ndarray:
-        """The places of queries among the training queries, from 0."""
-        return positions
+        return self.opened_splits[role].note
 
     def _identity(self) -> Iterator[np.ndarray]:
-        part: Judged = self.train
-        yield from (part.queries, part.offsets, part.ids, part.grades)
+        yield from (self.train.query_ids, self.train.offsets, self.train.text_ids, self.train.grades)
 
     def train_texts(self) -> Iterator[str]:
         """The queries and all documents."""
-        part: Judged = self.train
-        yield from part.read_queries(np.arange(len(part)))
-        if part.corpus is None:
-            yield from part.read_texts(np.arange(len(part.ids)))
+        split = self.train
+        yield from split.read_queries(np.arange(len(split)))
+        if split.corpus is None:
+            yield from split.read_texts(np.arange(len(split.text_ids)))
         else:
-            for chunk in part.corpus[0].chunks:
+            for chunk in split.corpus[0].chunks:
                 yield from filter(None, chunk.to_pylist())
 
     def _chosen(self, positions: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The positive of each query, and the negatives of all: numbers of judged texts."""
-        part: Judged = self.train
-        start, count = part.offsets[positions], part.positives[positions]
+        split = self.train
+        start, count = split.offsets[positions], split.positives[positions]
         positive = start + (draws * count).astype(np.int64)
-        others = part.offsets[positions + 1] - start - count
+        others = split.offsets[positions + 1] - start - count
         if not self.negatives or not others.any():
             return positive, NO_ROWS
         step = np.arange(self.negatives)
-        first = (draws * 2**20 % 1 * others).astype(np.int64)  # other digits of the draw, so as not to follow the positive
-        turn = (first[:, None] + step) % np.maximum(others, 1)[:, None]
+        offset = (draws * 2**20 % 1 * others).astype(np.int64)  # other digits of the draw, so as not to follow the positive
+        turn = (offset[:, None] + step) % np.maximum(others, 1)[:, None]
         return positive, ((start + count)[:, None] + turn)[step < others[:, None]]
 
     def texts_of(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each query and the positive drawn for it (negatives that come twice are dropped from the batch instead)."""
         everything = np.arange(len(self))
         positive, _ = self._chosen(everything, draws)
-        values = np.stack([self.train.queries, self.train.ids[positive]], axis=1).reshape(-1)
+        values = np.stack([self.train.query_ids, self.train.text_ids[positive]], axis=1).reshape(-1)
         return values, np.repeat(everything, 2)
 
     def check_learnable(self) -> None:
         """Refuse one distinct query, or queries for which every text that may come with them is a positive."""
-        part: Judged = self.train
-        queries, query_of = np.unique(part.queries, return_inverse=True)
+        split = self.train
+        queries, query_of = np.unique(split.query_ids, return_inverse=True)
         if len(queries) < 2:
-            raise InputError(f"its {len(part)} training rows have one distinct query: check the file, and its columns")
-        judged, row = part.of(np.arange(len(part)))
-        query, text, right = query_of[row], part.ids[judged], part.grades[judged] > 0
+            raise InputError(f"its {len(split)} training rows have one distinct query: check the file, and its columns")
+        judged, row = split.judged_texts(np.arange(len(split)))
+        query, text, right = query_of[row], split.text_ids[judged], split.grades[judged] > 0
         met = right & self.in_batch | ~right & (self.negatives > 0)
         candidates = np.unique(text[met])
-        known = np.unique(np.stack([query, text])[:, right & np.isin(text, candidates)], axis=1)
-        if np.bincount(known[0], minlength=len(queries)).min() == len(candidates):
-            raise InputError(f"its {len(part)} training rows have no text that is wrong for a query: add negatives, or rows")
-        alone = int((np.bincount(row[~right], minlength=len(part)) == 0).sum())
+        pairs = np.unique(np.stack([query, text])[:, right & np.isin(text, candidates)], axis=1)
+        if np.bincount(pairs[0], minlength=len(queries)).min() == len(candidates):
+            raise InputError(f"its {len(split)} training rows have no text that is wrong for a query: add negatives, or rows")
+        alone = int((np.bincount(row[~right], minlength=len(split)) == 0).sum())
         if alone and not self.in_batch:
-            _LOG.warning("%s: %d of %d training rows list no negative and teach nothing", self.path, alone, len(part))
+            _LOG.warning("%s: %d of %d training rows list no negative and teach nothing", self.path, alone, len(split))
 
     def random_negatives(self, positions: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """A positive of other queries in place of each positive that comes again, so that every query has as many negatives."""
-        part: Judged = self.train
+        split = self.train
         positive, negative = self._chosen(positions, draws)
-        room = len(positive) - len(np.unique(part.ids[positive]))
+        room = len(positive) - len(np.unique(split.text_ids[positive]))
         if not room or not self.in_batch:
             return NO_ROWS
         rng = np.random.default_rng((draws[:4] * 2**53).astype(np.int64))
         drawn = self._positives[rng.integers(len(self._positives), size=4 * room)]
-        _, first = np.unique(part.ids[drawn], return_index=True)
-        drawn = drawn[np.sort(first)]
-        return drawn[~np.isin(part.ids[drawn], part.ids[np.append(positive, negative)])][:room]
+        _, occurrence = np.unique(split.text_ids[drawn], return_index=True)
+        drawn = drawn[np.sort(occurrence)]
+        return drawn[~np.isin(split.text_ids[drawn], split.text_ids[np.append(positive, negative)])][:room]
 
     @cached_property
     def _positives(self) -> np.ndarray:
         """One number of each distinct positive."""
         right = np.flatnonzero(self.train.grades > 0)
-        return right[np.unique(self.train.ids[right], return_index=True)[1]]
+        return right[np.unique(self.train.text_ids[right], return_index=True)[1]]
 
     def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """Queries, one positive each, distinct negatives, and all judgements of these queries."""
-        part: Judged = self.train
+        split = self.train
         positive, negative = self._chosen(positions, draws)
         negative = np.append(negative, random_negatives)
-        _, first = np.unique(part.ids[negative], return_index=True)
-        negative = negative[np.sort(first)]
-        negative = negative[~np.isin(part.ids[negative], part.ids[positive])]
-        asked = part.alike(positions)
-        judged, row = part.of(asked)
-        labels = np.stack([part.queries[asked][row], part.ids[judged], part.grades[judged] > 0], axis=1)
-        columns = [part.read_queries(positions), part.read_texts(positive)]
-        ids = [part.queries[positions], part.ids[positive]]
+        _, occurrence = np.unique(split.text_ids[negative], return_index=True)
+        negative = negative[np.sort(occurrence)]
+        negative = negative[~np.isin(split.text_ids[negative], split.text_ids[positive])]
+        asked = split.with_equal_text(positions)
+        judged, row = split.judged_texts(asked)
+        labels = np.stack([split.query_ids[asked][row], split.text_ids[judged], split.grades[judged] > 0], axis=1)
+        columns = [split.read_queries(positions), split.read_texts(positive)]
+        ids = [split.query_ids[positions], split.text_ids[positive]]
         if len(negative):
-            columns.append(part.read_texts(negative))
-            ids.append(part.ids[negative])
+            columns.append(split.read_texts(negative))
+            ids.append(split.text_ids[negative])
         roles = ("query", "document", "document")[: len(columns)]
         return Examples(tuple(columns), roles, tuple(ids), torch.from_numpy(labels.astype(np.int64)))
 
-    def documents(self, part: Judged) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+    def documents(self, split: JudgedQueries) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
         """What a split's queries are ranked against.
 
         Returns:
             Texts, Int64[documents] the number of each document's text among them (of equal ones the first), and Int64[r] the
             document that each judged text is.
         """
-        if part.corpus is not None:
-            return part.corpus[0], _first_equal(part.corpus[0]), part.corpus[1]
-        names, document = numbered(part.read_texts(np.arange(len(part.ids))))
-        return as_column(names), np.arange(len(names)), document
+        if split.corpus is not None:
+            return split.corpus[0], _first_equal(split.corpus[0]), split.corpus[1]
+        names, document = distinct_texts(split.read_texts(np.arange(len(split.text_ids))))
+        return text_column(names), np.arange(len(names)), document
 
-    def own_documents(self, part: Judged) -> np.ndarray:
+    def own_documents(self, split: JudgedQueries) -> np.ndarray:
         """Int64[n]: the document that is left out of each query's ranking, -1 for none.
 
         Raises:
             InputError: there is none for any query, though `exclude_own_id` is set.
         """
         if not self.exclude_own_id:
-            return np.full(len(part), -1)
-        if not (part.own >= 0).any():
+            return np.full(len(split), -1)
+        if not (split.own_documents >= 0).any():
             raise InputError(f"{self.path}: exclude_own_id=true, but no query has the _id of a document: leave it out")
-        return part.own
+        return split.own_documents
 
-    def _evaluation(self, part: Judged) -> EvaluationSet:
-        everything = np.arange(len(part))
-        queries, asking = numbered(part.read_queries(everything))
-        column, text, judged = self.documents(part)
-        query, own = part.of(everything)[1], self.own_documents(part)
+    def _evaluation(self, split: JudgedQueries) -> EvaluationSet:
+        everything = np.arange(len(split))
+        queries, asking = distinct_texts(split.read_queries(everything))
+        column, text, judged = self.documents(split)
+        query, own = split.judged_texts(everything)[1], self.own_documents(split)
         hiding, unjudged = np.flatnonzero(own >= 0), np.setdiff1d(np.arange(len(text)), judged)
         document = np.concatenate([judged, own[hiding], unjudged])
-        grade = np.append(part.grades, np.full(len(hiding) + len(unjudged), np.nan))
+        grade = np.append(split.grades, np.full(len(hiding) + len(unjudged), np.nan))
         query = np.concatenate([query, hiding, np.full(len(unjudged), -1)])
         answer = len(queries) + text[document]
-        lines = [np.where(query < 0, answer, asking[query]), answer, grade, query, document]
-        texts = pa.chunked_array([*as_column(queries).chunks, *column.chunks])
+        judgements = judgement_rows(np.where(query < 0, answer, asking[query]), answer, grade, query, document)
+        texts = pa.chunked_array([*text_column(queries).chunks, *column.chunks])
         roles = ((len(queries), "query"), (len(texts), "document"))
-        return EvaluationSet(texts, roles, torch.from_numpy(np.stack(lines, axis=1).astype(np.float64)), self.keys(part))
+        return EvaluationSet(texts, roles, self.keys(split), judgements)
 
 
-class RerankingDataModule(RetrievalDataModule):
+class RerankingDataset(RetrievalDataset):
     """Reranking: rows of `query, positive, negative`; each query's candidates are its own listed texts.
 
     Trains as InfoNCE in which a query sees its own negatives only.
 
     Args:
         negatives: texts of its list that a query brings along.
-        **others: as in `TaskDataModule`; prompt roles are `query` and `document`.
-
-    YAML::
-
-        qbqtc_ltr:
-          data: {_target_: acge_lightning.data.RerankingDataModule, path: "${paths.data_dir}/reranking/qbqtc_ltr",
-                 batch_size: 16, negatives: 7}
+        **others: as in `TaskDataset`; prompt roles are `query` and `document`.
     """
 
     family = "reranking"
-    default_loss = staticmethod(partial(InfoNCE, in_batch=False))
-    default_metric = Reranking
     in_batch = False
 
     def __init__(self, *args: Any, negatives: int = 7, **others: Any):
@@ -257,25 +228,26 @@ class RerankingDataModule(RetrievalDataModule):
                 "exclude_own_id=true is for retrieval from a corpus: candidates of reranking are listed, leave it out"
             )
 
-    def note(self, role: str) -> str | None:
+    def note(self, role: Role) -> str | None:
         """How many queries have candidates of one kind only."""
-        part: Judged = self.parts[role]
-        left = int(np.sum((part.positives == 0) | (part.positives == np.diff(part.offsets)))) + part.unanswered
-        return f"{left} queries without both relevant and other candidates are left out" if left else None
+        split = self.opened_splits[role]
+        of_one_kind = (split.positives == 0) | (split.positives == np.diff(split.offsets))
+        left_out = int(of_one_kind.sum()) + split.unanswered
+        return f"{left_out} queries without both relevant and other candidates are left out" if left_out else None
 
-    def documents(self, part: Judged) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+    def documents(self, split: JudgedQueries) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
         """The same: every listed candidate is a document of its own, though its text may be listed elsewhere too."""
-        names, text = numbered(part.read_texts(np.arange(len(part.ids))))
-        return as_column(names), text, np.arange(len(text))
+        names, text = distinct_texts(split.read_texts(np.arange(len(split.text_ids))))
+        return text_column(names), text, np.arange(len(text))
 
 
 def _first_equal(texts: pa.ChunkedArray) -> np.ndarray:
-    """Int64[n]: the place of the first text that equals each one, by hashes of 64 bits; texts may lie on disk."""
+    """Int64[n]: the number of the first text that equals each one, by hashes of 64 bits; texts may lie on disk."""
     digests = (
         hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
         for batch in texts.chunks
         for start in range(0, len(batch), _BLOCK)
         for text in batch.slice(start, _BLOCK).to_pylist()
     )
-    _, first, of = np.unique(np.frombuffer(b"".join(digests), dtype=np.int64), return_index=True, return_inverse=True)
-    return first[of]
+    _, first, which = np.unique(np.frombuffer(b"".join(digests), dtype=np.int64), return_index=True, return_inverse=True)
+    return first[which]

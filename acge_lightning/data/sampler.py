@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acge_lightning.data.base import TaskDataModule
+from acge_lightning.data.dataset import TaskDataset
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.errors import InputError
 
@@ -27,6 +27,28 @@ class Batch:
     positions: np.ndarray
     draws: np.ndarray
     random_negatives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Training rows of a task.
+
+    Args:
+        rows: that it has.
+        used: that an epoch trains on, on all devices together.
+        batches: of an epoch.
+        epochs: that the run has trained.
+    """
+
+    rows: int
+    used: int
+    batches: int
+    epochs: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether an epoch trains on 99 % of the rows, or on all but the few that make no equal shares."""
+        return self.used >= 0.99 * self.rows or self.rows - self.used < 8
 
 
 class TaskBatchSampler:
@@ -50,7 +72,7 @@ class TaskBatchSampler:
 
     def __init__(
         self,
-        tasks: Mapping[str, TaskDataModule],
+        tasks: Mapping[str, TaskDataset],
         weights: Mapping[str, float] | None = None,
         temperature: float = 1.0,
         seed: int = 0,
@@ -78,8 +100,8 @@ class TaskBatchSampler:
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over the whole run."""
-        turn, place = divmod(step, len(self))
-        name = self._names[int(self._schedule(turn)[place])]
+        turn, index = divmod(step, len(self))
+        name = self._names[int(self._schedule(turn)[index])]
         epoch, i = divmod(self.drawn(name, step), self.batches[name])
         batches, draws = self._epoch(name, epoch)
         positions = batches[i]
@@ -87,8 +109,16 @@ class TaskBatchSampler:
 
     def drawn(self, name: str, step: int) -> int:
         """How many batches of a task come before a step."""
-        turn, place = divmod(step, len(self))
-        return turn * self.counts[name] + int(np.count_nonzero(self._schedule(turn)[:place] == self._names.index(name)))
+        turn, index = divmod(step, len(self))
+        return turn * self.counts[name] + int(np.count_nonzero(self._schedule(turn)[:index] == self._names.index(name)))
+
+    def coverage(self, world: int, batches: int) -> dict[str, Coverage]:
+        """What of each task's rows so many devices take, after so many batches of the run."""
+        covered = {}
+        for name, sizes in self.sizes.items():
+            used, epochs = int((sizes // world * world).sum()), self.drawn(name, batches) / len(sizes)
+            covered[name] = Coverage(len(self.tasks[name]), used, len(sizes), epochs)
+        return covered
 
     def _schedule(self, turn: int) -> np.ndarray:
         if self._round is None or self._round[0] != turn:

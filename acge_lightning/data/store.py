@@ -80,8 +80,8 @@ class Store:
         for block in np.unique(block_of):
             where = np.flatnonzero(block_of == block)
             start = self._ends[block] - len(self._blocks[block])
-            found = self._blocks[block].take(pa.array(numbers[where] - start)).to_pylist()
-            for i, row in zip(where.tolist(), found, strict=True):
+            rows = self._blocks[block].take(pa.array(numbers[where] - start)).to_pylist()
+            for i, row in zip(where.tolist(), rows, strict=True):
                 result[i] = row
         return result
 
@@ -92,8 +92,8 @@ class Store:
     def ids(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all texts, row after row: Int64[texts] and the offsets Int64[rows + 1] at which rows begin."""
         lists = [block.column("ids") for block in self._blocks]
-        values = np.concatenate([part.flatten().to_numpy() for part in lists])
-        lengths = np.concatenate([part.value_lengths().to_numpy() for part in lists])
+        values = np.concatenate([column.flatten().to_numpy() for column in lists])
+        lengths = np.concatenate([column.value_lengths().to_numpy() for column in lists])
         return values, np.concatenate([[0], np.cumsum(lengths)])
 
 
@@ -135,8 +135,8 @@ def open_store(
             reason = f"checked rows cannot be kept in {target.parent} ({error.strerror or error})"
             raise InputError(f"{reason}: make room there, or give another paths.cache_dir") from error
         store = Store(target)
-    left = Left(aside(target) if on_bad_row == "quarantine" else None, **store.left_out)
-    left.report(files[0], len(store), max_bad_fraction)
+    issues = RowIssues(quarantine_file(target) if on_bad_row == "quarantine" else None, **store.left_out)
+    issues.report(files[0], len(store), max_bad_fraction)
     return store
 
 
@@ -154,24 +154,24 @@ def _kept(target: Path, record: type[Record]) -> Store | None:
         return None
 
 
-def aside(target: Path) -> Path:
+def quarantine_file(target: Path) -> Path:
     """Where the bad rows of a store are written."""
     return target.with_suffix(".bad.jsonl")
 
 
 @dataclass
-class Left:
+class RowIssues:
     """What is wrong with some files, and not an error at once: counts, the first of each kind, and a file of bad rows if any.
 
     Args:
-        aside: where bad rows are written.
+        quarantine: file to which bad rows are written; None for no file.
         skipped: bad rows, which are left out.
         neutral: rows of a neutral label, which are left out.
         empty: empty queries and documents, which are kept.
         spaced: ids that stand between white space, which are kept without it.
     """
 
-    aside: Path | None
+    quarantine: Path | None
     skipped: int = 0
     neutral: int = 0
     empty: int = 0
@@ -185,10 +185,10 @@ class Left:
             self.first = f"{file}, line {line}: {error}"
             _LOG.warning("%s (skipped, as are further bad rows)", self.first)
         self.skipped += 1
-        if self.aside is not None:
+        if self.quarantine is not None:
             kept = None if isinstance(row, RowError) else row
             note = {"file": str(file), "line": line, "reason": str(error), "row": kept}
-            with self.aside.open("a", encoding="utf-8", errors="backslashreplace") as handle:
+            with self.quarantine.open("a", encoding="utf-8", errors="backslashreplace") as handle:
                 handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
 
     def document(self, file: Path, line: int, row: Mapping[str, Any], made: DocumentRecord) -> None:
@@ -210,7 +210,7 @@ class Left:
                 f"max_bad_fraction={math.ceil(share * 1000) / 1000:g}; the first of them: {self.first or self.first_empty}"
             )
         if self.skipped:
-            where = f"; they are in {self.aside}" if self.aside else ""
+            where = f"; they are in {self.quarantine}" if self.quarantine else ""
             _LOG.warning("%s: %d bad rows skipped, %d kept%s", file, self.skipped, kept, where)
         if self.neutral:
             _LOG.warning("%s: %d neutral rows left out, %d kept", file, self.neutral, kept)
@@ -235,29 +235,29 @@ def _schema(record: type[Record]) -> pa.Schema:
 def _write(target: Path, files: Sequence[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
-    with draft(target) as new, draft(aside(target)) as bad:
-        left = Left(bad if on_bad_row == "quarantine" else None)
-        blocks = _blocks(_records(files, record, columns, on_bad_row, left), _schema(record))
+    with draft(target) as new, draft(quarantine_file(target)) as bad:
+        issues = RowIssues(bad if on_bad_row == "quarantine" else None)
+        blocks = _blocks(_records(files, record, columns, on_bad_row, issues), _schema(record))
         first = next(blocks, None)
         if first is None:
-            raise InputError(left.reason(files[0]))
+            raise InputError(issues.reason(files[0]))
         with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
             for block in chain([first], blocks):
                 writer.write_batch(block)
-            counted = {name: value for name, value in vars(left).items() if name != "aside"}
+            counted = {name: value for name, value in vars(issues).items() if name != "quarantine"}
             writer.write_batch(first[:0], {"left": json.dumps(counted)})  # known only now
         with new.open("rb+") as content:
             content.write(hashlib.file_digest(content, "sha256").digest())  # at its end, where the reading has come
-        if left.aside is not None and left.skipped:
-            os.replace(left.aside, aside(target))
+        if issues.quarantine is not None and issues.skipped:
+            os.replace(issues.quarantine, quarantine_file(target))
         to_disk(new)
         os.replace(new, target)
 
 
 def _records(
-    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, left: Left
+    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, issues: RowIssues
 ) -> Iterator[Record]:
-    places: dict[str, tuple[Path, int]] = {}  # of documents, by their id
+    read: dict[str, tuple[Path, int]] = {}  # where each document was read, by its id
     fields = {columns.get(name, name) for name in record.fields}
     for file in files:
         for line, row in rows(file, fields):
@@ -266,17 +266,17 @@ def _records(
                     raise row
                 made = record.parse(renamed := _renamed(row, columns))
                 if isinstance(made, DocumentRecord):
-                    first, number = places.setdefault(made.key, (file, line))
-                    if (first, number) != (file, line):
-                        raise RowError("_id", f"is {made.key!r}, as in {first}, line {number}: give each its own")
-                    left.document(file, line, renamed, made)
+                    earlier, number = read.setdefault(made.key, (file, line))
+                    if (earlier, number) != (file, line):
+                        raise RowError("_id", f"is {made.key!r}, as in {earlier}, line {number}: give each its own")
+                    issues.document(file, line, renamed, made)
             except RowError as error:
                 if on_bad_row == "raise":
                     raise InputError(f"{file}, line {line}: {error}") from None
-                left.bad(file, line, row, error)
+                issues.bad(file, line, row, error)
                 continue
             if made is None:
-                left.neutral += 1
+                issues.neutral += 1
             else:
                 yield made
 

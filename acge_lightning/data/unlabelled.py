@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
-from acge_lightning.data.base import NO_ROWS, EvaluationSet, Examples, Rows, TaskDataModule, as_column
+from acge_lightning.data.dataset import NO_ROWS, Examples
+from acge_lightning.data.evaluation_set import EvaluationSet, text_column
 from acge_lightning.data.records import TextRecord
+from acge_lightning.data.rows import RowDataset, Rows
 from acge_lightning.errors import InputError
-from acge_lightning.losses.contrastive import SimCSE
 
 Augment = Literal["none", "span_crop", "char_delete", "char_repeat"]
 
 
-class UnlabelledDataModule(TaskDataModule):
+class UnlabelledDataset(RowDataset):
     """Unlabelled text (SimCSE): `text`. Two views of a text attract each other.
 
     There is nothing for `EmbeddingModule` to score; masked-LM pre-training scores a `dev` split, or a `holdout`.
@@ -24,19 +24,11 @@ class UnlabelledDataModule(TaskDataModule):
         augment: how the second view is made. `none`: the same text, so the views differ by dropout only; `span_crop`: a
             contiguous part of it (50 to 90 % of the characters); `char_delete`: a tenth of the characters removed;
             `char_repeat`: up to a third of them doubled (ESimCSE, Wu et al. 2021, arXiv 2109.04380, by character).
-        **others: as in `TaskDataModule`.
-
-    YAML::
-
-        news:
-          data: {_target_: acge_lightning.data.UnlabelledDataModule, path: "${paths.data_dir}/unlabelled/news_2023",
-                 batch_size: 128, augment: span_crop}
+        **others: as in `TaskDataset`.
     """
 
     family = "unlabelled"
     record = TextRecord
-    default_loss = SimCSE
-    default_metric = None
 
     def __init__(self, *args: Any, augment: Augment = "none", holdout: float = 0.0, **others: Any):
         super().__init__(*args, holdout=holdout, **others)
@@ -52,10 +44,9 @@ class UnlabelledDataModule(TaskDataModule):
         views = [view(text, self.augment, draw) for text, draw in zip(texts, draws.tolist(), strict=True)]
         return Examples((texts, views), ("text", "text"), (ids, ids), None)
 
-    def _evaluation(self, part: Rows) -> EvaluationSet:
-        texts = as_column([row["text"] for row in part.take(np.arange(len(part)))])
-        labels = torch.zeros(len(part), 2, dtype=torch.long)
-        return EvaluationSet(texts, ((len(part), "text"),), labels, self.keys(part))
+    def _evaluation(self, split: Rows) -> EvaluationSet:
+        texts = text_column([row["text"] for row in split.all()])
+        return EvaluationSet(texts, ((len(texts), "text"),), self.keys(split))
 
 
 def view(text: str, augment: Augment, draw: float) -> str:

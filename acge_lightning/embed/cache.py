@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acge_lightning.data.base import EvaluationSet
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.errors import InputError
@@ -47,7 +47,7 @@ class Embeddings:
         self.encoder = encoder
         self.hash = "" if folder is None else encoder_hash(encoder)
         self.folder = None if folder is None else Path(folder) / self.hash
-        self._place: dict[bytes, tuple[_Block, int]] = {}
+        self._kept: dict[bytes, tuple[_Block, int]] = {}
         if self.folder is not None:
             self._read()
 
@@ -65,11 +65,11 @@ class Embeddings:
             except (OSError, ValueError) as error:
                 _drop(file, error)
                 continue
-            self._place |= {key: (block, i) for i, key in enumerate(block.keys)}
+            self._kept |= {key: (block, i) for i, key in enumerate(block.keys)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Of vectors that lie in a folder another process gets the folder, not the vectors: it maps the files itself."""
-        return self.__dict__ | ({} if self.folder is None else {"_place": {}})
+        return self.__dict__ | ({} if self.folder is None else {"_kept": {}})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files of the folder."""
@@ -77,14 +77,14 @@ class Embeddings:
         if self.folder is not None:
             self._read()
 
-    def of(self, found: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
+    def of(self, evaluation_set: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
         """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
-        start, parts = 0, []
-        for end, role in found.roles:
+        start, vectors = 0, []
+        for end, role in evaluation_set.roles:
             prompt = (prompts or {}).get(role)
-            parts.append(self.encode(found.texts.slice(start, end - start).to_pylist(), prompt))
+            vectors.append(self.encode(evaluation_set.texts.slice(start, end - start).to_pylist(), prompt))
             start = end
-        return torch.cat(parts)
+        return torch.cat(vectors)
 
     def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
         """The same for a list of texts with one prompt."""
@@ -95,12 +95,12 @@ class Embeddings:
             rows.setdefault(key, []).append(row)
         result = np.empty((len(texts), self.encoder.dim), dtype=np.float32)
         missing = []
-        for key, places in rows.items():
-            vector = self._known(key)
+        for key, positions in rows.items():
+            vector = self._vector(key)
             if vector is None:
                 missing.append(key)
             else:
-                result[places] = vector
+                result[positions] = vector
         if missing:
             new = [texts[rows[key][0]] for key in missing]
             vectors = self.encoder.encode(new, self.encoder.dim, prompt=prompt).numpy()
@@ -109,20 +109,20 @@ class Embeddings:
             self._keep(missing, vectors)
         return torch.from_numpy(result)
 
-    def _known(self, key: bytes) -> np.ndarray | None:
+    def _vector(self, key: bytes) -> np.ndarray | None:
         """The vector of a key, if there is one and it is what was written; else its file is dropped."""
-        if key not in self._place:
+        if key not in self._kept:
             return None
-        block, row = self._place[key]
+        block, row = self._kept[key]
         if block.is_whole(row):
             return block.vectors[row]
         _drop(block.file, "a vector is not the one that was written")
-        self._place = {other: place for other, place in self._place.items() if place[0] is not block}
+        self._kept = {other: kept for other, kept in self._kept.items() if kept[0] is not block}
         return None
 
     def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
         block = _Block(keys, vectors)
-        self._place |= {key: (block, i) for i, key in enumerate(keys)}
+        self._kept |= {key: (block, i) for i, key in enumerate(keys)}
         if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
             return
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from acge_lightning.encoder.build import transformer as transformer
     from acge_lightning.encoder.encoder import Dense as Dense
     from acge_lightning.encoder.encoder import Encoder as Encoder
-    from acge_lightning.encoder.encoder import Pooling as Pooling
     from acge_lightning.encoder.encoder import StaticBackbone as StaticBackbone
     from acge_lightning.encoder.encoder import similarity as similarity
     from acge_lightning.encoder.tokens import Tokens as Tokens
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     build="static transformer",
-    encoder="Dense Encoder Pooling StaticBackbone similarity",
+    encoder="Dense Encoder StaticBackbone similarity",
     tokens="Tokens",
     vocabulary="train_vocabulary",
 )

@@ -1,4 +1,4 @@
-"""What travels from the data side to the model side: ragged token ids, and batches of them."""
+"""Ragged token ids: texts of any lengths, without padding."""
 
 from __future__ import annotations
 
@@ -110,36 +110,3 @@ def _packed_ends(widths: Tensor, budget: int, cores: int) -> list[int]:
         return ends
     chunks = -(-len(ends) // cores) * cores
     return filled(bisect_left(range(budget), True, key=lambda less: len(filled(less)) <= chunks))
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """One step's texts of one task.
-
-    Args:
-        task: name of the task; it selects loss and metric.
-        columns: one `Tokens` a column, for example queries, positives, negatives.
-        labels: what the task's loss or metric expects beside the embeddings (see `losses` and `metrics`), or None.
-        ids: Int64[n_i] a column: 64-bit hashes of the normalised texts in training, row numbers in evaluation.
-    """
-
-    task: str
-    columns: tuple[Tokens, ...]
-    labels: Tensor | None
-    ids: tuple[Tensor, ...]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
-        """The same batch on another device (Lightning calls this)."""
-        return replace(
-            self,
-            columns=tuple(c.to(device, non_blocking) for c in self.columns),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
-            ids=tuple(i.to(device, non_blocking=non_blocking) for i in self.ids),
-        )
-
-    def pin_memory(self) -> TextBatch:
-        """The same batch in page-locked memory (the data loader calls this)."""
-        return replace(self, columns=tuple(c.pin_memory() for c in self.columns))
-
-    def __len__(self) -> int:
-        return len(self.columns[0])

@@ -8,6 +8,12 @@
 | clustering | v-measure of mini-batch k-means | 2048 texts drawn with replacement, 10 draws |
 | retrieval | nDCG@10; MRR@10, recall@10 | as trec_eval does; `exclude_own_id` where queries are documents |
 | reranking | mean average precision; MRR@10 | as trec_eval does, over the listed candidates |
+| triplet | nDCG@10; MRR@10, recall@10 | as retrieval, over all texts that the split's rows list; not in the mean of families |
+
+Triplets are `query, positive[, negative]` rows, which train as retrieval. Many sets of them have training rows only; one
+without the split to score is passed over. Queries that are ranked among the texts of a split's rows, and no corpus, are no task
+of MTEB: so triplets have a column of their own, and the mean of families leaves them out unless there is nothing else. It stays
+comparable with means of folders that have none.
 
 Each query counts by itself, whatever its text, and of documents with equal scores the later one ranks first. Draws follow
 from the seed (42), and are those of MTEB for the same rows.
@@ -21,15 +27,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from acge_lightning.data import (
-    ClassificationDataModule,
-    ClusteringDataModule,
-    PairDataModule,
-    RerankingDataModule,
-    RetrievalDataModule,
-    STSDataModule,
-)
-from acge_lightning.data.base import EvaluationSet, TaskDataModule
+from acge_lightning.data.dataset import ROLES, Role, TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.labelled import ClassificationDataset, ClusteringDataset
+from acge_lightning.data.pair import PairDataset, STSDataset
+from acge_lightning.data.readers import split_files
+from acge_lightning.data.retrieval import RerankingDataset, RetrievalDataset
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.errors import InputError
 from acge_lightning.metrics.task_metrics import (
@@ -43,13 +46,14 @@ from acge_lightning.metrics.task_metrics import (
 )
 
 SEED = 42
-FAMILIES: dict[str, tuple[Callable[..., TaskDataModule], EmbeddingMetric]] = {
-    "classification": (partial(ClassificationDataModule, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
-    "clustering": (ClusteringDataModule, VMeasure(seed=SEED, draws=10)),
-    "pair": (PairDataModule, AveragePrecision()),
-    "reranking": (RerankingDataModule, Reranking()),
-    "retrieval": (RetrievalDataModule, Retrieval()),
-    "sts": (STSDataModule, Spearman()),
+FAMILIES: dict[str, tuple[Callable[..., TaskDataset], EmbeddingMetric]] = {
+    "classification": (partial(ClassificationDataset, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
+    "clustering": (ClusteringDataset, VMeasure(seed=SEED, draws=10)),
+    "pair": (PairDataset, AveragePrecision()),
+    "reranking": (RerankingDataset, Reranking()),
+    "retrieval": (RetrievalDataset, Retrieval()),
+    "sts": (STSDataset, Spearman()),
+    "triplet": (RetrievalDataset, Retrieval()),
 }
 
 
@@ -62,14 +66,14 @@ class Dataset:
         path: its folder.
         split: what is scored, `test` or `dev`.
         limit: most rows of the split, evenly drawn; None for all.
-        on_bad_row: as in `TaskDataModule`.
-        max_bad_fraction: as in `TaskDataModule`.
-        exclude_own_id: as in `RetrievalDataModule`.
+        on_bad_row: as in `TaskDataset`.
+        max_bad_fraction: as in `TaskDataset`.
+        exclude_own_id: as in `RetrievalDataset`.
     """
 
     family: str
     path: Path
-    split: str
+    split: Role
     limit: int | None = None
     on_bad_row: OnBadRow = "raise"
     max_bad_fraction: float = MAX_BAD
@@ -81,15 +85,15 @@ class Dataset:
         return self.path.name
 
     @property
-    def roles(self) -> set[str]:
+    def roles(self) -> set[Role]:
         """The splits that scoring takes."""
         return {self.split, "train"} if self.family == "classification" else {self.split}
 
-    def module(self, cache_dir: str | Path, roles: Collection[str]) -> TaskDataModule:
+    def task_dataset(self, cache_dir: str | Path, roles: Collection[Role]) -> TaskDataset:
         """What reads its splits of these roles."""
         return FAMILIES[self.family][0](
             self.path,
-            splits={role: None for role in ("train", "dev", "test") if role not in roles},
+            splits={role: None for role in ROLES if role not in roles},
             on_bad_row=self.on_bad_row,
             max_bad_fraction=self.max_bad_fraction,
             holdout=0.0,
@@ -98,33 +102,33 @@ class Dataset:
             **({"exclude_own_id": True} if self.exclude_own_id else {}),
         )
 
-    def open(self, cache_dir: Path) -> tuple[TaskDataModule, EvaluationSet]:
+    def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
         """Its rows, checked, and what is scored."""
-        data = self.module(cache_dir, self.roles)
-        found = data.evaluation(self.split)
-        if found is None:
+        data = self.task_dataset(cache_dir, self.roles)
+        evaluation_set = data.evaluation(self.split)
+        if evaluation_set is None:
             raise InputError(f"{self.path} has no {self.split} split: nothing can be scored")
-        return data, found
+        return data, evaluation_set
 
-    def mark(self, found: EvaluationSet) -> str:
-        """A digest of the rows that are scored."""
-        digest = hashlib.sha256(f"{self.family} {self.split} {len(found)}".encode())
-        for text in found.texts.to_pylist():
+    def fingerprint(self, evaluation_set: EvaluationSet) -> str:
+        """A digest of the rows that are scored: `mark` in files of results."""
+        digest = hashlib.sha256(f"{self.family} {self.split} {len(evaluation_set)}".encode())
+        for text in evaluation_set.texts.to_pylist():
             digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-        digest.update(found.labels.numpy().tobytes())
+        digest.update(evaluation_set.labels.numpy().tobytes())
         return digest.hexdigest()[:24]
 
 
 def find(
     folder: str | Path,
     tasks: Sequence[str] | None = None,
-    split: str | None = None,
+    split: Role | None = None,
     limit: int | None = None,
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
 ) -> list[Dataset]:
-    """The data sets under `folder`/<family>/<name>.
+    """The data sets under `folder`/<family>/<name>; of triplets those that have the split to score.
 
     Args:
         folder: in our layout.
@@ -139,28 +143,43 @@ def find(
         InputError: nothing there, or a name that is not there.
     """
     folder = Path(folder).expanduser()
-    own = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
-    found = [
+    with_own_ids = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
+    paths = [(family, path) for family in FAMILIES for path in sorted((folder / family).glob("*")) if path.is_dir()]
+    unscored = {path.name for family, path in paths if family == "triplet" and not _has(path, split or _split(path))}
+    datasets = [
         Dataset(
-            family, path, split or _split(path), limit, on_bad_row, max_bad_fraction, family == "retrieval" and path.name in own
+            family=family,
+            path=path,
+            split=split or _split(path),
+            limit=limit,
+            on_bad_row=on_bad_row,
+            max_bad_fraction=max_bad_fraction,
+            exclude_own_id=family == "retrieval" and path.name in with_own_ids,
         )
-        for family in FAMILIES
-        for path in sorted((folder / family).glob("*"))
-        if path.is_dir()
+        for family, path in paths
+        if family != "triplet" or path.name not in unscored
     ]
-    if not found:
+    if not datasets:
         raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
-    strange = own - {d.name for d in found if d.family == "retrieval"}
-    if strange:
-        raise InputError(f"exclude_own_id: {min(strange)!r} is no retrieval set under {folder}: give names of such sets")
-    if tasks is None:
-        return found
-    unknown = set(tasks) - {d.name for d in found} - {d.family for d in found}
+    unknown = with_own_ids - {d.name for d in datasets if d.family == "retrieval"}
     if unknown:
-        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in found})}")
-    return [d for d in found if d.name in tasks or d.family in tasks]
+        raise InputError(f"exclude_own_id: {min(unknown)!r} is no retrieval set under {folder}: give names of such sets")
+    if tasks is None:
+        return datasets
+    unknown = set(tasks) - {d.name for d in datasets} - {d.family for d in datasets}
+    if unknown & unscored:
+        name = min(unknown & unscored)
+        raise InputError(f"tasks: triplet/{name} has no {split or 'test or dev'} split: nothing can be scored, leave it out")
+    if unknown:
+        raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: choose from {sorted({d.name for d in datasets})}")
+    return [d for d in datasets if d.name in tasks or d.family in tasks]
 
 
-def _split(path: Path) -> str:
-    names = [file.name for file in (path / "qrels" if (path / "qrels").is_dir() else path).glob("*")]
-    return "test" if any(name.startswith("test") for name in names) else "dev"
+def _split(path: Path) -> Role:
+    return "test" if _has(path, "test") else "dev"
+
+
+def _has(path: Path, split: str) -> bool:
+    """Whether a data set has a file of a split."""
+    qrels = path / "qrels"
+    return bool(split_files(qrels if qrels.is_dir() else path, split))

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acge_lightning.data.base import EvaluationSet
+from acge_lightning.data.evaluation_set import EvaluationSet
 
 _POINTS, _QUERIES, _HITS, _ERRORS = 300, 5, 3, 5
 Example = dict[str, list[Any]]
 
 
-def examples(family: str, vectors: Tensor, found: EvaluationSet, classes: Sequence[str] = ()) -> Example:
+def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classes: Sequence[str] = ()) -> Example:
     """Examples of a data set at full size.
 
     Args:
         family: of the data set.
         vectors: Float32[texts, D] of length 1.
-        found: the texts and their labels.
+        evaluation_set: the texts and their labels.
         classes: words of the class numbers, for labelled texts.
 
     Returns:
@@ -32,33 +32,33 @@ def examples(family: str, vectors: Tensor, found: EvaluationSet, classes: Sequen
     """
     result: Example = {"points": [], "neighbours": [], "errors": []}
     if family in ("classification", "clustering"):
-        return result | _labelled(vectors, found, classes)
+        return result | _labelled(vectors, evaluation_set, classes)
     if family in ("sts", "pair"):
-        return result | {"errors": _pairs(vectors, found)}
-    return result | (_searches(vectors, found) if family == "retrieval" else {})
+        return result | {"errors": _pairs(vectors, evaluation_set)}
+    return result | (_searches(vectors, evaluation_set) if family in ("retrieval", "triplet") else {})
 
 
-def _text(found: EvaluationSet, number: int) -> str:
-    return found.texts[int(number)].as_py()
+def _text(evaluation_set: EvaluationSet, number: int) -> str:
+    return evaluation_set.texts[int(number)].as_py()
 
 
-def _labelled(vectors: Tensor, found: EvaluationSet, classes: Sequence[str]) -> Example:
-    rows = (found.labels[:, 1] == 0).nonzero().flatten()
+def _labelled(vectors: Tensor, evaluation_set: EvaluationSet, classes: Sequence[str]) -> Example:
+    rows = (evaluation_set.classes[:, 1] == 0).nonzero().flatten()
     rows = rows[torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()]
-    own, label = vectors[rows], [classes[c] for c in found.labels[rows, 0].tolist()]
+    own, label = vectors[rows], [classes[c] for c in evaluation_set.classes[rows, 0].tolist()]
     axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:2]
     points = ((own - own.mean(0)) @ axes.T).tolist()
     near = (own @ own.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
     neighbours, errors = [], []
     for i in range(len(rows)):
         hits = [
-            {"text": _text(found, rows[j]), "score": round(value, 4), "right": label[j] == label[i]}
+            {"text": _text(evaluation_set, rows[j]), "score": round(value, 4), "right": label[j] == label[i]}
             for value, j in zip(near.values[i].tolist(), near.indices[i].tolist(), strict=True)
         ]
-        neighbours.append({"query": _text(found, rows[i]), "hits": hits})
+        neighbours.append({"query": _text(evaluation_set, rows[i]), "hits": hits})
         if hits and not hits[0]["right"]:
             expected, other = (label[j] for j in (i, int(near.indices[i, 0])))
-            errors.append((hits[0]["score"], {"text": _text(found, rows[i]), "expected": expected, "found": other}))
+            errors.append((hits[0]["score"], {"text": _text(evaluation_set, rows[i]), "expected": expected, "found": other}))
     worst = [error for _, error in sorted(errors, key=lambda pair: -pair[0])[:_ERRORS]]
     shown = neighbours[:: max(1, len(neighbours) // _QUERIES)][:_QUERIES]
     return {"points": [[*map(_short, p), c] for p, c in zip(points, label, strict=True)]} | {
@@ -71,23 +71,23 @@ def _short(value: float) -> float:
     return round(value, 4)
 
 
-def _pairs(vectors: Tensor, found: EvaluationSet) -> list[dict[str, str]]:
+def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str]]:
     """Those whose rank by cosine and by score are furthest apart."""
-    first, second = found.labels[:, :2].long().unbind(1)
-    cosine, truth = (vectors[first] * vectors[second]).sum(1), found.labels[:, 2]
+    first, second = evaluation_set.judgements[:, :2].long().unbind(1)
+    cosine, truth = (vectors[first] * vectors[second]).sum(1), evaluation_set.judgements[:, 2]
     ranks = [values.double().argsort().argsort().double() / max(1, len(truth) - 1) for values in (cosine, truth)]
     result = []
     for i in (ranks[0] - ranks[1]).abs().argsort(descending=True)[:_ERRORS].tolist():
-        text = f"{_text(found, first[i])} | {_text(found, second[i])}"
+        text = f"{_text(evaluation_set, first[i])} | {_text(evaluation_set, second[i])}"
         result.append({"text": text, "expected": f"score {truth[i]:g}", "found": f"cosine {cosine[i]:.4f}"})
     return result
 
 
-def _searches(vectors: Tensor, found: EvaluationSet) -> Example:
-    queries = found.roles[0][0]
+def _searches(vectors: Tensor, evaluation_set: EvaluationSet) -> Example:
+    queries = evaluation_set.roles[0][0]
     documents = vectors[queries:]
     right, hidden = {}, {}
-    for query, _, grade, _, document in found.labels.tolist():
+    for query, _, grade, _, document in evaluation_set.judgements.tolist():
         if not grade <= 0:
             (hidden if math.isnan(grade) else right).setdefault(int(query), set()).add(int(document))
     asked = np.array(sorted(right))
@@ -97,14 +97,14 @@ def _searches(vectors: Tensor, found: EvaluationSet) -> Example:
         scores[others] = -torch.inf
         best = scores.topk(min(_HITS, len(scores) - len(others)))
         hits = [
-            {"text": _text(found, queries + d), "score": round(value, 4), "right": d in answers}
+            {"text": _text(evaluation_set, queries + d), "score": round(value, 4), "right": d in answers}
             for value, d in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         if place < _QUERIES:
-            neighbours.append({"query": _text(found, q), "hits": hits})
+            neighbours.append({"query": _text(evaluation_set, q), "hits": hits})
         rank = int((scores > scores[answers].max()).sum()) + 1
         if rank > 1 and hits:
             nearest = answers[int(scores[answers].argmax())]
-            expected = f"{_text(found, queries + nearest)} (rank {rank})"
-            errors.append((rank, {"text": _text(found, q), "expected": expected, "found": hits[0]["text"]}))
+            expected = f"{_text(evaluation_set, queries + nearest)} (rank {rank})"
+            errors.append((rank, {"text": _text(evaluation_set, q), "expected": expected, "found": hits[0]["text"]}))
     return {"neighbours": neighbours, "errors": [error for _, error in sorted(errors, key=lambda e: -e[0])[:_ERRORS]]}

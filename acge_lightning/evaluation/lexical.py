@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from acge_lightning.data.base import EvaluationSet
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.errors import InputError
 
 _RUN = re.compile(r"([a-z0-9]+)|([^\W\d_a-z]+)")
@@ -21,21 +21,21 @@ def terms(text: str) -> list[str]:
     >>> terms("BERT 模型")
     ['bert', '模', '型', '模型']
     """
-    found = []
+    pieces = []
     for word, run in _RUN.findall(text.casefold()):
-        found += [word] if word else [*run, *map("".join, pairwise(run))]
-    return found
+        pieces += [word] if word else [*run, *map("".join, pairwise(run))]
+    return pieces
 
 
-def tfidf(found: EvaluationSet) -> csr_matrix:
+def tfidf(evaluation_set: EvaluationSet) -> csr_matrix:
     """TF-IDF vectors (sublinear tf, smoothed idf) of length 1 of all texts of a set, fitted on them: Float32[texts, terms]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, dtype=np.float32)
-    return vectors.fit_transform(found.texts.to_pylist()).tocsr()
+    return vectors.fit_transform(evaluation_set.texts.to_pylist()).tocsr()
 
 
-def bm25(found: EvaluationSet) -> csr_matrix:
+def bm25(evaluation_set: EvaluationSet) -> csr_matrix:
     """BM25 weights of a set's documents, and term counts of its queries, so that their products are BM25 scores.
 
     Where all texts are of one role, each has its weights, at length 1. The weights are those of the library bm25s (Lucene's
@@ -45,27 +45,27 @@ def bm25(found: EvaluationSet) -> csr_matrix:
         from bm25s import BM25
     except ImportError:
         raise InputError("model=bm25 needs the library bm25s: pip install 'acge-lightning[eval]'") from None
-    split = [terms(text) for text in found.texts.to_pylist()]
-    first = found.roles[0][0] if len(found.roles) > 1 else 0
+    split = [terms(text) for text in evaluation_set.texts.to_pylist()]
+    queries = evaluation_set.roles[0][0] if len(evaluation_set.roles) > 1 else 0
     number: dict[str, int] = {}
     ids = [[number.setdefault(term, len(number)) for term in words] for words in split]
     library = BM25(method="lucene")
-    library.index((ids[first:], number), show_progress=False)
+    library.index((ids[queries:], number), show_progress=False)
     scores = library.scores
-    shape = (len(split) - first, len(number))
+    shape = (len(split) - queries, len(number))
     pointers = scores["indptr"]
     columns = np.repeat(np.arange(len(pointers) - 1), np.diff(pointers))
     weights = csr_matrix((scores["data"], (scores["indices"], columns)), shape=shape, dtype=np.float32)
-    if not first:
+    if not queries:
         length = np.sqrt(np.asarray(weights.multiply(weights).sum(1)))
         return csr_matrix(weights.multiply(1 / np.where(length == 0, 1, length)))
-    return vstack([_counts(ids[:first], len(number)), weights]).tocsr()
+    return vstack([_counts(ids[:queries], len(number)), weights]).tocsr()
 
 
 def _counts(rows: Sequence[Sequence[int]], width: int) -> csr_matrix:
-    place = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    row = np.repeat(np.arange(len(rows)), [len(terms) for terms in rows])
     terms_of = np.array([term for row in rows for term in row], dtype=np.int64)
-    return csr_matrix((np.ones(len(place), dtype=np.float32), (place, terms_of)), shape=(len(rows), width))
+    return csr_matrix((np.ones(len(row), dtype=np.float32), (row, terms_of)), shape=(len(rows), width))
 
 
 LEXICAL: dict[str, Callable[[EvaluationSet], csr_matrix]] = {"bm25": bm25, "tfidf": tfidf}

@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from acge_lightning.classify import AdaptiveClassifier
-from acge_lightning.data.base import CACHE
+from acge_lightning.data.dataset import CACHE
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset
@@ -152,8 +152,8 @@ class Texts:
         """Those of a data set."""
         if dataset.family not in _FAMILIES:
             raise InputError(f"{dataset.path} is of the family {dataset.family}: name tasks of classification or clustering")
-        data = dataset.module(cache_dir, {"train", dataset.split})
-        learn, test = data.train, data.parts.get(dataset.split)
+        data = dataset.task_dataset(cache_dir, {"train", dataset.split})
+        learn, test = data.train, data.opened_splits.get(dataset.split)
         if test is None:
             raise InputError(f"{dataset.path} has no {dataset.split} split: nothing can be scored")
         tested = set(test.column("text"))
@@ -164,7 +164,7 @@ class Texts:
         texts = test.column("text")[answers >= 0].tolist()
         return cls(learn.column("text")[keep].tolist(), labels, texts, answers[answers >= 0])
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """A digest of the texts and their classes."""
         digest = hashlib.sha256(f"{len(self.known)}".encode())
         for text in (*self.known, *self.tested):
@@ -283,7 +283,7 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Prot
         for shots in protocol.shots
         for seed in range(protocol.seeds)
     }
-    mark = texts.mark()
+    fingerprint = texts.fingerprint()
     keys = [
         (side, dim, shots)
         for side in sides
@@ -301,7 +301,7 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Prot
             seeds = [next(found) for _ in range(protocol.seeds)]
             for kind in protocol.perturbations:
                 each = {part: [seed[kind][part] for seed in seeds] for part in (*PARTS, "mean_dim")}
-                names = {"encoder": side.name, "hash": side.hash, "mark": mark}
+                names = {"encoder": side.name, "hash": side.hash, "mark": fingerprint}
                 names |= {"dim": dim, "shots": shots, "perturbation": kind}
                 seconds = sum(seed["seconds"] for seed in seeds)
                 yield _place(dataset) | names | _summary(each) | {"n": len(texts.tested), "seconds": round(seconds, 3)}

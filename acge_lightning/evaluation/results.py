@@ -12,6 +12,7 @@ from acge_lightning.files import spreadsheet
 from acge_lightning.files.atomic import check_replaceable, lock, write_text
 
 FORMAT = 1
+NOT_IN_MEAN = ("triplet",)  # families whose tasks are none of MTEB's: see `protocols`
 Row = dict[str, Any]
 
 
@@ -21,13 +22,17 @@ def failures(result: Mapping[str, Any]) -> list[Row]:
 
 
 def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float]:
-    """Mean of the main scores of each family at a dim, and `mean`, that of the families; sets that failed are left out."""
+    """Mean of the main scores of each family at a dim, and `mean`, that of the families; sets that failed are left out.
+
+    Families of `NOT_IN_MEAN` count in `mean` only where there is no other.
+    """
     families: dict[str, list[float]] = {}
     for row in rows:
         if row["encoder"] == encoder and row["dim"] == dim and row["value"] is not None:
             families.setdefault(row["family"], []).append(row["value"])
-    found = {family: sum(values) / len(values) for family, values in sorted(families.items())}
-    return found | ({"mean": sum(found.values()) / len(found)} if found else {})
+    by_family = {family: sum(values) / len(values) for family, values in sorted(families.items())}
+    counted = [value for family, value in by_family.items() if family not in NOT_IN_MEAN] or list(by_family.values())
+    return by_family | ({"mean": sum(counted) / len(counted)} if counted else {})
 
 
 # ---- files

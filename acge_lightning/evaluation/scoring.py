@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from acge_lightning.data.base import CACHE, EvaluationSet, TaskDataModule
+from acge_lightning.data.dataset import CACHE, TaskDataset
+from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
@@ -64,11 +65,11 @@ class Model:
         Raises:
             InputError: a prompt that the encoder does not have.
         """
-        known, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
+        available, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
         for role, name in prompts:
-            if name not in known:
-                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(known) or 'no prompts'}")
-        texts = {role: known[name] for role, name in prompts}
+            if name not in available:
+                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(available) or 'no prompts'}")
+        texts = {role: available[name] for role, name in prompts}
         return hashlib.sha256(f"{encoder} {json.dumps(texts)}".encode()).hexdigest()[:24] if any(texts.values()) else encoder
 
     def card(self, digest: str) -> dict[str, Any]:
@@ -123,8 +124,8 @@ def _load(path: str, device: str | None) -> Encoder:
 
 
 def _name(path: str) -> str:
-    parts = [part for part in Path(path).parts if part not in ("export", "/", "..", ".")]
-    return parts[-1] if parts else path
+    names = [name for name in Path(path).parts if name not in ("export", "/", "..", ".")]
+    return names[-1] if names else path
 
 
 # ---- scoring
@@ -164,12 +165,12 @@ def evaluate(
     cards = [model.card(job.hashes[model.name]) for model in models]
     result: dict[str, Any] = {"format": results.FORMAT, "seed": SEED, "encoders": cards}
     result |= {"rows": [], "differences": [], "leaks": [], "examples": {model.name: {} for model in models}}
-    for part in job.over(datasets, processes):
-        for name, found in part.pop("examples", {}).items():
-            result["examples"][name] |= found
-        for key, values in part.items():
+    for of_dataset in job.over(datasets, processes):
+        for name, shown in of_dataset.pop("examples", {}).items():
+            result["examples"][name] |= shown
+        for key, values in of_dataset.items():
             result[key] += values
-        for row in part["rows"]:
+        for row in of_dataset["rows"]:
             show(row)
         if out:
             results.add(out, result)
@@ -205,18 +206,19 @@ class _Job:
     def on(self, dataset: Dataset) -> dict[str, Any]:
         """Rows, differences, leaks and examples of a data set."""
         try:
-            data, found = dataset.open(self.cache_dir)
+            data, evaluation_set = dataset.open(self.cache_dir)
         except (InputError, OSError) as error:
             unmarked = [(model, {"mark": None, "hash": self.hashes[model.name]}) for model in self.models]
             return {"rows": [_row(model, dataset, None, error=str(error)) | more for model, more in unmarked]}
-        return _OneSet(self, dataset, data, found).result()
+        return _OneSet(self, dataset, data, evaluation_set).result()
 
 
 class _OneSet:
     """All models on one data set; `units` are those of the models that were scored anew."""
 
-    def __init__(self, job: _Job, dataset: Dataset, data: TaskDataModule, found: EvaluationSet):
-        self.job, self.dataset, self.data, self.found, self.mark = job, dataset, data, found, dataset.mark(found)
+    def __init__(self, job: _Job, dataset: Dataset, data: TaskDataset, evaluation_set: EvaluationSet):
+        self.job, self.dataset, self.data, self.evaluation_set = job, dataset, data, evaluation_set
+        self.fingerprint = dataset.fingerprint(evaluation_set)
         self.units: dict[str, Tensor | None] = {}
 
     def result(self) -> dict[str, Any]:
@@ -224,47 +226,51 @@ class _OneSet:
         for model in self.job.models:
             rows = self._rows(model)
             done["rows"] += rows
-            done["leaks"] += _leak(model, self.dataset, self.found)
+            done["leaks"] += _leak(model, self.dataset, self.evaluation_set)
             if model.encoder is not None and not rows[0]["error"]:
                 done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
         failed = {row["encoder"] for row in done["rows"] if row["error"]}
         scored = [model for model in self.job.models if model.name not in failed]
-        first = [model for model in scored if model is self.job.models[0]]
-        return done | {"differences": [self._difference(m, f) for f in first for m in scored if m is not f]}
+        baselines = [model for model in scored if model is self.job.models[0]]
+        return done | {"differences": [self._difference(m, b) for b in baselines for m in scored if m is not b]}
 
     def _rows(self, model: Model) -> list[Row]:
         """The ones that are kept, if none is lacking; else new ones."""
         wanted, digest = model.dims(self.job.dims), self.job.hashes[model.name]
         names = {"encoder": model.name, "dataset": self.dataset.name}
-        kept = {row["dim"]: row | names for row in self.job.kept.get((digest, self.mark), []) if row["dim"] in wanted}
+        kept = {row["dim"]: row | names for row in self.job.kept.get((digest, self.fingerprint), []) if row["dim"] in wanted}
         rows = [kept[dim] for dim in wanted] if len(kept) == len(wanted) else self._score(model, wanted)
-        return [row | {"mark": self.mark, "hash": digest} for row in rows]
+        return [row | {"mark": self.fingerprint, "hash": digest} for row in rows]
 
     def _score(self, model: Model, dims: Sequence[int | None]) -> list[Row]:
         embeddings = self.job.embeddings.get(model.name)
-        rows, self.units[model.name] = score(model, self.dataset, self.data, self.found, dims, embeddings)
+        rows, self.units[model.name] = score(model, self.dataset, self.data, self.evaluation_set, dims, embeddings)
         return rows
 
     def _examples(self, model: Model) -> dict[str, Any]:
-        digests = {"hash": self.job.hashes[model.name], "mark": self.mark}
-        known = self.job.examples.get(tuple(digests.values()))
-        if known is not None:
-            return known
-        vectors = self.job.embeddings[model.name].of(self.found, model.prompts)
-        return examples(self.dataset.family, vectors, self.found, getattr(self.data, "classes", ())) | digests
+        digests = {"hash": self.job.hashes[model.name], "mark": self.fingerprint}
+        kept = self.job.examples.get(tuple(digests.values()))
+        if kept is not None:
+            return kept
+        vectors = self.job.embeddings[model.name].of(self.evaluation_set, model.prompts)
+        return examples(self.dataset.family, vectors, self.evaluation_set, getattr(self.data, "classes", ())) | digests
 
-    def _difference(self, model: Model, first: Model) -> dict[str, Any]:
-        """At full size, with its 95 % interval; measured if it is not known of these encoders and rows."""
-        names = {"encoder": model.name, "against": first.name, "family": self.dataset.family, "dataset": self.dataset.name}
-        digests = {"hash": self.job.hashes[model.name], "against_hash": self.job.hashes[first.name], "mark": self.mark}
-        known = self.job.differences.get(tuple(digests.values()))
-        if known is not None:
-            return {**known, **names}
-        for each in (model, first):
+    def _difference(self, model: Model, baseline: Model) -> dict[str, Any]:
+        """At full size, with its 95 % interval; measured if it is not kept of these encoders and rows."""
+        names = {"encoder": model.name, "against": baseline.name, "family": self.dataset.family, "dataset": self.dataset.name}
+        digests = {
+            "hash": self.job.hashes[model.name],
+            "against_hash": self.job.hashes[baseline.name],
+            "mark": self.fingerprint,
+        }
+        kept = self.job.differences.get(tuple(digests.values()))
+        if kept is not None:
+            return {**kept, **names}
+        for each in (model, baseline):
             if self.units.get(each.name) is None:
                 self._score(each, each.dims([]))
         metric = FAMILIES[self.dataset.family][1]
-        low, middle, high = bootstrap(metric, self.units[model.name], self.units[first.name])
+        low, middle, high = bootstrap(metric, self.units[model.name], self.units[baseline.name])
         return names | {"difference": middle, "low": low, "high": high} | digests
 
 
@@ -296,8 +302,8 @@ def _on(dataset: Dataset) -> dict[str, Any]:
 def score(
     model: Model,
     dataset: Dataset,
-    data: TaskDataModule,
-    found: EvaluationSet,
+    data: TaskDataset,
+    evaluation_set: EvaluationSet,
     dims: Sequence[int | None],
     embeddings: Embeddings | None,
 ) -> tuple[list[Row], Tensor | None]:
@@ -305,14 +311,14 @@ def score(
     metric, rows, units = FAMILIES[dataset.family][1], [], None
     try:
         start = time.perf_counter()
-        vectors = LEXICAL[model.path](found) if embeddings is None else embeddings.of(found, model.prompts)
+        vectors = LEXICAL[model.path](evaluation_set) if embeddings is None else embeddings.of(evaluation_set, model.prompts)
         if isinstance(vectors, Tensor) and not vectors.isfinite().all():
             raise InputError("the encoder gave vectors that are not finite (NaN or infinity)")
         for dim in dims:
             cut = vectors if dim in (None, vectors.shape[1]) else normalize(vectors[:, :dim], dim=-1)
-            measured = metric.units(cut, found.labels)
+            measured = metric.units(cut, evaluation_set.labels)
             values, seconds = metric.values(measured), time.perf_counter() - start
-            rows.append(_row(model, dataset, dim, values, len(found.keys), seconds, data.note(dataset.split)))
+            rows.append(_row(model, dataset, dim, values, len(evaluation_set.keys), seconds, data.note(dataset.split)))
             units, start = measured if units is None else units, time.perf_counter()
     except InputError as error:
         return [_row(model, dataset, dims[0], error=str(error))], None
@@ -359,14 +365,14 @@ def bootstrap(metric: EmbeddingMetric, mine: Tensor, other: Tensor, resamples: i
     return float(low), metric.values(mine)[metric.main] - metric.values(other)[metric.main], float(high)
 
 
-def _leak(model: Model, dataset: Dataset, found: EvaluationSet) -> list[dict[str, Any]]:
+def _leak(model: Model, dataset: Dataset, evaluation_set: EvaluationSet) -> list[dict[str, Any]]:
     """How many evaluated rows are among those that the encoder was trained on, if it says which those are."""
     file = Path(model.path) / "training_rows.npy"
     if not file.is_file():
         return []
-    told = {"encoder": model.name, "family": dataset.family, "dataset": dataset.name, "rows": len(found.keys)}
+    told = {"encoder": model.name, "family": dataset.family, "dataset": dataset.name, "rows": len(evaluation_set.keys)}
     try:
-        return [told | {"found": int(np.isin(found.keys, _training_rows(file)).sum())}]
+        return [told | {"found": int(np.isin(evaluation_set.keys, _training_rows(file)).sum())}]
     except InputError as error:
         return [told | {"found": None, "error": str(error)}]
 

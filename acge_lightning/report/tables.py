@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
-from acge_lightning.data.mixture import Coverage, MixtureDataModule
+from acge_lightning.data.sampler import Coverage
 from acge_lightning.encoder.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.results import means
@@ -19,6 +19,9 @@ from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
 from acge_lightning.terminal import one_line, show
+
+if TYPE_CHECKING:
+    from acge_lightning.data.mixture import MixtureDataModule
 
 Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a hit that are shown
@@ -176,17 +179,17 @@ def _digits(value: float | None) -> str:
 def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits: int = 3) -> Table | None:
     """A few dev queries and what the encoder finds for them in the corpus; None without a retrieval task."""
     for name, data in mixture.tasks.items():
-        found = mixture.evaluation(name, "dev") if data.family == "retrieval" else None
-        if found is None:
+        evaluation_set = mixture.evaluation(name, "dev") if data.family == "retrieval" else None
+        if evaluation_set is None:
             continue
-        boundary = found.roles[0][0]
+        boundary = evaluation_set.roles[0][0]
         chosen = np.linspace(0, boundary - 1, min(count, boundary)).round().astype(int)
-        queries = [found.texts[int(i)].as_py() for i in chosen]
-        documents = found.texts.slice(boundary).to_pylist()
+        queries = [evaluation_set.texts[int(i)].as_py() for i in chosen]
+        documents = evaluation_set.texts.slice(boundary).to_pylist()
         prompts = data.prompts
         vectors = encoder.encode(queries, prompt=prompts.get("query"))
         scores = similarity(vectors, encoder.encode(documents, prompt=prompts.get("document")))
-        grades = {(int(i), int(j)): grade for i, _, grade, _, j in found.labels.tolist()}
+        grades = {(int(i), int(j)): grade for i, _, grade, _, j in evaluation_set.judgements.tolist()}
         table = Table(title=f"Searches in {len(documents)} documents of {name}", title_justify="left")
         for column in ("query", "cosine", "hit", "right"):
             table.add_column(column)

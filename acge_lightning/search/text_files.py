@@ -12,7 +12,7 @@ from pathlib import Path
 
 from acge_lightning.data.readers import SUFFIXES, rows
 from acge_lightning.data.records import RowError, valid
-from acge_lightning.data.store import MAX_BAD, Left
+from acge_lightning.data.store import MAX_BAD, RowIssues
 from acge_lightning.errors import InputError
 from acge_lightning.search.storage import is_index
 
@@ -122,7 +122,7 @@ def read_texts(
     """
     if on_bad_row not in ("raise", "skip"):
         raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose raise or skip")
-    texts, left = [], Left(None)
+    texts, issues = [], RowIssues(None)
     for file in files:
         for line, text in _plain(file) if file.name.endswith(_PLAIN) else _fields(file, field):
             if not isinstance(text, RowError):
@@ -130,8 +130,8 @@ def read_texts(
             elif on_bad_row == "raise":
                 raise InputError(f"{file}, line {line}: {text}")
             else:
-                left.bad(file, line, text, text)
-    left.report(source, len(texts), max_bad_fraction)
+                issues.bad(file, line, text, text)
+    issues.report(source, len(texts), max_bad_fraction)
     if not texts:
         raise InputError(f"{source} holds no text: its files are empty")
     return texts

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from acge_lightning.data.base import TaskDataModule
+from acge_lightning.data.batch import EvaluationBatch, TextBatch
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.packed_attention import compile_backbone
-from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.losses.matryoshka import Matryoshka, check_dims
@@ -24,40 +23,6 @@ from acge_lightning.training.optim import Optim
 from acge_lightning.training.optimized_module import OptimizedModule
 
 Score = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One line of a mixture.
-
-    Args:
-        data: of the task.
-        loss: on its embeddings; the family's own by default.
-        metric: of its evaluation splits; the family's own by default.
-        weight: how often it trains; 0 only evaluates it.
-        loss_weight: what its loss is multiplied by. Gradient clipping, while it bites at every step, undoes that: set
-            `trainer.gradient_clip_val=null`, or mix by `weight`.
-
-    YAML::
-
-        task:
-          stsb_zh:
-            data: {_target_: acge_lightning.data.STSDataModule, path: "${paths.data_dir}/sts/stsb_zh", batch_size: 64}
-            loss: {_target_: acge_lightning.losses.CoSENT, temperature: 0.05}
-            weight: 1.0
-            loss_weight: 0.2
-    """
-
-    data: TaskDataModule
-    loss: nn.Module | None = None
-    metric: Metric | None = None
-    weight: float = 1.0
-    loss_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "loss_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"task.….{name}={getattr(self, name)} must be 0 or more")
 
 
 class EmbeddingModule(OptimizedModule):
@@ -98,8 +63,8 @@ class EmbeddingModule(OptimizedModule):
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
         self.tasks = dict(tasks)
-        self.losses = nn.ModuleDict({n: t.loss or t.data.default_loss() for n, t in tasks.items()})
-        metrics = {n: t.metric or (t.data.default_metric and t.data.default_metric()) for n, t in tasks.items()}
+        self.losses = nn.ModuleDict({name: task.training_loss() for name, task in tasks.items()})
+        metrics = {name: task.evaluation_metric() for name, task in tasks.items()}
         self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
@@ -132,21 +97,21 @@ class EmbeddingModule(OptimizedModule):
         criterion = self.losses[batch.task]
         loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        parts = getattr(criterion, "parts", {})
-        if parts and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
-            parts = {}  # no logger takes them, and calls that go nowhere cost time too
-        for dim, part in parts.items():
-            self.log(f"train/{batch.task}/loss@{dim}", part, batch_size=len(batch))
+        losses = getattr(criterion, "parts", {})
+        if losses and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
+            losses = {}  # no logger takes them, and calls that go nowhere cost time too
+        for dim, value in losses.items():
+            self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
 
     # ---- evaluation
 
-    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give the embeddings to the task's metric."""
         if batch.task in self.metrics:
-            (vectors,) = self.embed(batch)
-            self.metrics[batch.task].update(vectors, batch.ids[0], batch.labels)
+            vectors = self.encoder(batch.tokens, self.batch_tokens)
+            self.metrics[batch.task].update(vectors, batch.rows, batch.labels)
 
     test_step = validation_step
 
@@ -175,7 +140,7 @@ class EmbeddingModule(OptimizedModule):
                 values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
                 families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
                 metric.reset()
-        means = {family: sum(found) / len(found) for family, found in families.items()}
+        means = {family: sum(main) / len(main) for family, main in families.items()}
         if not means:
             raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
         values |= {f"{prefix}/{family}": value for family, value in means.items()}
@@ -185,5 +150,6 @@ class EmbeddingModule(OptimizedModule):
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
         """The trained encoder as an export, in `folder`/export."""
-        rows = [task.data.keys(task.data.train) for task in self.tasks.values() if task.weight and "train" in task.data.parts]
+        trained = [task.data for task in self.tasks.values() if task.weight and "train" in task.data.opened_splits]
+        rows = [data.keys(data.train) for data in trained]
         return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from acge_lightning.data.batch import EvaluationBatch, TextBatch
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone
 from acge_lightning.encoder.packed_attention import is_packed, packed_states
-from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import save_backbone
-from acge_lightning.training.embedding_module import Task
 from acge_lightning.training.optim import Optim
 from acge_lightning.training.optimized_module import OptimizedModule
 
@@ -131,9 +132,10 @@ class MaskedLanguageModule(OptimizedModule):
 
     def setup(self, stage: str) -> None:
         """There must be text to validate on: without any, Lightning would leave the validation out and say nothing."""
+        super().setup(stage)
         for task in self.tasks.values():
-            task.data.setup(stage)
-        if self.trainer.limit_val_batches and not any("dev" in task.data.parts for task in self.tasks.values()):
+            task.data.open()
+        if self.trainer.limit_val_batches and not any("dev" in task.data.opened_splits for task in self.tasks.values()):
             raise InputError(_NO_DEV)
 
     def training_step(self, batch: TextBatch) -> Tensor:
@@ -149,10 +151,10 @@ class MaskedLanguageModule(OptimizedModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Guess tokens; the same ones are hidden every time."""
         generator = torch.Generator().manual_seed(batch_idx)
-        self._totals += torch.stack(self.guess(batch.columns[0], generator)).double().cpu()
+        self._totals += torch.stack(self.guess(batch.tokens, generator)).double().cpu()
 
     test_step = validation_step
 

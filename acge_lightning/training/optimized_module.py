@@ -1,4 +1,4 @@
-"""How both modules hand their optimizer to Lightning, and clip the gradients of a fused one where Lightning does not."""
+"""What both modules share: the encoder that the data is given, the optimizer, and how gradients of a fused one are clipped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim import Optimizer
 
+from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.training.optim import Optim
 
 
 class OptimizedModule(LightningModule):
-    """A LightningModule whose `optim` says how it learns."""
+    """A LightningModule that trains an encoder, whose `optim` says how it learns."""
 
+    encoder: Encoder
     optim: Optim
+
+    def setup(self, stage: str) -> None:
+        """Hand the encoder to the data, whose batches are made with its tokenizer."""
+        bind = getattr(self.trainer.datamodule, "bind", None)
+        if bind is not None:
+            bind(self.encoder)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule over the whole run."""

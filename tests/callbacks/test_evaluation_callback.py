@@ -18,7 +18,8 @@ from acge_lightning.zoo.pretrained import load
 def trained(small_encoder, cache, steps=8, callbacks=(), **options):
     from acge_lightning.callbacks.evaluation import Evaluation
     from acge_lightning.data import MixtureDataModule, STSDataModule
-    from acge_lightning.training.embedding_module import EmbeddingModule, Task
+    from acge_lightning.data.task import Task
+    from acge_lightning.training.embedding_module import EmbeddingModule
 
     logged = []
 

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 from acge_lightning.callbacks.finite_guard import Guard, memory_advice
 from acge_lightning.callbacks.randomness import StepRandomness
 from acge_lightning.data import MixtureDataModule, RetrievalDataModule, STSDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.training.checkpoint import SafeCheckpointIO, newest, read
-from acge_lightning.training.embedding_module import EmbeddingModule, Task
+from acge_lightning.training.embedding_module import EmbeddingModule
 from acge_lightning.training.optim import Optim
 
 BAD_STEP, SAVED_EVERY = 5, 2

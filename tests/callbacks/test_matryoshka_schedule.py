@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from acge_lightning.callbacks.matryoshka import MatryoshkaSchedule
 from acge_lightning.data import MixtureDataModule, STSDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.errors import InputError
-from acge_lightning.training.embedding_module import EmbeddingModule, Task
+from acge_lightning.training.embedding_module import EmbeddingModule
 from acge_lightning.zoo.pretrained import load
 
 DIMS = [16, 8, 4, 2]

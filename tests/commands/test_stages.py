@@ -16,9 +16,9 @@ from acge_lightning.config.sources import config_dir
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.continual.strategy import Strategy, averaged, ones, replay_weights
 from acge_lightning.data import STSDataModule
+from acge_lightning.data.task import Task
 from acge_lightning.errors import InputError
 from acge_lightning.report.runs import read_runs
-from acge_lightning.training.embedding_module import Task
 
 STAGES = "stages={one: {task: [sample_sts]}, two: {task: [sample_retrieval, sample_pair], set: {trainer: {max_epochs: 2}}}}"
 SMALL = [

@@ -20,13 +20,13 @@ from acge_lightning.data import (
     STSDataModule,
     UnlabelledDataModule,
 )
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import lock
 from acge_lightning.losses.contrastive import InfoNCE
-from acge_lightning.training.embedding_module import Task
 
 FAMILIES = {
     "sts": (STSDataModule, {}),

@@ -24,12 +24,16 @@ def write(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Data sets of three families, with a bad row in each file."""
+    """Data sets of four families, with a bad row in each file."""
     texts = ["今天天气很好", "怎么退货", "how do I return", "我们去公园"]
     words = ["bad" if i == 30 else f"{texts[i % 4]} {i}" for i in range(60)]
     for split in ("train", "test"):
         write(tmp_path / f"sts/pairs/{split}.jsonl", [{"text1": w, "text2": f"{w} x", "score": len(w)} for w in words])
         write(tmp_path / f"classification/classes/{split}.jsonl", [{"text": f"{w} {split}", "label": w[:2]} for w in words])
+    for split in ("train", "dev"):
+        triples = [{"query": f"{w}？", "positive": w, "negative": [words[i // 2], words[i // 3]]} for i, w in enumerate(words)]
+        write(tmp_path / f"triplet/triples/{split}.jsonl", triples[:60])
+    write(tmp_path / "triplet/only_train/train.jsonl", triples)
     beir = tmp_path / "retrieval" / "beir"
     for name in ("corpus", "queries"):
         empty = 12 if name == "corpus" else None
@@ -54,28 +58,30 @@ def errors(file):
 
 def test_evaluate(given, tmp_path):
     out = tmp_path / "out.json"
-    with pytest.raises(SystemExit, match="3 rows have an error"):
+    with pytest.raises(SystemExit, match="4 rows have an error"):
         evaluate.run(composed([*given, f"out={out}"], "evaluate"))
     assert all("line 31: field" in error and "on_bad_row=skip" in error for error in errors(out).values())
     evaluate.run(composed([*given, f"out={out}", *REMEDY], "evaluate"))
     found = {row["dataset"]: row for row in json.loads(out.read_text())["rows"] if row["error"] is None}
-    assert {name: row["n"] for name, row in found.items()} == {"pairs": 59, "classes": 59, "beir": 59}
+    assert {name: row["n"] for name, row in found.items()} == {"pairs": 59, "classes": 59, "beir": 59, "triples": 59}
     left = "1 queries without a relevant document are left out; 1 judgements of texts that are not there are left out"
     assert found["beir"]["note"] == left
     evaluate.run(composed([*given, f"out={tmp_path / 'whole.json'}", "on_bad_row=quarantine", REMEDY[1]], "evaluate"))
-    assert len(list((tmp_path / "cache").glob("*.bad.jsonl"))) == 6
+    assert len(list((tmp_path / "cache").glob("*.bad.jsonl"))) == 7
 
 
 def test_evaluate_by_mteb_takes_the_same_rows(given, tmp_path, capsys):
     pytest.importorskip("mteb")
-    arguments = [*given, f"out={tmp_path / 'out.json'}", "suite=local", "tasks=[beir,pairs]"]
+    arguments = [*given, f"out={tmp_path / 'out.json'}", "suite=local", "tasks=[beir,pairs,triples]"]
     with pytest.raises(InputError, match=r"line 31: .* on_bad_row=skip"):
         evaluate.run(composed(arguments, "evaluate"))
     evaluate.run(composed([*arguments, *REMEDY], "evaluate"))
-    evaluate.run(composed([*given, f"out={tmp_path / 'own.json'}", "tasks=[beir,pairs]", *REMEDY], "evaluate"))
-    theirs = {file.stem: json.loads(file.read_text())["scores"]["test"][0] for file in tmp_path.glob("out/**/Local*.json")}
+    evaluate.run(composed([*given, f"out={tmp_path / 'own.json'}", "tasks=[beir,pairs,triples]", *REMEDY], "evaluate"))
+    files = {file.stem: json.loads(file.read_text())["scores"] for file in tmp_path.glob("out/**/Local*.json")}
+    theirs = {name: next(iter(scores.values()))[0] for name, scores in files.items()}
     own = {row["dataset"]: row["value"] for row in json.loads((tmp_path / "own.json").read_text())["rows"] if not row["error"]}
     assert own["beir"] == pytest.approx(theirs["LocalRetrieval_beir"]["main_score"], abs=1e-5)
+    assert own["triples"] == pytest.approx(theirs["LocalTriplet_triples"]["main_score"], abs=1e-5)
     assert own["pairs"] == pytest.approx(theirs["LocalSTS_pairs"]["main_score"], abs=1e-5)
 
 

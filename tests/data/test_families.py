@@ -19,17 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+import acge_lightning.data
 from acge_lightning.data import (
-    ClassificationDataModule,
-    ClusteringDataModule,
-    PairDataModule,
-    RerankingDataModule,
-    RetrievalDataModule,
-    STSDataModule,
-    UnlabelledDataModule,
+    ClassificationDataset,
+    ClusteringDataset,
+    PairDataset,
+    RerankingDataset,
+    RetrievalDataset,
+    STSDataset,
+    UnlabelledDataset,
 )
+from acge_lightning.data.collate import Collate
 from acge_lightning.data.epoch import batch_sizes
-from acge_lightning.data.mixture import Collate, StepDataset
+from acge_lightning.data.loaders import StepDataset
 from acge_lightning.data.records import text_id
 from acge_lightning.data.sampler import TaskBatchSampler
 from acge_lightning.data.unlabelled import view
@@ -37,17 +39,18 @@ from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.losses.contrastive import known_positives
+from acge_lightning.metrics.task_metrics import Retrieval
 
 DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SAMPLE = Path(__file__).parents[2] / "acge_lightning" / "sample"
 FAMILIES = {
-    "sts": STSDataModule,
-    "pair": PairDataModule,
-    "clustering": ClusteringDataModule,
-    "classification": ClassificationDataModule,
-    "retrieval": RetrievalDataModule,
-    "reranking": RerankingDataModule,
-    "unlabelled": UnlabelledDataModule,
+    "sts": STSDataset,
+    "pair": PairDataset,
+    "clustering": ClusteringDataset,
+    "classification": ClassificationDataset,
+    "retrieval": RetrievalDataset,
+    "reranking": RerankingDataset,
+    "unlabelled": UnlabelledDataset,
 }
 SCORED = [{"text1": f"a{i}", "text2": f"b{i}", "score": i / 10} for i in range(30)]
 CLASSED = [{"text": f"t{i}", "label": "xyz"[i % 3]} for i in range(30)]
@@ -55,7 +58,7 @@ CLASSED = [{"text": f"t{i}", "label": "xyz"[i % 3]} for i in range(30)]
 
 @pytest.fixture
 def make(tmp_path):
-    """A data module on `tmp_path`, whose cache lies beside it."""
+    """A data set on `tmp_path`, whose cache lies beside it."""
     return lambda family, path=tmp_path, **options: FAMILIES[family](path, cache_dir=tmp_path / "cache", **options)
 
 
@@ -77,8 +80,8 @@ def row_for(family, i):
 def first_texts(data, role):
     """The first text of each row of a split, found by its hash."""
     known = {text_id(f"{letter}{i}"): i for i in range(3000) for letter in "aqt"}
-    data.setup()
-    return [known[i] for i in data.first_ids(data.parts[role]).tolist()]
+    data.open()
+    return [known[i] for i in data.opened_splits[role].first_ids.tolist()]
 
 
 def uniform(n, seed=0):
@@ -86,7 +89,7 @@ def uniform(n, seed=0):
 
 
 def epoch_order(data, seed):
-    data.setup()
+    data.open()
     return data.order(np.random.default_rng(seed), uniform(len(data)), batch_sizes(len(data), data.batch_size))
 
 
@@ -107,7 +110,7 @@ def test_splits_are_the_files(tmp_path, make, family):
     assert first_texts(data, "test") == list(range(26, 30))
     assert len(data) == 20
     for role in ("dev", "test"):
-        assert data.keys(data.parts[role]).tolist() == data.evaluation(role).keys.tolist()
+        assert data.keys(data.opened_splits[role]).tolist() == data.evaluation(role).keys.tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,7 +192,7 @@ def test_examples_of_a_limited_part_are_its_rows(tmp_path, make, family):
         assert found.columns[1] == [row["positive"][0] for row in expected]
         assert set(found.columns[2]) <= {text for row in expected for text in row["negative"]}
     values, row = data.texts_of(uniform(20))
-    assert values[np.searchsorted(row, np.arange(20))].tolist() == data.first_ids(data.train).tolist()
+    assert values[np.searchsorted(row, np.arange(20))].tolist() == data.train.first_ids.tolist()
 
 
 def test_a_single_file_trains_and_is_held_out(tmp_path, make):
@@ -246,7 +249,7 @@ def test_bad_rows_are_skipped_if_asked(tmp_path, make):
     data = make("sts")
     for _ in range(2):  # a second call does not pass over the failure
         with pytest.raises(InputError, match="line 31: field 'text1' is empty"):
-            data.setup()
+            data.open()
 
 
 @pytest.mark.parametrize(
@@ -292,7 +295,7 @@ def test_wrong_options_are_refused_at_once(make, family, options, message):
 def test_wrong_options_are_refused_with_the_files(tmp_path, make, options, message):
     write(tmp_path / "train.jsonl", SCORED)
     with pytest.raises(InputError, match=message):
-        make("sts", **options).setup()
+        make("sts", **options).open()
 
 
 # ---- pairs
@@ -423,7 +426,7 @@ def test_labelled_examples(tmp_path, make, family):
 def test_every_text_has_a_partner_of_its_label(tmp_path_factory, labels, per_label, seed):
     folder = tmp_path_factory.mktemp("labels")
     write(folder / "train.jsonl", [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)])
-    data = ClusteringDataModule(folder, per_label=per_label, holdout=0.0, cache_dir=folder / "cache")
+    data = ClusteringDataset(folder, per_label=per_label, holdout=0.0, cache_dir=folder / "cache")
     order = epoch_order(data, seed).tolist()
     assert sorted(order) == list(range(len(labels)))
     of = [labels[i] for i in order]
@@ -681,7 +684,7 @@ def small_beir(folder, pairs=(("1", "a", 1), ("2", "b", 1)), **names):
 def test_bad_judgements(tmp_path, make, pairs, message):
     small_beir(tmp_path, pairs)
     with pytest.raises(InputError) as caught:
-        make("retrieval").setup()
+        make("retrieval").open()
     assert str(caught.value).startswith(str(tmp_path / "qrels" / "train.tsv"))
     assert message in str(caught.value)
 
@@ -690,13 +693,13 @@ def test_judgements_without_a_header_or_columns(tmp_path, make):
     small_beir(tmp_path)
     (tmp_path / "qrels" / "train.tsv").write_text("1\t0\ta\t1\n2\t0\tb\t1\n")
     with pytest.raises(InputError, match=r"the header calls two columns '1': give each its own name, or add a header"):
-        make("retrieval").setup()
+        make("retrieval").open()
     (tmp_path / "qrels" / "train.tsv").write_text("1\t0\ta\t3\n2\t0\tb\t1\n")
     with pytest.raises(InputError, match=r"line 2: has \[.*\], not query-id, corpus-id and score: mend the header line"):
-        make("retrieval").setup()
+        make("retrieval").open()
     write(tmp_path / "qrels" / "train.jsonl", [{"query-id": "1", "corpus-id": "a", "score": [1]}])
     with pytest.raises(InputError, match=r"train\.jsonl, line 1: field 'score' is \[1\], not a number"):
-        make("retrieval").setup()
+        make("retrieval").open()
 
 
 @pytest.mark.parametrize("policy", ["skip", "quarantine"])
@@ -705,7 +708,7 @@ def test_bad_judgements_are_skipped_and_counted_if_asked(tmp_path, make, caplog,
     small_beir(tmp_path, [("1", "a", 2), *bad, ("2", "c", 1)])
     options = {"splits": {"dev": None}, "holdout": 0.0, "on_bad_row": policy}
     with pytest.raises(InputError, match=r"train\.tsv: 5 rows are bad, 71\.4% of all; max_bad_fraction allows 1\.0%"):
-        make("retrieval", **options).setup()
+        make("retrieval", **options).open()
     with caplog.at_level(logging.WARNING):
         data = make("retrieval", max_bad_fraction=0.8, **options)
         found = data.examples(np.arange(len(data)), uniform(len(data)))
@@ -762,10 +765,10 @@ def test_nothing_is_learnt_from_empty_texts(tmp_path, make, caplog):
     texts, asked, judged = published(tmp_path, missing=1)
     data = make("retrieval", splits={"dev": None}, holdout=0.0)
     assert "" not in list(data.train_texts())
-    columns = data.train.read_queries(np.arange(len(data))), data.train.read_texts(np.arange(len(data.train.ids)))
+    columns = data.train.read_queries(np.arange(len(data))), data.train.read_texts(np.arange(len(data.train.text_ids)))
     assert f"{tmp_path}/qrels/train.tsv: nothing is learnt from 4 judgements of empty texts" in caplog.text
     expected = {(asked[q], texts[d]) for q, d in judged if texts[d]}
-    _, row = data.train.of(np.arange(len(data)))
+    _, row = data.train.judged_texts(np.arange(len(data)))
     assert {(columns[0][i], text) for i, text in zip(row.tolist(), columns[1], strict=True)} == expected
     assert data.note("train").startswith("3 queries without a relevant document")  # q7 has but the two empty ones
     write(tmp_path / "queries.jsonl", [{"_id": k, "text": "" if k == "q0" else t} for k, t in asked.items()])
@@ -779,11 +782,11 @@ def test_too_much_that_is_odd_is_an_error_whose_remedy_works(tmp_path, make, pol
     published(tmp_path, missing=3)
     options = {"splits": {"dev": None, "train": None}, "on_bad_row": policy}
     with pytest.raises(InputError, match=r"test\.tsv: 6 rows are bad, 2\.0% of all; .*, or max_bad_fraction=0\.02; the first"):
-        make("retrieval", **options).setup()
+        make("retrieval", **options).open()
     assert make("retrieval", max_bad_fraction=0.02, **options).evaluation("test") is not None
     write(tmp_path / "corpus.jsonl", [{"_id": f"d{i}", "text": "" if i < 12 else "doc"} for i in range(300)])
     with pytest.raises(InputError, match=r"corpus\.jsonl: 12 texts are empty, 4\.0% of all; .* max_bad_fraction=0\.04; the"):
-        make("retrieval", max_bad_fraction=0.03, **options).setup()
+        make("retrieval", max_bad_fraction=0.03, **options).open()
     assert make("retrieval", max_bad_fraction=0.04, **options).evaluation("test") is not None
 
 
@@ -801,7 +804,7 @@ def test_the_same_id_twice_in_a_corpus_is_named(tmp_path, make):
     small_beir(tmp_path)
     write(tmp_path / "corpus.jsonl", [{"_id": key, "text": f"doc {i}"} for i, key in enumerate("abcb")])
     with pytest.raises(InputError, match=r"corpus\.jsonl, line 4: field '_id' is 'b', as in .*corpus\.jsonl, line 2"):
-        make("retrieval").setup()
+        make("retrieval").open()
     data = make("retrieval", on_bad_row="skip", max_bad_fraction=0.3)
     assert texts_of(data.evaluation("dev"))[2:] == ["doc 0", "doc 1", "doc 2"]
 
@@ -810,7 +813,7 @@ def test_the_same_id_twice_in_a_corpus_is_named(tmp_path, make):
 
 
 def folder_of(family, path):
-    """Rows of a family, and where its modules read them."""
+    """Rows of a family, and the family that reads them."""
     if family == "beir":
         beir(path)
         return "retrieval"
@@ -822,16 +825,20 @@ def folder_of(family, path):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "beir"])
-def test_a_module_goes_to_another_process_without_its_rows(tmp_path, make, family):
-    data = make(folder_of(family, tmp_path / "set"), tmp_path / "set", holdout=0.2)
-    data.trainer = lambda: None  # cannot be pickled
-    data.setup()
+@pytest.mark.parametrize("kind", ["Dataset", "DataModule"])
+def test_a_dataset_goes_to_another_process_without_its_rows(tmp_path, family, kind):
+    name = FAMILIES[folder_of(family, tmp_path / "set")].__name__.replace("Dataset", kind)
+    data = getattr(acge_lightning.data, name)(tmp_path / "set", cache_dir=tmp_path / "cache", holdout=0.2)
+    if kind == "DataModule":
+        data.trainer = lambda: None  # cannot be pickled
+        data.bind(lambda: None)
+    data.open()
     sent = pickle.dumps(data)
     again = pickle.loads(sent)
     positions, draws = np.arange(20), uniform(20)
     here, there = (module.examples(positions, draws) for module in (data, again))
     assert here.columns == there.columns
-    for role in data.parts:
+    for role in data.opened_splits:
         assert texts_of(data.evaluation(role)) == texts_of(again.evaluation(role))
     assert not any(letter.encode() in sent for letter in "文问")
 
@@ -841,7 +848,7 @@ def test_workers_that_are_started_anew_give_the_same_batches(tmp_path, make):
     tasks = {}
     for family in [*FAMILIES, "beir"]:
         tasks[family] = make(folder_of(family, tmp_path / family), tmp_path / family, holdout=0.0)
-        tasks[family].setup()
+        tasks[family].open()
     encoder = static(train_vocabulary(["abc 0123456789 文题问"], vocab_size=60), dim=8)
     steps = StepDataset(TaskBatchSampler(tasks), {name: Collate(name, data, encoder) for name, data in tasks.items()}, 0, 1)
     order = list(range(len(steps.sampler)))
@@ -858,12 +865,12 @@ def test_a_corpus_without_queries_or_judgements(tmp_path, make):
     small_beir(tmp_path)
     (tmp_path / "queries.jsonl").unlink()
     with pytest.raises(InputError, match=r"has a corpus and no queries: add queries\.jsonl"):
-        make("retrieval").setup()
+        make("retrieval").open()
     small_beir(tmp_path / "b")
     for split in ("train", "dev"):
         (tmp_path / "b" / "qrels" / f"{split}.tsv").unlink()
     with pytest.raises(InputError, match=r"has no file of a split \(train, dev, test\)"):
-        make("retrieval", tmp_path / "b").setup()
+        make("retrieval", tmp_path / "b").open()
 
 
 def test_beir_splits_may_have_other_names(tmp_path, make):
@@ -871,7 +878,7 @@ def test_beir_splits_may_have_other_names(tmp_path, make):
     data = make("retrieval", splits={"dev": "validation", "test": "validation.tsv"})
     assert len(data.evaluation("dev")) == len(data.evaluation("test")) == 5
     with pytest.raises(InputError, match=r"splits\.test=none\.tsv: there is no file .*qrels/none\.tsv"):
-        make("retrieval", splits={"test": "none.tsv"}).setup()
+        make("retrieval", splits={"test": "none.tsv"}).open()
     assert make("retrieval", splits={"dev": None}, holdout=0.0).evaluation("dev") is None
 
 
@@ -995,7 +1002,7 @@ def test_own_ids_where_there_are_none(tmp_path, make):
         make("retrieval", exclude_own_id=True).evaluation("dev")
     write(tmp_path / "rows" / "dev.jsonl", [{"query": "q", "positive": "p"}])
     with pytest.raises(InputError, match="exclude_own_id=true needs the ids of a BEIR folder"):
-        make("retrieval", tmp_path / "rows", exclude_own_id=True).setup()
+        make("retrieval", tmp_path / "rows", exclude_own_id=True).open()
     with pytest.raises(InputError, match="exclude_own_id=true is for retrieval from a corpus"):
         make("reranking", tmp_path / "rows", exclude_own_id=True)
 
@@ -1004,18 +1011,18 @@ def test_reranking_says_how_many_queries_have_candidates_of_one_kind(tmp_path, m
     rows = [{"query": f"q{i}", "positive": ["a"], "negative": ["b"] * (i % 2)} for i in range(5)]
     write(tmp_path / "dev.jsonl", rows)
     data = make("reranking")
-    data.setup()
+    data.open()
     assert data.note("dev") == "3 queries without both relevant and other candidates are left out"
     write(tmp_path / "dev.jsonl", rows[1:2])
     data = make("reranking")
-    data.setup()
+    data.open()
     assert data.note("dev") is None
 
 
 def test_a_perfect_ranking_scores_one_though_rows_repeat(tmp_path, make):
     write(tmp_path / "dev.jsonl", [{"query": "q", "positive": ["a", "a"], "negative": ["n"]}] * 2)
     data = make("retrieval")
-    found, metric = data.evaluation("dev"), data.default_metric()
+    found, metric = data.evaluation("dev"), Retrieval()
     vectors = {"q": [1.0, 0.0], "a": [1.0, 0.1], "n": [0.0, 1.0]}
     metric.update(as_tensor([vectors[t] for t in texts_of(found)]), as_tensor(range(3)), found.labels)
     assert metric.compute() == {"ndcg": 1.0, "mrr": 1.0, "recall": 1.0}
@@ -1045,6 +1052,7 @@ def test_unlabelled_evaluation_is_the_texts(tmp_path, make):
     write(tmp_path / "dev.jsonl", [{"text": "c"}, {"text": "d"}])
     found = make("unlabelled").evaluation("dev")
     assert (texts_of(found), found.roles) == (["c", "d"], ((2, "text"),))
+    assert found.labels is found.judgements is found.classes is None
 
 
 @pytest.mark.parametrize("augment", ["span_crop", "char_delete", "char_repeat"])

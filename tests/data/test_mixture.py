@@ -17,16 +17,20 @@ from acge_lightning.data import (
     RerankingDataModule,
     RetrievalDataModule,
     STSDataModule,
+    STSDataset,
     UnlabelledDataModule,
 )
-from acge_lightning.data import mixture as module
-from acge_lightning.data.mixture import Collate, EvaluationTexts, StepDataset, StepSampler
+from acge_lightning.data import loaders as module
+from acge_lightning.data.collate import Collate
+from acge_lightning.data.loaders import EvaluationTexts, StepDataset, StepSampler
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.losses.contrastive import CoSENT, InfoNCE, LabelContrast, SimCSE
 from acge_lightning.losses.matryoshka import Matryoshka
-from acge_lightning.training.embedding_module import EmbeddingModule, Task
+from acge_lightning.metrics.task_metrics import Spearman
+from acge_lightning.training.embedding_module import EmbeddingModule
 
 FAMILIES = {
     "sts": STSDataModule,
@@ -90,10 +94,8 @@ def encoder(tokenizer):
 
 def attached(data, encoder, step=0, rank=0, world=1, accumulate=1):
     """The data as if a trainer had taken it."""
-    model = SimpleNamespace(encoder=encoder)
-    data.trainer = SimpleNamespace(
-        lightning_module=model, global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate
-    )
+    data.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate)
+    data.bind(encoder)
     return data
 
 
@@ -157,7 +159,7 @@ def test_the_second_round_goes_on_where_the_first_ended(make, encoder):
     first = list(loader)
     data.trainer.global_step = len(first)
     second = list(loader)
-    steps = StepDataset(data.sampler, data._collates(), 0, 1)
+    steps = StepDataset(data.sampler, data.collates, 0, 1)
     assert all(same(batch, steps[i]) for i, batch in enumerate(first + second))
     assert not all(same(a, b) for a, b in zip(first, second, strict=True))
 
@@ -177,8 +179,8 @@ def test_ranks_take_disjoint_slices_of_the_same_batch(make, encoder, world):
     tasks = {family: make(family, batch_size=7) for family in ("sts", "retrieval", "classification")}
     data = attached(MixtureDataModule(tasks), encoder)
     data.setup()
-    alone = StepDataset(data.sampler, data._collates(), 0, 1)
-    ranks = [StepDataset(data.sampler, data._collates(), rank, world) for rank in range(world)]
+    alone = StepDataset(data.sampler, data.collates, 0, 1)
+    ranks = [StepDataset(data.sampler, data.collates, rank, world) for rank in range(world)]
     for step in range(len(data.sampler)):
         whole, parts = alone[step], [rank[step] for rank in ranks]
         assert {part.task for part in parts} == {whole.task}
@@ -196,10 +198,10 @@ def test_ranks_take_disjoint_slices_of_the_same_batch(make, encoder, world):
 def test_ranks_draw_the_same_positives_as_one_process(make, encoder):
     data = attached(MixtureDataModule({"retrieval": make("retrieval")}), encoder)
     data.setup()
-    whole = StepDataset(data.sampler, data._collates(), 0, 1)[0]
+    whole = StepDataset(data.sampler, data.collates, 0, 1)[0]
     pairs = dict(zip(*(ids.tolist() for ids in whole.ids[:2]), strict=True))
     for rank in range(2):
-        part = StepDataset(data.sampler, data._collates(), rank, 2)[0]
+        part = StepDataset(data.sampler, data.collates, rank, 2)[0]
         assert dict(zip(*(ids.tolist() for ids in part.ids[:2]), strict=True)).items() <= pairs.items()
 
 
@@ -255,7 +257,7 @@ def test_a_resumed_run_sees_the_batches_that_the_whole_run_saw(
     trainer = fit(whole)
     data = MixtureDataModule({"sts": make("sts", train=range(30), dev=None)})
     data.setup()
-    steps = StepDataset(data.sampler, attached(data, encoder)._collates(), 0, 1)
+    steps = StepDataset(data.sampler, attached(data, encoder).collates, 0, 1)
     assert whole.steps == [steps[i].ids[0].tolist() for i in range(15)]
     a_round = -(-5 // accumulate)
     assert trainer.global_step == 3 * a_round
@@ -287,10 +289,10 @@ def test_evaluation_covers_every_text_and_judgement_once(make, encoder, monkeypa
         batches = [batch for rank in loaders for batch in rank[place]]
         assert {batch.task for batch in batches} == {name}
         assert all(0 < len(batch) <= size for batch in batches)
-        numbers = torch.cat([batch.ids[0] for batch in batches])
+        numbers = torch.cat([batch.rows for batch in batches])
         assert numbers.tolist() == list(range(len(expected)))
         assert torch.equal(torch.cat([batch.labels for batch in batches]), expected.labels)
-        shown = [text for batch in batches for text in words(encoder, batch.columns[0])]
+        shown = [text for batch in batches for text in words(encoder, batch.tokens)]
         prompts = [{"query": "问：", "document": "答："}[role] if name == "search" else "" for role in roles(expected)]
         assert shown == [prompt + text for prompt, text in zip(prompts, expected.texts.to_pylist(), strict=True)]
         assert len({len(rank[place]) > 0 for rank in loaders}) == 1
@@ -310,9 +312,9 @@ def test_more_ranks_than_texts_still_get_the_judgements_once(make, encoder, text
     ranks = [EvaluationTexts(found, Collate("a", data, encoder), rank, world) for rank in range(world)]
     batches = [rank[i] for rank in ranks for i in range(len(rank))]
     assert all(len(rank) > 0 for rank in ranks)  # or Lightning would not validate there, and the others would wait
-    assert sorted({i for batch in batches for i in batch.ids[0].tolist()}) == list(range(texts))
+    assert sorted({i for batch in batches for i in batch.rows.tolist()}) == list(range(texts))
     if found.labels.shape[1] == 2:
-        assert all(torch.equal(batch.labels, found.labels[batch.ids[0]]) for batch in batches)
+        assert all(torch.equal(batch.labels, found.labels[batch.rows]) for batch in batches)
     else:
         assert torch.equal(torch.cat([batch.labels for batch in batches]), found.labels)
 
@@ -321,7 +323,7 @@ def test_test_loaders_hold_the_test_splits(make, encoder):
     data = attached(MixtureDataModule({"a": make("sts", "a", test=range(5)), "b": make("sts", "b")}), encoder)
     assert data.evaluated("test") == ["a"]
     ((batch,),) = [list(loader) for loader in data.test_dataloader()]
-    assert words(encoder, batch.columns[0]) == [f"{letter}{i}" for i in range(5) for letter in "ab"]
+    assert words(encoder, batch.tokens) == [f"{letter}{i}" for i in range(5) for letter in "ab"]
 
 
 def test_an_evaluation_set_is_made_once(make, encoder):
@@ -391,7 +393,7 @@ def test_coverage_counts_what_all_devices_take(make, encoder, caplog, world, use
     with caplog.at_level(logging.WARNING):
         data.train_dataloader()
     coverage = data.coverage()["a"]
-    seen = [len(StepDataset(data.sampler, data._collates(), rank, world)[step]) for step in range(18) for rank in range(world)]
+    seen = [len(StepDataset(data.sampler, data.collates, rank, world)[step]) for step in range(18) for rank in range(world)]
     assert (coverage.rows, coverage.used, coverage.batches) == (500, sum(seen), 18)
     assert coverage.used == used
     assert coverage.whole == whole == ("of 500 rows" not in caplog.text)
@@ -440,8 +442,33 @@ def test_wrong_mixtures_are_refused(make, options, message):
 
 def test_data_without_a_model_says_what_it_needs(make):
     data = MixtureDataModule({"a": make("sts")})
-    with pytest.raises(InputError, match="the data needs an encoder's tokenizer: train a module that has an `encoder`"):
+    with pytest.raises(InputError, match=r"the data needs an encoder's tokenizer: call bind\(encoder\) before its loaders"):
         data.train_dataloader()
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_a_task_alone_needs_an_encoder_too(make, loader):
+    with pytest.raises(InputError, match=r"call bind\(encoder\)"):
+        getattr(make("sts"), loader)()
+
+
+def test_binding_refuses_a_prompt_that_the_encoder_does_not_have(make, encoder):
+    data = MixtureDataModule({"a": make("sts", prompts={"text": "passage"})})
+    with pytest.raises(InputError, match="task a: prompt 'passage' is none of the encoder's"):
+        data.bind(encoder)
+
+
+def test_the_encoder_that_was_bound_last_makes_the_batches(make, encoder):
+    data = attached(MixtureDataModule({"a": make("sts")}), encoder)
+    other = static(train_vocabulary(["zzz"], vocab_size=30), dim=8)
+    before = next(iter(data.train_dataloader())).columns[0]
+    data.bind(other)
+    after = next(iter(data.train_dataloader())).columns[0]
+    position = data.sampler[0].positions
+    texts = [row["text1"] for row in data.tasks["a"].train.take(position)]
+    for tokens, tokenize in ((before, encoder.tokenize), (after, other.tokenize)):
+        assert torch.equal(tokens.ids, tokenize(texts).ids)
+    assert not torch.equal(before.ids, after.ids)
 
 
 # ---- training
@@ -565,6 +592,23 @@ def test_matryoshka_wraps_every_loss(make, encoder):
 def test_matryoshka_dims_must_fit_the_encoder(make, encoder, dims):
     with pytest.raises(InputError, match=r"matryoshka\.dims="):
         EmbeddingModule(encoder, {"a": Task(make("sts"))}, matryoshka={"dims": dims})
+
+
+def test_a_plain_dataset_trains_with_a_loss_of_its_own(make, encoder):
+    data = make("sts", dev=None)
+    plain = STSDataset(data.path, batch_size=6, cache_dir=data.cache_dir, holdout=0.0)
+    with pytest.raises(InputError, match=r"task\.….loss is missing: STSDataset names none of its own"):
+        EmbeddingModule(encoder, {"a": Task(plain)})
+    module = EmbeddingModule(encoder, {"a": Task(plain, CoSENT())})
+    before = encoder.backbone.embedding.weight.detach().clone()
+    quick().fit(module, MixtureDataModule({"a": plain}))
+    assert not torch.equal(encoder.backbone.embedding.weight, before)
+    assert not module.metrics
+
+
+def test_texts_without_labels_have_no_metric(make):
+    with pytest.raises(InputError, match=r"task\.….metric: unlabelled texts have nothing to be scored by"):
+        Task(make("unlabelled"), metric=Spearman())
 
 
 @pytest.mark.parametrize("options", [{"weight": -1}, {"loss_weight": -0.1}, {"weight": float("nan")}])

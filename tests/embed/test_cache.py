@@ -68,7 +68,7 @@ def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_p
     assert left_of(3 * size + 527) == set()
     again = Embeddings(load(small_encoder), tmp_path)
     assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
-    assert len(again._place) == 3
+    assert len(again._kept) == 3
 
 
 def test_another_process_gets_the_folder_and_not_its_vectors(small_encoder, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_pickles_are_not_read(small_encoder, tmp_path, caplog):
     (file,) = tmp_path.rglob("*.vectors")
     np.save(tmp_path / "x.npy", np.array([print], dtype=object), allow_pickle=True)
     file.write_bytes((tmp_path / "x.npy").read_bytes())
-    assert Embeddings(load(small_encoder), tmp_path)._place == {}
+    assert Embeddings(load(small_encoder), tmp_path)._kept == {}
     assert "is damaged" in caplog.text
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.data import EvaluationBatch, TextBatch
+from acge_lightning.encoder.tokens import Tokens
 
 PAD = 999
 ROWS = st.lists(st.lists(st.integers(0, 500), max_size=12), max_size=20)
@@ -141,3 +142,14 @@ def test_a_batch_survives_pickling():
     batch = pickle.loads(pickle.dumps(example(torch.tensor([0.5, 1.0]))))
     assert [as_lists(c) for c in batch.columns] == [[[1, 2], [3]], [[4], []]]
     assert batch.labels.tolist() == [0.5, 1.0]
+
+
+def test_an_evaluation_batch_moves_with_its_rows_and_labels():
+    batch = EvaluationBatch("sts", Tokens.from_lists([[1, 2], [3]]), torch.tensor([4, 5]), torch.tensor([[0, 1], [1, 0]]))
+    moved = batch.to("meta")
+    assert moved.tokens.ids.is_meta
+    assert moved.rows.is_meta
+    assert moved.labels.is_meta
+    assert (moved.task, len(moved)) == ("sts", 2)
+    assert not batch.rows.is_meta
+    assert EvaluationBatch("sts", batch.tokens, batch.rows, None).to("meta").labels is None

@@ -30,6 +30,7 @@ from acge_lightning.metrics.task_metrics import AveragePrecision, Retrieval, Spe
 from acge_lightning.report.tables import evaluation_tables, leak_table
 from acge_lightning.zoo.pretrained import load
 
+SCORED = sorted(FAMILIES.keys() - {"triplet"})  # those of which the sample has a set
 DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
@@ -59,7 +60,7 @@ def rows(family, split="test", name="sample_zh"):
 
 
 def test_every_family_is_scored_at_every_dim(scored):
-    assert set(scored) == {(family, dim) for family in FAMILIES for dim in (16, 8)}
+    assert set(scored) == {(family, dim) for family in SCORED for dim in (16, 8)}
     assert all(row["error"] is None and 0 <= row["value"] <= 1 and row["n"] > 0 for row in scored.values())
 
 
@@ -111,7 +112,7 @@ def test_a_run_goes_on_where_it_was(small_encoder, tmp_path, monkeypatch):
     whole = evaluate(models, find(SAMPLE), [8], out, tmp_path)
     kept = [row for row in whole["rows"] if row["family"] in ("sts", "pair")]
     assert kept == sorted(first["rows"], key=kept.index)  # to the millisecond: not measured again
-    assert len(whole["differences"]) == len(FAMILIES)
+    assert len(whole["differences"]) == len(SCORED)
     assert json.loads(out.read_text()) == whole
     lines = out.with_suffix(".csv").read_text().splitlines()
     assert len(lines) == 1 + len(whole["rows"])
@@ -122,7 +123,7 @@ def test_a_run_goes_on_where_it_was(small_encoder, tmp_path, monkeypatch):
 
 def test_examples_are_what_the_vectors_say(encoder, tmp_path):
     result = evaluate([Model("a", "a", encoder)], find(SAMPLE), cache_dir=tmp_path)
-    assert set(result["examples"]["a"]) == {f"{family}/sample_zh" for family in FAMILIES}
+    assert set(result["examples"]["a"]) == {f"{family}/sample_zh" for family in SCORED}
     for dataset in find(SAMPLE):
         data, found = dataset.open(tmp_path)
         vectors = encoder.encode(found.texts.to_pylist())
@@ -197,7 +198,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(broken, encoder, 
     assert unanswered["note"] == "1 queries without a relevant document are left out"
     assert len(bad) == 6
     good = {(row["family"], row["dataset"]) for row in result["rows"] if row["value"] is not None}
-    assert {(family, "sample_zh") for family in FAMILIES} < good
+    assert {(family, "sample_zh") for family in SCORED} < good
     (table, *_) = evaluation_tables(result)
     remarks = list(table.columns[-1].cells)
     assert sum(bool(str(remark)) for remark in remarks) == 6
@@ -335,6 +336,68 @@ def test_names_that_are_not_there(tasks, message, tmp_path):
         find(SAMPLE if tasks else tmp_path, tasks)
 
 
+# ---- triplets
+
+
+def triples(folder):
+    """Rows of triplets, some with texts of others, in all splits of one set; others have some of the splits."""
+    words = [f"{text} {i}" for i, text in enumerate(["今天天气很好", "怎么退货", "how do I return"] * 10)]
+    rows = [{"query": f"{w}？", "positive": [w, words[i // 2]], "negative": words[i // 3]} for i, w in enumerate(words)]
+    rows[3] |= {"negative": rows[3]["positive"][0]}  # judged both ways
+    rows[4] |= {"negative": []}
+    rows[5] |= {"query": rows[6]["query"]}
+    for name, splits in {"all": ("train", "dev", "test"), "no_test": ("train", "dev"), "only_train": ("train",)}.items():
+        for split in splits:
+            file = folder / "triplet" / name / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_triplets_are_found_where_they_have_the_split(tmp_path):
+    triples(tmp_path)
+    (tmp_path / "triplet" / "sharded" / "data").mkdir(parents=True)
+    (tmp_path / "triplet" / "sharded" / "data" / "test-00000-of-00001.parquet").touch()
+    assert [(d.name, d.split) for d in find(tmp_path)] == [("all", "test"), ("no_test", "dev"), ("sharded", "test")]
+    assert [d.name for d in find(tmp_path, split="dev")] == ["all", "no_test"]
+    assert [d.name for d in find(tmp_path, ["triplet"], "test")] == ["all", "sharded"]
+    with pytest.raises(InputError, match="tasks: triplet/only_train has no test or dev split: nothing can be scored"):
+        find(tmp_path, ["all", "only_train"])
+    with pytest.raises(InputError, match="tasks: triplet/no_test has no test split"):
+        find(tmp_path, ["no_test"], "test")
+    with pytest.raises(InputError, match="exclude_own_id: 'all' is no retrieval set"):
+        find(tmp_path, exclude_own_id="all")
+
+
+def test_triplets_are_ranked_among_all_texts_of_their_rows(encoder, tmp_path):
+    import pytrec_eval
+
+    listed = triples(tmp_path / "data")
+    for row in listed:
+        row["negative"] = [row["negative"]] if isinstance(row["negative"], str) else row["negative"]
+    documents = list(dict.fromkeys(text for row in listed for text in row["positive"] + row["negative"]))
+    vectors = encoder.encode(documents).double()
+    relevant, run = {}, {}
+    for i, row in enumerate(listed):
+        grades = relevant.setdefault(f"q{i}", {})
+        grades |= {f"d{documents.index(text):03d}": 1 for text in row["positive"]}
+        cosines = vectors @ encoder.encode([row["query"]])[0].double()
+        run[f"q{i}"] = {f"d{j:03d}": float(np.float32(value)) for j, value in enumerate(cosines.tolist())}
+    scores = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(run).values()
+    expected = np.mean([score["ndcg_cut_10"] for score in scores])
+    (dataset,) = find(tmp_path / "data", ["all"])
+    result = evaluate([Model("a", "a", encoder)], [dataset], cache_dir=tmp_path / "cache")
+    (row,) = result["rows"]
+    assert (row["family"], row["metric"], row["n"], row["error"]) == ("triplet", "ndcg", 30, None)
+    assert row["value"] == pytest.approx(expected, abs=1e-6)
+    assert result["examples"]["a"]["triplet/all"]["neighbours"]
+    shutil.copytree(tmp_path / "data" / "triplet" / "all", tmp_path / "data" / "retrieval" / "all")
+    theirs = run_local(encoder, "a", find(tmp_path / "data", ["all"]), tmp_path / "mteb", cache_dir=tmp_path / "cache")
+    assert theirs["triplet/all"] == theirs["retrieval/all"]
+    assert theirs["triplet/all"]["main_score"] == pytest.approx(expected, abs=1e-6)
+    assert {file.stem for file in (tmp_path / "mteb").rglob("Local*.json")} == {"LocalTriplet_all", "LocalRetrieval_all"}
+
+
 # ---- intervals, means, leaks
 
 
@@ -361,14 +424,21 @@ def test_means_are_of_families_first():
     assert found == pytest.approx({"sts": 0.6, "pair": 0.2, "mean": 0.4})
 
 
+def test_triplets_change_no_mean_but_their_own():
+    values = [("sts", 0.6), ("triplet", 0.9), ("triplet", 0.7), ("pair", 0.2)]
+    rows = [{"encoder": "a", "dim": 8, "family": family, "value": value} for family, value in values]
+    assert means(rows, "a", 8) == pytest.approx({"sts": 0.6, "pair": 0.2, "triplet": 0.8, "mean": 0.4})
+    assert means(rows[1:3], "a", 8) == pytest.approx({"triplet": 0.8, "mean": 0.8})
+
+
 def test_rows_that_were_trained_on_are_counted(encoder, tmp_path, cache):
     from acge_lightning.data import STSDataModule
 
     data = STSDataModule(SAMPLE / "sts" / "sample_zh", cache_dir=cache)
     data.setup()
-    seen = np.concatenate([data.keys(data.parts["train"]), data.keys(data.parts["test"])[:7]])
+    seen = np.concatenate([data.keys(data.opened_splits["train"]), data.keys(data.opened_splits["test"])[:7]])
     folder = export(encoder, tmp_path / "leaky", {}, seen)
-    honest = export(encoder, tmp_path / "honest", {}, data.keys(data.parts["train"]))
+    honest = export(encoder, tmp_path / "honest", {}, data.keys(data.opened_splits["train"]))
     result = evaluate(open_models([str(folder), str(honest)]), find(SAMPLE, ["sts", "pair"]), cache_dir=tmp_path)
     found = {(leak["encoder"], leak["family"]): leak["found"] for leak in result["leaks"]}
     assert found == {("leaky", "sts"): 7, ("leaky", "pair"): 0, ("honest", "sts"): 0, ("honest", "pair"): 0}
@@ -399,7 +469,8 @@ def test_an_encoder_says_what_it_was_trained_on(encoder, tmp_path):
 
 def test_training_writes_the_rows_that_it_used(tmp_path, cache, small_encoder):
     from acge_lightning.data import PairDataModule, STSDataModule
-    from acge_lightning.training.embedding_module import EmbeddingModule, Task
+    from acge_lightning.data.task import Task
+    from acge_lightning.training.embedding_module import EmbeddingModule
 
     sts = STSDataModule(SAMPLE / "sts" / "sample_zh", cache_dir=cache, max_train=30)
     pair = PairDataModule(SAMPLE / "pair" / "sample_zh", cache_dir=cache)

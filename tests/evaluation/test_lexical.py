@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from acge_lightning.data.base import EvaluationSet, as_column
+from acge_lightning.data.evaluation_set import EvaluationSet, text_column
 from acge_lightning.evaluation.lexical import bm25, terms, tfidf
 
 QUERIES = ["退货 怎么办", "deep learning"]
@@ -13,7 +13,7 @@ DOCUMENTS = ["怎么退货？请联系客服", "Deep learning is learning", "天
 
 
 def made(roles):
-    return EvaluationSet(as_column([*QUERIES, *DOCUMENTS]), roles, None, np.empty(0, dtype=np.int64))
+    return EvaluationSet(text_column([*QUERIES, *DOCUMENTS]), roles, np.empty(0, dtype=np.int64))
 
 
 def test_terms_are_words_characters_and_pairs_within_a_run():
@@ -46,7 +46,7 @@ def test_texts_of_one_role_have_vectors_of_length_one():
 
 
 def test_a_text_without_terms_is_like_nothing():
-    found = EvaluationSet(as_column(["？！", "天气", "天气"]), ((3, "text"),), None, np.empty(0, dtype=np.int64))
+    found = EvaluationSet(text_column(["？！", "天气", "天气"]), ((3, "text"),), np.empty(0, dtype=np.int64))
     for kind in (bm25, tfidf):
         cosine = (kind(found) @ kind(found).T).toarray()
         assert cosine[0].tolist() == [0, 0, 0]

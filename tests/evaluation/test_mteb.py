@@ -571,3 +571,16 @@ def test_wrong_names_prompts_and_vectors(encoder, tmp_path):
     encoder.backbone.embedding.weight.data[:] = float("nan")
     with pytest.raises(InputError, match="LocalSTS_sample_zh: the encoder gave vectors that are not finite"):
         run()
+
+
+def test_mteb_leaves_the_generators_of_others_alone(encoder, tmp_path):
+    """It seeds Python's, NumPy's and torch's."""
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), float(torch.rand(1))
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    run_local(encoder, "small", find(SAMPLE, ["sts", "clustering"]), tmp_path / "mteb", cache_dir=tmp_path / "cache")
+    assert (random.random(), np.random.rand(), float(torch.rand(1))) == expected

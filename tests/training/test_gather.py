@@ -23,12 +23,14 @@ from acge_lightning.data import (
     STSDataModule,
     UnlabelledDataModule,
 )
-from acge_lightning.data.mixture import Collate, EvaluationTexts, StepDataset
+from acge_lightning.data.batch import TextBatch
+from acge_lightning.data.collate import Collate
+from acge_lightning.data.loaders import EvaluationTexts, StepDataset
+from acge_lightning.data.task import Task
 from acge_lightning.encoder.build import static
-from acge_lightning.encoder.tokens import TextBatch
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
-from acge_lightning.training.embedding_module import EmbeddingModule, Task
+from acge_lightning.training.embedding_module import EmbeddingModule
 from acge_lightning.training.gather import gather_batch
 
 SETTINGS = [(matryoshka, tokens) for matryoshka in (None, {"dims": [16, 8, 4]}) for tokens in (100_000, 40)]

@@ -11,12 +11,11 @@ from scipy.special import erf, log_softmax
 from transformers import AutoModel, AutoTokenizer
 
 import acge_lightning
-from acge_lightning.data import MixtureDataModule, RetrievalDataModule, UnlabelledDataModule
+from acge_lightning.data import EvaluationBatch, MixtureDataModule, RetrievalDataModule, Task, TextBatch, UnlabelledDataModule
 from acge_lightning.encoder.build import static, transformer
-from acge_lightning.encoder.tokens import TextBatch, Tokens
+from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
-from acge_lightning.training.embedding_module import Task
 from acge_lightning.training.masked_lm import MaskedLanguageModule
 from acge_lightning.training.optim import Optim
 
@@ -331,7 +330,7 @@ def run(tokenizer, folder):
     module = MaskedLanguageModule(encoder, {"plain": Task(data)}, masking=0.3, optim=optim)
     mixture = MixtureDataModule({"plain": data})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acge_lightning.data.mixture._EVALUATION_TEXTS", 40)
+        patch.setattr("acge_lightning.data.loaders._EVALUATION_TEXTS", 40)
         trains = trainer(folder, max_steps=30)
         (before,) = trains.validate(module, mixture, verbose=False)
         trains.fit(module, mixture)
@@ -360,7 +359,7 @@ def test_validation_counts_every_hidden_token_once(run):
     with torch.no_grad():
         for i, batch in enumerate(run.batches):
             generator = torch.Generator().manual_seed(i)
-            total += [value.item() for value in run.module.guess(batch.columns[0], generator)]
+            total += [value.item() for value in run.module.guess(batch.tokens, generator)]
     assert run.after[0]["val/loss"] == pytest.approx(total[0] / total[2], rel=1e-5)
     assert run.after[0]["val/mean"] == pytest.approx(total[1] / total[2], rel=1e-5)
 
@@ -404,6 +403,6 @@ def test_training_without_validation_needs_no_holdout(make, folder):
 def test_text_to_validate_on_without_a_token_to_guess(make):
     module = make()
     module.on_validation_epoch_start()
-    module.validation_step(TextBatch("t", (Tokens.from_lists([module.special.tolist()]),), None, ()), 0)
+    module.validation_step(EvaluationBatch("t", Tokens.from_lists([module.special.tolist()]), torch.zeros(1), None), 0)
     with pytest.raises(InputError, match="no text to validate on"):
         module.on_validation_epoch_end()

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from acge_lightning.data.base import CACHE
+from acge_lightning.data.dataset import CACHE
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import SEED, Dataset, find
-from acge_lightning.evaluation.mteb.encoder import MTEBEncoder, as_mteb, mteb_library
+from acge_lightning.evaluation.mteb.encoder import MTEBEncoder, as_mteb, isolated_randomness, mteb_library
 from acge_lightning.evaluation.mteb.tasks import local_tasks
 from acge_lightning.evaluation.scoring import Model
 
@@ -69,7 +68,7 @@ def suite_scores(
     return found
 
 
-@isolate_rng()
+@isolated_randomness()
 def run_suite(
     encoder: Encoder,
     name: str,
@@ -106,7 +105,7 @@ def run_suite(
     return dict(zip((task.metadata.name for task in tasks), results, strict=True))
 
 
-@isolate_rng()
+@isolated_randomness()
 def run_local(
     encoder: Encoder,
     name: str,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from acge_lightning.data.base import numbered
+from acge_lightning.data.evaluation_set import distinct_texts
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.errors import InputError
@@ -26,6 +27,18 @@ def mteb_library() -> Any:
     except ImportError:
         raise InputError("MTEB's tasks need the library mteb: pip install 'acge-lightning[eval]'") from None
     return mteb
+
+
+@contextmanager
+def isolated_randomness() -> Iterator[None]:
+    """Leave the generators of Python, NumPy and torch as they were, whatever is drawn, or seeded, inside: mteb seeds them."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class MTEBEncoder:
@@ -56,11 +69,11 @@ class MTEBEncoder:
         Raises:
             InputError: vectors that are not finite.
         """
-        texts, number = numbered([text for batch in inputs for text in batch["text"]])
+        texts, numbers = distinct_texts([text for batch in inputs for text in batch["text"]])
         vectors = self.encoder.encode(texts, self.dim, prompt=self.prompt(task_metadata, prompt_type)).numpy()
         if not np.isfinite(vectors).all():
             raise InputError(f"{task_metadata.name}: the encoder gave vectors that are not finite (NaN or infinity)")
-        return vectors[number]
+        return vectors[numbers]
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Float32[n, m] cosines of every row with every row, on a GPU if there is one; those of equal rows are equal."""
@@ -77,7 +90,7 @@ class MTEBEncoder:
         return pairwise_cos_sim(embeddings1, embeddings2)
 
 
-@isolate_rng()
+@isolated_randomness()
 def as_mteb(encoder: Encoder, name: str, dim: int | None = None, prompts: Mapping[str, str] | None = None) -> MTEBEncoder:
     """An encoder as a model of mteb 2.
 

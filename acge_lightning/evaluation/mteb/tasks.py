@@ -28,9 +28,10 @@ time from the same seed, with as many clusters as the whole split has labels::
         value = v_measure_score(y[chosen], means.fit_predict(X[chosen]))
 
 **retrieval** (`ndcg_at_10`): trec_eval's `ndcg_cut_10` over the whole corpus (without one, over the distinct texts of the
-split's rows), the mean over queries; gain = grade, below 0 counts as 0, the best one where a document is judged twice. Queries
-without a grade above 0 are left out, as they are everywhere in this package. With `exclude_own_id`, the document that has the
-query's `_id` is not in its ranking (mteb's `ignore_identical_ids`); a grade that it has still counts in the ideal one.
+split's rows, as for **triplet**), the mean over queries; gain = grade, below 0 counts as 0, the best one where a document is
+judged twice. Queries without a grade above 0 are left out, as they are everywhere in this package. With `exclude_own_id`, the
+document that has the query's `_id` is not in its ranking (mteb's `ignore_identical_ids`); a grade that it has still counts in
+the ideal one.
 
 **reranking** (`map_at_1000`): trec_eval's `map_cut_1000` over each query's own candidates, the mean over queries that have
 relevant and other ones. Each listed candidate is a document, positives first, though its text be listed twice.
@@ -57,15 +58,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from acge_lightning.data.base import CACHE, TaskDataModule
-from acge_lightning.data.judged import Judged
+from acge_lightning.data.dataset import CACHE, Role
+from acge_lightning.data.judgements import JudgedQueries
+from acge_lightning.data.labelled import ClusteringDataset
+from acge_lightning.data.pair import STSDataset
 from acge_lightning.data.readers import SUFFIXES, locate
+from acge_lightning.data.retrieval import RetrievalDataset
+from acge_lightning.data.rows import RowDataset
 from acge_lightning.data.store import VERSION
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import SEED, Dataset
-from acge_lightning.evaluation.mteb.encoder import mteb_library
+from acge_lightning.evaluation.mteb.encoder import isolated_randomness, mteb_library
 
 _VERSION = 2  # of how rows are made into a task: results of another one are not taken for its own
 _UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
@@ -74,7 +78,7 @@ _UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
 # ---- rows
 
 
-def _pairs(data: TaskDataModule, split: str) -> Any:
+def _pairs(data: STSDataset, split: Role) -> Any:
     from datasets import Dataset, DatasetDict
 
     rows = _rows(data, split)
@@ -83,57 +87,56 @@ def _pairs(data: TaskDataModule, split: str) -> Any:
     return DatasetDict({split: Dataset.from_dict(texts | {column: [r[label] for r in rows]})})
 
 
-def _labelled(data: TaskDataModule, split: str) -> Any:
+def _labelled(data: ClusteringDataset, split: Role) -> Any:
     from datasets import Dataset, DatasetDict
 
     if data.family == "clustering":
         rows = _rows(data, split)
         columns = {"sentences": [r["text"] for r in rows], "labels": [r["label"] for r in rows]}
         return DatasetDict({split: Dataset.from_dict(columns)})
-    parts = {role: _rows(data, role) for role in ("train", split)}
-    number = {word: i for i, word in enumerate(sorted({r["label"] for rows in parts.values() for r in rows}))}
+    splits = {role: _rows(data, role) for role in ("train", split)}
+    number = {word: i for i, word in enumerate(sorted({r["label"] for rows in splits.values() for r in rows}))}
     return DatasetDict(
         {
             role: Dataset.from_dict({"text": [r["text"] for r in rows], "label": [number[r["label"]] for r in rows]})
-            for role, rows in parts.items()
+            for role, rows in splits.items()
         }
     )
 
 
-def _judged(data: TaskDataModule, split: str) -> Any:
+def _judged(data: RetrievalDataset, split: Role) -> Any:
     from datasets import Dataset
 
-    part: Judged = data.parts[split]
+    queries: JudgedQueries = data.opened_splits[split]
     listed = data.family == "reranking"
     if listed:
-        part = part.select(np.flatnonzero((part.positives > 0) & (part.positives < np.diff(part.offsets))))
-        if not len(part):
+        queries = queries.select(np.flatnonzero((queries.positives > 0) & (queries.positives < np.diff(queries.offsets))))
+        if not len(queries):
             raise InputError(f"{data.path}: no query of {split} has both relevant and other candidates")
-    column, text, answer = data.documents(part)
+    column, text, answer = data.documents(queries)
     texts = column.take(pa.array(text)) if listed else column
-    grade = (part.grades > 0).astype(float) if listed else part.grades.clip(min=0)
+    grade = (queries.grades > 0).astype(float) if listed else queries.grades.clip(min=0)
     if (grade % 1).any():
         raise InputError(f"{data.path}: {split} has the grade {grade[grade % 1 > 0][0]:g}: trec_eval needs whole numbers")
     documents = _names("d", len(text))
-    own = data.own_documents(part).tolist()
-    queries = [documents[place] if place >= 0 else name for place, name in zip(own, _names("q", len(part)), strict=True)]
-    relevant: dict[str, dict[str, int]] = {name: {} for name in queries}
-    asked = part.of(np.arange(len(part)))[1]
+    own = data.own_documents(queries).tolist()
+    names = [documents[row] if row >= 0 else name for row, name in zip(own, _names("q", len(queries)), strict=True)]
+    relevant: dict[str, dict[str, int]] = {name: {} for name in names}
+    asked = queries.judged_texts(np.arange(len(queries)))[1]
     for query, document, value in zip(asked.tolist(), answer.tolist(), grade.tolist(), strict=True):
-        known = relevant[queries[query]]
-        known[documents[document]] = max(int(value), known.get(documents[document], 0))
-    found = {
+        grades = relevant[names[query]]
+        grades[documents[document]] = max(int(value), grades.get(documents[document], 0))
+    judged = {
         "corpus": Dataset(pa.table({"id": documents, "text": texts})),
-        "queries": Dataset.from_dict({"id": queries, "text": part.read_queries(np.arange(len(part)))}),
+        "queries": Dataset.from_dict({"id": names, "text": queries.read_queries(np.arange(len(queries)))}),
         "relevant_docs": relevant,
         "top_ranked": {name: list(candidates) for name, candidates in relevant.items()} if listed else None,
     }
-    return {"default": {split: found}}
+    return {"default": {split: judged}}
 
 
-def _rows(data: TaskDataModule, role: str) -> list[dict[str, Any]]:
-    part = data.parts[role]
-    return part.take(np.arange(len(part)))
+def _rows(data: RowDataset, role: Role) -> list[dict[str, Any]]:
+    return data.opened_splits[role].all()
 
 
 def _names(kind: str, count: int) -> list[str]:
@@ -146,14 +149,15 @@ def _names(kind: str, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Family:
-    """A task family as mteb knows it: the name of its class, its type, category, main score, our rows and constants."""
+    """A task family as mteb knows it: the name of its class, its type, category, main score, our rows, constants, our name."""
 
     base: str
     type: str
     category: str
     main: str
-    read: Callable[[TaskDataModule, str], Any]
+    read: Callable[[Any, Role], Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
 
 
 _CLASSES = {"samples_per_label": 8, "n_experiments": 10}
@@ -175,6 +179,7 @@ _FAMILIES = {
     ),
     "retrieval": _Family("AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged),
     "reranking": _Family("AbsTaskRetrieval", "Reranking", "t2t", "map_at_1000", _judged),
+    "triplet": _Family("AbsTaskRetrieval", "Retrieval", "t2t", "ndcg_at_10", _judged, label="Triplet"),
 }  # fmt: skip
 
 
@@ -192,9 +197,9 @@ class _Local:
         if self.data_loaded:
             return
         source, family = self._source, _FAMILIES[self._source.family]
-        data = source.module(self._cache_dir, source.roles)
-        data.setup()
-        missing = source.roles - set(data.parts)
+        data = source.task_dataset(self._cache_dir, source.roles)
+        data.open()
+        missing = source.roles - set(data.opened_splits)
         if missing:
             raise InputError(f"{source.path} has no {min(missing)} split, which {source.family} needs: add its file")
         self.dataset = family.read(data, source.split)
@@ -209,12 +214,12 @@ class _Local:
         return means
 
 
-@isolate_rng()
+@isolated_randomness()
 def local_tasks(datasets: Sequence[Dataset], cache_dir: str | Path = CACHE) -> list[Any]:
     """Tasks of mteb's own classes on local folders.
 
-    Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`); their revisions are hashes of the folders' files. Draws follow
-    from a task's own generator: make new tasks for each evaluation.
+    Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`; of triplets `LocalTriplet_<name>`); their revisions are hashes of
+    the folders' files. Draws follow from a task's own generator: make new tasks for each evaluation.
 
     Args:
         datasets: as those of `acge_lightning.evaluation.datasets.find`.
@@ -241,7 +246,7 @@ def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
     if dataset.split not in ("test", "dev"):
         raise InputError(f"{dataset.path}: split {dataset.split!r} cannot be scored: choose test or dev")
     metadata = TaskMetadata(
-        name=f"Local{family.type}_{_UNSAFE.sub('_', dataset.name)}",
+        name=f"Local{family.label or family.type}_{_UNSAFE.sub('_', dataset.name)}",
         description=f"The {dataset.split} rows of the local data set {dataset.name}.",
         dataset={"path": str(dataset.path), "revision": _digest(dataset)},
         type=family.type,

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import RowError, identifier, number
-from acge_lightning.data.store import Left, Store
+from acge_lightning.data.store import RowIssues, Store
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -23,90 +23,98 @@ _FIELDS = {"query-id", "corpus-id", "score"}  # of a judgement
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Queries and their judged texts; a query's texts lie together, positives first.
+class JudgedQueries:
+    """Queries and their judged texts, a `Split`; a query's texts lie together, positives first.
 
     Args:
-        queries: Int64[n] hashes of the queries.
+        query_ids: Int64[n] hashes of the queries.
         offsets: Int64[n + 1]: the texts of query i are numbers offsets[i] … offsets[i + 1] - 1.
-        ids: Int64[r] hashes of the judged texts.
+        text_ids: Int64[r] hashes of the judged texts.
         grades: Float64[r], above 0 for positives.
-        read_queries: queries of these numbers.
+        read_queries: queries of these positions.
         read_texts: judged texts of these numbers.
         documents: all documents, if there are more than the judged ones.
-        places: Int64[r]: the place of each judged text among all documents.
+        document_rows: Int64[r]: which of all documents each judged text is.
         unanswered: queries that were left out because no judged text is a positive.
         unmatched: judgements that were left out because their query or document is not there.
-        own: Int64[n] the place in the corpus of the document that has the query's `_id`, -1 where none has; None without ids.
+        own_documents: Int64[n]: the document that has the query's `_id`, -1 where none has; None without ids.
     """
 
-    queries: np.ndarray
+    query_ids: np.ndarray
     offsets: np.ndarray
-    ids: np.ndarray
+    text_ids: np.ndarray
     grades: np.ndarray
     read_queries: Callable[[np.ndarray], list[str]]
     read_texts: Callable[[np.ndarray], list[str]]
     documents: Store | None = None
-    places: np.ndarray | None = None
+    document_rows: np.ndarray | None = None
     unanswered: int = 0
     unmatched: int = 0
-    own: np.ndarray | None = None
+    own_documents: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.queries)
+        return len(self.query_ids)
+
+    @property
+    def first_ids(self) -> np.ndarray:
+        """Int64[n]: hashes of the queries."""
+        return self.query_ids
+
+    def file_rows(self, positions: np.ndarray) -> np.ndarray:
+        """The positions: queries are counted as they are, since no row of a file is one query's alone."""
+        return positions
 
     @property
     def corpus(self) -> tuple[pa.ChunkedArray, np.ndarray] | None:
-        """The texts of all documents, on disk, and `places`; None if the judged texts are all there are."""
-        return None if self.documents is None else (self.documents.column("text"), self.places)
+        """The texts of all documents, on disk, and `document_rows`; None if the judged texts are all there are."""
+        return None if self.documents is None else (self.documents.column("text"), self.document_rows)
 
     @property
     def note(self) -> str | None:
         """What was left out, if anything."""
-        left = [
+        left_out = [
             (self.unanswered, "queries without a relevant document are left out"),
             (self.unmatched, "judgements of texts that are not there are left out"),
         ]
-        return "; ".join(f"{count} {what}" for count, what in left if count) or None
+        return "; ".join(f"{count} {what}" for count, what in left_out if count) or None
 
     @cached_property
     def positives(self) -> np.ndarray:
         """Int64[n]: how many positives each query has."""
         return np.add.reduceat((self.grades > 0).astype(np.int64), self.offsets[:-1])
 
-    def of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The judged texts of these queries: Int64[m] numbers of texts, and for each the place of its query in `numbers`."""
-        lengths = np.diff(self.offsets)[numbers]
-        row = np.repeat(np.arange(len(numbers)), lengths)
+    def judged_texts(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The judged texts of these queries: Int64[m] numbers of texts, and for each which of `positions` its query has."""
+        lengths = np.diff(self.offsets)[positions]
+        row = np.repeat(np.arange(len(positions)), lengths)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self.offsets[numbers][row] + within, row
+        return self.offsets[positions][row] + within, row
 
     @cached_property
     def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(self.queries, kind="stable")
-        return order, self.queries[order]
+        order = np.argsort(self.query_ids, kind="stable")
+        return order, self.query_ids[order]
 
-    def alike(self, numbers: np.ndarray) -> np.ndarray:
+    def with_equal_text(self, positions: np.ndarray) -> np.ndarray:
         """All queries that have the text of one of these, themselves among them."""
         order, ranked = self._by_hash
-        asked = np.unique(self.queries[numbers])
+        asked = np.unique(self.query_ids[positions])
         cuts = np.searchsorted(ranked, asked), np.searchsorted(ranked, asked, side="right")
         return np.concatenate([order[:0], *(order[start:end] for start, end in zip(*cuts, strict=True))])
 
-    def select(self, numbers: np.ndarray) -> Judged:
+    def select(self, positions: np.ndarray) -> JudgedQueries:
         """Some of the queries."""
-        texts, _ = self.of(numbers)
-        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[numbers])])
+        texts, _ = self.judged_texts(positions)
         return replace(
             self,
-            queries=self.queries[numbers],
-            offsets=offsets,
-            ids=self.ids[texts],
+            query_ids=self.query_ids[positions],
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[positions])]),
+            text_ids=self.text_ids[texts],
             grades=self.grades[texts],
-            read_queries=partial(_renumbered, self.read_queries, numbers),
+            read_queries=partial(_renumbered, self.read_queries, positions),
             read_texts=partial(_renumbered, self.read_texts, texts),
-            places=None if self.places is None else self.places[texts],
-            own=None if self.own is None else self.own[numbers],
+            document_rows=None if self.document_rows is None else self.document_rows[texts],
+            own_documents=None if self.own_documents is None else self.own_documents[positions],
         )
 
 
@@ -114,7 +122,7 @@ def _renumbered(read: Callable[[np.ndarray], list[str]], numbers: np.ndarray, ch
     return read(numbers[chosen])
 
 
-def from_rows(store: Store) -> Judged:
+def from_rows(store: Store) -> JudgedQueries:
     """Of rows `query, positive, negative`: each row is a query, its own texts are judged."""
     values, offsets = store.ids()
     is_query = np.zeros(len(values), dtype=bool)
@@ -126,7 +134,7 @@ def from_rows(store: Store) -> Judged:
     grades[np.arange(len(row)) - starts[row] < positives[row]] = 1.0
     starts = np.append(starts, len(row))
 
-    return Judged(values[is_query], starts, values[~is_query], grades, _Column(store, "query"), _Lists(store, starts))
+    return JudgedQueries(values[is_query], starts, values[~is_query], grades, _Column(store, "query"), _Lists(store, starts))
 
 
 @dataclass(frozen=True)
@@ -150,57 +158,58 @@ class _Lists:
 
     def __call__(self, numbers: np.ndarray) -> list[str]:
         owner = np.searchsorted(self.starts, numbers, side="right") - 1
-        distinct, place = np.unique(owner, return_inverse=True)
+        distinct, which = np.unique(owner, return_inverse=True)
         lists = [row["positive"] + row["negative"] for row in self.store.take(distinct)]
-        return [lists[i][n] for i, n in zip(place.tolist(), (numbers - self.starts[owner]).tolist(), strict=True)]
+        return [lists[i][n] for i, n in zip(which.tolist(), (numbers - self.starts[owner]).tolist(), strict=True)]
 
 
-def from_beir(corpus: Store, queries: Store, judgements: Judgements, learn: bool) -> Judged:
-    """Judgements of one split, resolved to places in the corpus and among the queries; nothing is learnt from empty texts."""
-    query, doc, grade, asked = judgements.resolve(corpus, queries)
+def from_beir(corpus: Store, queries: Store, files: JudgementFiles, learn: bool) -> JudgedQueries:
+    """Judgements of one split, resolved to rows of the corpus and of the queries; nothing is learnt from empty texts."""
+    query, document, grade, asked = files.resolve(corpus, queries)
     if learn:
-        keep = ~(_is_empty(queries)[query] | _is_empty(corpus)[doc])
-        query, doc, grade = query[keep], doc[keep], grade[keep]
+        keep = ~(_is_empty(queries)[query] | _is_empty(corpus)[document])
+        query, document, grade = query[keep], document[keep], grade[keep]
         if not keep.all():
-            _LOG.warning("%s: nothing is learnt from %d judgements of empty texts", judgements.files[0], (~keep).sum())
+            _LOG.warning("%s: nothing is learnt from %d judgements of empty texts", files.files[0], (~keep).sum())
     order = np.lexsort([-grade, query])
-    query, doc, grade = query[order], doc[order], grade[order]
-    kept, first = np.unique(query, return_index=True)
-    answered = np.maximum.reduceat(grade, first) > 0 if len(first) else np.empty(0, dtype=bool)
+    query, document, grade = query[order], document[order], grade[order]
+    kept, starts = np.unique(query, return_index=True)
+    answered = np.maximum.reduceat(grade, starts) > 0 if len(starts) else np.empty(0, dtype=bool)
     if not answered.any():
-        raise InputError(f"{judgements.files[0]}: no query has a document of a grade above 0: check the score column")
-    keep = np.repeat(answered, np.diff(np.append(first, len(query))))
-    query, doc, grade = query[keep], doc[keep], grade[keep]
-    kept, first = np.unique(query, return_index=True)
-    part = Judged(
+        raise InputError(f"{files.files[0]}: no query has a document of a grade above 0: check the score column")
+    keep = np.repeat(answered, np.diff(np.append(starts, len(query))))
+    query, document, grade = query[keep], document[keep], grade[keep]
+    kept, starts = np.unique(query, return_index=True)
+    split = JudgedQueries(
         queries.ids()[0][kept],
-        np.append(first, len(query)),
-        corpus.ids()[0][doc],
+        np.append(starts, len(query)),
+        corpus.ids()[0][document],
         grade,
         _Column(queries, "text", kept),
-        _Column(corpus, "text", doc),
+        _Column(corpus, "text", document),
         corpus,
-        doc,
+        document,
         unanswered=asked - len(kept),
-        unmatched=judgements.unmatched,
-        own=_own(corpus.column("key"), queries.column("key").take(pa.array(kept))),
+        unmatched=files.unmatched,
+        own_documents=_rows_of(queries.column("key").take(pa.array(kept)), corpus),
     )
-    if part.note:
-        _LOG.warning("%s: %s", judgements.files[0], part.note)
-    return part
+    if split.note:
+        _LOG.warning("%s: %s", files.files[0], split.note)
+    return split
 
 
 def _is_empty(store: Store) -> np.ndarray:
     return pc.equal(pc.binary_length(store.column("text")), 0).to_numpy()
 
 
-def _own(corpus: pa.ChunkedArray, queries: pa.ChunkedArray) -> np.ndarray:
-    found = pc.index_in(queries, value_set=corpus.combine_chunks())
-    return found.fill_null(-1).combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+def _rows_of(keys: pa.ChunkedArray, store: Store) -> np.ndarray:
+    """Int64[n]: the row of a store that has each key, -1 where none has."""
+    rows = pc.index_in(keys, value_set=store.column("key").combine_chunks()).fill_null(-1)
+    return rows.combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 @dataclass
-class Judgements:
+class JudgementFiles:
     """Lines of query-id, corpus-id, score, and what becomes of bad ones.
 
     A line whose query or document is not there is no error under `on_bad_row=raise` either: published sets have such lines.
@@ -209,44 +218,43 @@ class Judgements:
 
     files: Sequence[Path]
     on_bad_row: str
-    left: Left
+    issues: RowIssues
     max_bad_fraction: float
     unmatched: int = 0
 
     def resolve(self, corpus: Store, queries: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         """Int64 rows of queries, Int64 rows of documents, Float64 grades, and how many queries the files name."""
-        if self.left.aside is not None:
-            self.left.aside.unlink(missing_ok=True)
+        if self.issues.quarantine is not None:
+            self.issues.quarantine.unlink(missing_ok=True)
         lines = list(self._lines())
-        if not lines and not self.left.skipped:
+        if not lines and not self.issues.skipped:
             raise InputError(f"{self.files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
-        where, query, doc, grade = zip(*lines, strict=True) if lines else ((), (), (), ())
-        places, known = [], np.ones(len(lines), dtype=bool)
-        for store, names, plural in ((queries, query, "queries"), (corpus, doc, "documents")):
-            found = pc.index_in(pa.array(names, pa.large_string()), value_set=store.column("key").combine_chunks())
-            place = found.fill_null(-1).to_numpy().astype(np.int64)
-            for i in np.flatnonzero(known & (place < 0)).tolist():
-                row = {"query-id": query[i], "corpus-id": doc[i], "score": grade[i]}
-                self.left.bad(*where[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
-            known &= place >= 0
-            places.append(place)
-        self.unmatched = int((~known).sum())
-        self.left.report(self.files[0], int(known.sum()), self.max_bad_fraction)
-        return places[0][known], places[1][known], np.array(grade, dtype=np.float64)[known], len(set(query))
+        origin, query, document, grade = zip(*lines, strict=True) if lines else ((), (), (), ())
+        resolved, matched = [], np.ones(len(lines), dtype=bool)
+        for store, names, plural in ((queries, query, "queries"), (corpus, document, "documents")):
+            numbers = _rows_of(pa.chunked_array([pa.array(names, pa.large_string())]), store)
+            for i in np.flatnonzero(matched & (numbers < 0)).tolist():
+                row = {"query-id": query[i], "corpus-id": document[i], "score": grade[i]}
+                self.issues.bad(*origin[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
+            matched &= numbers >= 0
+            resolved.append(numbers)
+        self.unmatched = int((~matched).sum())
+        self.issues.report(self.files[0], int(matched.sum()), self.max_bad_fraction)
+        return resolved[0][matched], resolved[1][matched], np.array(grade, dtype=np.float64)[matched], len(set(query))
 
     def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
         for file in self.files:
             for line, row in rows(file, _FIELDS):
                 try:
-                    query, doc, grade = _judgement(row)
+                    query, document, grade = _judgement(row)
                 except RowError as error:
                     if self.on_bad_row == "raise":
                         remedy = "" if "on_bad_row" in str(error) else ": mend it, or on_bad_row=skip"
                         raise InputError(f"{file}, line {line}: {error}{remedy}") from None
-                    self.left.bad(file, line, row, error)
+                    self.issues.bad(file, line, row, error)
                 else:
-                    self.left.spaced += query != str(row["query-id"]) or doc != str(row["corpus-id"])
-                    yield (file, line), query, doc, grade
+                    self.issues.spaced += query != str(row["query-id"]) or document != str(row["corpus-id"])
+                    yield (file, line), query, document, grade
 
 
 def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:

@@ -1,0 +1,86 @@
+"""What torch's data loaders read: the batch of each step, and the texts of an evaluation, a part a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from acge_lightning.data.batch import EvaluationBatch, TextBatch
+from acge_lightning.data.collate import Collate
+from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.sampler import TaskBatchSampler
+
+_EVALUATION_TEXTS = 512
+
+
+class StepDataset(Dataset):
+    """Item s is the batch of step s; each rank has its slice of the rows."""
+
+    def __init__(self, sampler: TaskBatchSampler, collates: Mapping[str, Collate], rank: int, world: int):
+        self.sampler, self.collates, self.rank, self.world = sampler, collates, rank, world
+
+    def __getitem__(self, step: int) -> TextBatch:
+        batch = self.sampler[step]
+        mine = device_rows(len(batch.positions), self.rank, self.world)
+        more = batch.random_negatives[self.rank :: self.world]
+        return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine], more)
+
+
+def device_rows(rows: int, rank: int, world: int) -> slice:
+    """Which of a batch's rows a device takes: all devices the same number."""
+    return slice(rank, rows // world * world, world)
+
+
+class StepSampler(Sampler[int]):
+    """The steps from the one that the trainer is at to the end of the round."""
+
+    def __init__(self, sampler: TaskBatchSampler, trainer: Any):
+        self.sampler, self.trainer = sampler, trainer
+
+    def __iter__(self) -> Iterator[int]:
+        start = batches_before(len(self), self.trainer.accumulate_grad_batches, self.trainer.global_step)
+        return iter(range(start, start - start % len(self) + len(self)))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def batches_before(batches: int, accumulate: int, step: int) -> int:
+    """Batches drawn before an optimizer step, with so many a round; its last one steps even if too few are accumulated.
+
+    >>> [batches_before(3, 2, step) for step in range(4)]
+    [0, 2, 3, 5]
+    """
+    turn, step_of_round = divmod(step, -(-batches // accumulate))
+    return turn * batches + step_of_round * accumulate
+
+
+class LateLoader(DataLoader):
+    """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`."""
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        yield from super().__iter__()
+
+
+class EvaluationTexts(Dataset):
+    """Batches of a split's texts, a contiguous part a rank; judgements come with the first batch of rank 0.
+
+    A rank for which there is no text has one that another has too: Lightning would not validate there, and the others wait.
+    """
+
+    def __init__(self, evaluation_set: EvaluationSet, collate: Collate, rank: int, world: int):
+        self.evaluation_set, self.collate, self.rank = evaluation_set, collate, rank
+        size = len(evaluation_set)
+        start, end = (size * r // world for r in (rank, rank + 1))
+        end = max(end, min(start + 1, size))
+        ends = [stop for stop, _ in evaluation_set.roles if start < stop < end]
+        self.spans = list(pairwise(sorted({*range(start, end, _EVALUATION_TEXTS), *ends, end})))
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, i: int) -> EvaluationBatch:
+        return self.collate.evaluation(self.evaluation_set, *self.spans[i], with_judgements=not (self.rank or i))
