@@ -1,7 +1,7 @@
-"""What is shown on the terminal: text of files, names and errors is shown as it is, and never obeyed.
+"""Print to the terminal: text of files, names and errors is shown as it is, and never obeyed.
 
-Whatever the package prints goes through here (a test holds it to that). A text may hold sequences that move the cursor, set the
-clipboard or turn around what is read, and words in brackets that rich takes for markup.
+The package prints through this module only (a test checks it). A text may hold sequences that move the cursor, set the
+clipboard or reverse the direction of reading, and words in brackets that rich takes for markup.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rich.text import Text
 _T = TypeVar("_T")
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but line breaks and tabs
-    "\u202a-\u202e\u2066-\u2069"  # what turns the direction of reading around
+    "\u202a-\u202e\u2066-\u2069"  # marks that change the direction of reading
     "\u2028\u2029\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"  # other separators, half surrogate pairs, tags
 )
 
 
 def visible(text: str) -> str:
-    r"""The text with all that a terminal obeys, and nobody sees, written out; line breaks and tabs stay.
+    r"""Write out the characters of a text that a terminal obeys, and nobody sees; line breaks and tabs stay.
 
     >>> print(visible("a\x1b[2Jb\u202e [bold]"))
     a\x1b[2Jb\u202e [bold]
     """
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: object) -> str:
-    r"""As `visible`, with line breaks written out too: a name that holds one cannot pass for a message of its own.
+    r"""Write out line breaks too, beside what `visible` does: a name that has one cannot pass for a message of its own.
 
     >>> print(one_line("a\nerror: b"))
     a\nerror: b
@@ -43,37 +43,37 @@ def one_line(text: object) -> str:
 
 
 class Console(_Console):
-    """Of rich, for whom strings are no markup, no emoji, and hold nothing that a terminal obeys."""
+    """A console of rich without markup and emoji in strings, and with `visible` applied to them."""
 
-    def __init__(self, **how: Any):
-        super().__init__(**how, markup=False, emoji=False, highlight=False)
+    def __init__(self, **options: Any):
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
 
-    def render_str(self, text: str, **how: Any) -> Text:
-        """Where rich makes a text of each string: of a line, a cell, a head, a title."""
-        return super().render_str(visible(text), **how)
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text of a string: rich does it for each line, cell, head and title."""
+        return super().render_str(visible(text), **options)
 
 
-def show(*parts: Any, stderr: bool = False) -> None:
-    """Print tables and lines; None is left out. Not for rich's own `Text`, whose contents are taken as they are."""
+def show(*items: Any, stderr: bool = False) -> None:
+    """Print tables and lines; None is skipped. Not for rich's own `Text`, which `visible` is not applied to."""
     console = Console(stderr=stderr)
     if not console.is_terminal:
         console = Console(stderr=stderr, width=max(100, console.width))
-    for part in parts:
-        if part is not None:
-            console.print(part, soft_wrap=isinstance(part, str))  # a path must not be broken
+    for item in items:
+        if item is not None:
+            console.print(item, soft_wrap=isinstance(item, str))  # a path must not be broken
 
 
 def bar(unit: str = "") -> Progress:
-    """A progress bar on the standard error: a share, or so many of all units."""
+    """Make a progress bar on the standard error: of a percentage, or of a count of units."""
     done = (MofNCompleteColumn(), TextColumn(unit)) if unit else (TaskProgressColumn(),)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), *done, TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True))
 
 
 def track(items: Iterable[_T], name: str, total: float | None = None) -> Iterator[_T]:
-    """The items, with a bar that shows how many have been taken."""
-    with bar() as shown:
-        yield from shown.track(items, total, description=one_line(name))
+    """Yield the items, with a bar that shows how many have been taken."""
+    with bar() as progress:
+        yield from progress.track(items, total, description=one_line(name))
 
 
 class _Record(logging.LogRecord):
@@ -82,7 +82,7 @@ class _Record(logging.LogRecord):
 
 
 def make_logs_visible() -> None:
-    """Let the messages of all loggers, also of libraries, go through `visible`; for programs, which own their process."""
+    """Apply `visible` to the messages of all loggers, also of libraries; for programs, which own their process."""
     logging.setLogRecordFactory(_Record)
 
 

@@ -33,7 +33,7 @@ from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.pca import evenly, rotate_to_components
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import lock, unwritten
+from acge_lightning.files.atomic import lock, write_error
 from acge_lightning.files.folder import check_target
 from acge_lightning.report.runs import read_runs
 from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, show, write_result
@@ -163,7 +163,7 @@ def in_use(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _UNWRITTEN:
                 raise
-            raise unwritten(Path(error.filename or folder), error) from error
+            raise write_error(Path(error.filename or folder), error) from error
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from acge_lightning.files.atomic import draft, unwritten
+from acge_lightning.files.atomic import draft, write_error
 from acge_lightning.report.tables import summarise
 from acge_lightning.terminal import show
 
@@ -25,7 +25,7 @@ class Summary(Callback):
             with draft(folder / "run") as file:
                 file.write_bytes(bytes(1 << 14))  # as much as the config takes
         except OSError as error:
-            sys.exit(f"\nerror: hydra.run.dir: {unwritten(folder, error)}")
+            sys.exit(f"\nerror: hydra.run.dir: {write_error(folder, error)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last job."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -18,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import draft, sweep, to_disk, unwritten
+from acge_lightning.files.atomic import draft, replace_file, sweep, write_error
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 4 << 20  # bytes of a checkpoint beside its tensors, and of its manifest
@@ -62,7 +61,7 @@ class SafeCheckpointIO(CheckpointIO):
             _check_space(path.parent, size_of(checkpoint) + _SLACK)
             _write(path, checkpoint)
         except OSError as error:
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
         self._written.add(path.parent.resolve())
 
     def load_checkpoint(
@@ -203,9 +202,7 @@ def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
     with draft(path) as new:
         with open(new, "wb") as file:
             yield file
-        to_disk(new)
-        os.replace(new, path)
-        to_disk(path.parent)
+        replace_file(path, new)
 
 
 class _Hashed:
