@@ -42,6 +42,11 @@ def one_line(text: object) -> str:
     return visible(str(text)).replace("\n", "\\n")
 
 
+def shortened(text: str, length: int = 20) -> str:
+    """Cut a text to at most so many characters, the last of them an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 class Console(_Console):
     """A console of rich without markup and emoji in strings, and with `visible` applied to them."""
 

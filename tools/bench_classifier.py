@@ -61,19 +61,19 @@ def best_probe(vectors: np.ndarray, labels: np.ndarray) -> LogisticRegression:
 
 
 def measured(texts: Texts, embeddings: Embeddings, dims: list[int], args: argparse.Namespace) -> dict[str, Any]:
-    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[: args.most])
-    known, labels = embeddings.encode([texts.known[i] for i in rows]).numpy(), texts.known_labels[rows]
-    tested = embeddings.encode(texts.tested).numpy()
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts.train))[: args.most])
+    known, labels = embeddings.encode([texts.train[i] for i in rows]).numpy(), texts.train_labels[rows]
+    tested = embeddings.encode(texts.test).numpy()
     probe = best_probe(normalize(known), labels)
     probe.fit(normalize(known), labels)
-    full = float((probe.predict(normalize(tested)) == texts.tested_labels).mean())
+    full = float((probe.predict(normalize(tested)) == texts.test_labels).mean())
     accuracies, means = [], []
     for seed in range(args.seeds):
         budget, tolerance = (args.budget, 0.0) if args.tolerance is None else (None, args.tolerance)
         cascade = AdaptiveClassifier(dims, probe, tolerance, budget=budget, validation=FOLDS, random_state=seed)
         cascade.fit(known, labels)
         told, read = cascade.predict_with_dims(tested)
-        accuracies.append(float((told == texts.tested_labels).mean()))
+        accuracies.append(float((told == texts.test_labels).mean()))
         means.append(float(read.mean()))
     return {
         "learnt_from": len(known),
@@ -106,7 +106,7 @@ def main() -> None:
     cache = ROOT / "outputs" / "cache"
     embeddings, found = Embeddings(encoder, cache / "embeddings"), {}
     for dataset in find(args.data, args.sets):
-        texts = Texts.of(dataset, cache)
+        texts = Texts.from_dataset(dataset, cache)
         found[dataset.name] = measured(texts, embeddings, dims, args)
         CONSOLE.print(f"{dataset.name}: {found[dataset.name]}", soft_wrap=True)
     table = Table(title=f"An adaptive classifier against all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")

@@ -1,4 +1,4 @@
-"""What a multirun shows at its end: one table over all its jobs."""
+"""Print one table over all jobs of a multirun at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Summary(Callback):
     """Hydra callback: prints one table over all jobs of a multirun, and writes `summary.csv` beside them."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before Hydra writes the first file of a run: a folder that takes none is one error."""
+        """Check, before Hydra writes the first file of a run, that its folder can be written to."""
         folder = Path(config.hydra.run.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ class Summary(Callback):
             sys.exit(f"\nerror: hydra.run.dir: {write_error(folder, error)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """After the last job."""
+        """Print and write the table after the last job."""
         folder = Path(config.hydra.sweep.dir)
         table, failed = summarise(folder)
         show(table, f"The summary is in {folder / 'summary.csv'}")

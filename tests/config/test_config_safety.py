@@ -110,7 +110,7 @@ HOSTILE = {
     "acge_lightning.config.targets.resolve_target": ["os.system", "x", ["os"]],
     "acge_lightning.config.building.instantiate": [{"path": "x"}],
     "acge_lightning.config.building.partial": ["x"],
-    "acge_lightning.config.sources.Checked": ["main", "checked://x"],
+    "acge_lightning.config.sources.CheckedSource": ["main", "checked://x"],
     "acge_lightning.config.secrets.concealed": ["x", {}],
     "acge_lightning.config.overrides.arguments": [["x"]],
     "acge_lightning.commands.cli.main": [],
