@@ -172,5 +172,8 @@ class MaskedLanguageModule(OptimizedModule):
         self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
-        """The backbone and its tokenizer as a transformers folder, in `folder`/backbone: a start for training, no encoder."""
-        return save_backbone(self.encoder, folder / "backbone")
+        """Write the backbone and its tokenizer as a transformers folder, `folder`/backbone: a start for training, no encoder.
+
+        `provenance`, plain data on how it was made, is its `training.json`.
+        """
+        return save_backbone(self.encoder, folder / "backbone", provenance)
