@@ -74,6 +74,7 @@ _REFUSED: dict[str, tuple[str, ...] | None] = {  # of Lightning: classes, None, 
 _WANDB = ("entity", "group", "job_type", "notes", "tags", "mode", "resume")  # that a WandbLogger hands on to wandb.init
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 _FLAGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+_CONVERT = ("all", "partial", "object")  # which all give plain dicts and lists of what a YAML may hold
 Build = Callable[[], Any]
 
 
@@ -102,8 +103,9 @@ def plain(cfg: Any) -> dict[str, Any]:
 def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     """The object that a config node describes; None for None.
 
-    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. `_convert_` is always `all`: objects
-    receive plain dicts and lists.
+    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. Objects always receive plain dicts and
+    lists: `_convert_` is not needed, may be `all`, `partial` or `object` in what is pasted from elsewhere, and is refused as
+    `none`.
 
     Args:
         node: a config, dict or list. Interpolations of a config are resolved; texts of a dict or list stay as they are.
@@ -211,6 +213,9 @@ def _prepare_call(node: dict[Any, Any], where: str, trusted: tuple[str, ...], ex
     target = _resolve(name, _join(where, "_target_"), trusted)
     if not (isinstance(later, bool) and isinstance(recursive, bool) and isinstance(args, list)):
         raise InputError(f"conf key {where or name}: _partial_ and _recursive_ are true or false, _args_ is a list")
+    if node.get("_convert_", "all") not in _CONVERT:
+        given = f"{_join(where, '_convert_')}={node['_convert_']!r}"
+        raise InputError(f"conf key {given} is refused: objects receive plain dicts and lists, leave it out")
     given = {key: value for key, value in node.items() if key not in _FLAGS and key not in extra}
     if not _under(target.__module__, trusted):
         _check_refused(target, name, where, len(args), given)

@@ -181,7 +181,7 @@ class _Sequence:
         if "path" in made.encoder:
             made.encoder.path, made.encoder.dense = path, None
         else:
-            made.encoder = {"_target_": "acge_lightning.pretrained.from_pretrained", "_convert_": "all", "path": path}
+            made.encoder = {"_target_": "acge_lightning.pretrained.from_pretrained", "path": path}
 
     def _set_tasks(self, made: DictConfig, place: int) -> None:
         """The stage's tasks, and with replay the earlier ones at their share."""
