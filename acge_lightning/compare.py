@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acge_lightning.drawing import INK
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable, write_text
 from acge_lightning.runs import Run, read_runs
@@ -49,7 +50,7 @@ def page(runs: Sequence[Run]) -> str:
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, finalize=_visible, **how)
-    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts)
+    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts, ink=INK)
 
 
 def _visible(value: Any) -> Any:
