@@ -196,10 +196,8 @@ class Retrieval(EmbeddingMetric):
         if not keep.any():
             raise InputError("no query of the evaluation split has a relevant document")
         gains, ideal, relevant = gains[keep], ideal[keep], relevant[keep]
-        discount = 1 / torch.log2(torch.arange(2, self.k + 2, dtype=torch.double, device=labels.device))
-        ndcg = (gains * discount[: gains.shape[1]]).sum(1) / (ideal * discount).sum(1)
         rank = torch.arange(1, gains.shape[1] + 1, dtype=torch.double, device=labels.device)
-        return torch.stack([ndcg, ((gains > 0) / rank).amax(1), (gains > 0).sum(1) / relevant], dim=1)
+        return torch.stack([ndcg(gains, ideal), ((gains > 0) / rank).amax(1), (gains > 0).sum(1) / relevant], dim=1)
 
     def _ideal(self, query: Tensor, grade: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         """Float64[queries, k]: the best grades of each query; Float64[queries]: how many are above 0."""

@@ -34,6 +34,32 @@ def _rows(embeddings: Vectors, numbers: Tensor) -> Vectors:
     return embeddings[numbers].double() if isinstance(embeddings, Tensor) else embeddings[numbers.numpy()]
 
 
+def ndcg(gains: Tensor, ideal: Tensor) -> Tensor:
+    """Normalised discounted cumulative gain of rankings.
+
+    DCG = sum over ranks i from 1 of gain_i / log2(i + 1); nDCG = DCG of the ranking / DCG of the best one. The gain is the
+    grade, as in trec_eval.
+
+    Args:
+        gains: Float[..., k], in the order of the ranking.
+        ideal: Float[..., m], the best gains, in descending order; for nDCG@k the first k of them.
+
+    Returns:
+        Float64[...] in [0, 1]; NaN where all ideal gains are 0.
+
+    Reference: Järvelin and Kekäläinen 2002 (doi 10.1145/582415.582418). Differs: log2(i + 1) at all ranks, as in trec_eval.
+
+    >>> ndcg(torch.tensor([0.0, 1.0]), torch.tensor([1.0])).item()
+    0.6309297535714575
+    """
+    return _dcg(gains) / _dcg(ideal)
+
+
+def _dcg(gains: Tensor) -> Tensor:
+    ranks = torch.arange(1, gains.shape[-1] + 1, dtype=torch.double, device=gains.device)
+    return (gains / torch.log2(ranks + 1)).sum(-1)
+
+
 def lexsort(*keys: Tensor) -> Tensor:
     """Int64[n]: the order by the last key, equal ones by the one before it, and so on, as in `numpy.lexsort`."""
     order = keys[0].argsort(stable=True)

@@ -37,7 +37,7 @@ def test_ndcg_is_that_of_trec_eval():
     runs = {str(i): {hit: float(-place) for place, hit in enumerate(hits)} for i, hits in enumerate(found)}
     judged = pytrec_eval.RelevanceEvaluator({str(i): g for i, g in enumerate(grades)}, {"ndcg_cut.10"})
     expected = np.mean([value["ndcg_cut_10"] for value in judged.evaluate(runs).values()])
-    assert tune.ndcg(found, grades, 10) == pytest.approx(expected)
+    assert tune.mean_ndcg(found, grades, 10) == pytest.approx(expected)
 
 
 def test_recall_and_share_are_those_of_a_plain_loop():

@@ -39,7 +39,7 @@ from rich.console import Console
 
 from acge_lightning.adaptive import FunnelIndex, Stage
 from acge_lightning.adaptive.stages import label
-from acge_lightning.adaptive.tune import ndcg
+from acge_lightning.adaptive.tune import mean_ndcg
 from acge_lightning.data.readers import rows
 from acge_lightning.embeddings import encoder_hash
 from acge_lightning.pretrained import load
@@ -221,7 +221,7 @@ def candidates() -> list[list[Stage]]:
 def quality(search: Callable[[np.ndarray], np.ndarray], queries: Queries) -> float:
     """nDCG@10 of what a search finds."""
     found = np.concatenate([search(queries.vectors[at : at + 64]) for at in range(0, len(queries.vectors), 64)])
-    return ndcg(found.tolist(), queries.grades, K)
+    return mean_ndcg(found.tolist(), queries.grades, K)
 
 
 def seconds(search: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int) -> float:

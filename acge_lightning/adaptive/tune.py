@@ -20,6 +20,7 @@ from acge_lightning.adaptive.stages import Stage, label
 from acge_lightning.adaptive.vectors import BLOCK, prefix
 from acge_lightning.errors import InputError
 from acge_lightning.files import write_text
+from acge_lightning.ranking import ndcg
 
 Measure = Literal["ndcg", "recall"]
 Funnel = tuple[Stage, ...]
@@ -203,7 +204,7 @@ class _Truth:
         found = self.hits(index.restaged(index.stages[-1:]))
         self.top, self.exact_ids = found.rows, found.ids
         self.grades = [dict.fromkeys(ids, 1.0) for ids in found.ids] if judgements is None else judgements
-        self.full = ndcg(found.ids, self.grades, k)
+        self.full = mean_ndcg(found.ids, self.grades, k)
         if not self.full > 0:
             raise InputError("no judged row is among the hits of exact search: check that judgements name the index's ids")
 
@@ -227,7 +228,7 @@ class _Truth:
     def point(self, index: FunnelIndex, measure: Measure, batch: int, exact: float) -> Point:
         """Quality over all queries, time over batches of them."""
         found = self.hits(index)
-        value = ndcg(found.ids, self.grades, self.k)
+        value = mean_ndcg(found.ids, self.grades, self.k)
         both = (self.top[:, :, None] == found.rows[:, None]) & (self.top[:, :, None] >= 0)
         recall = float(both.any(2).sum() / (self.top >= 0).sum())
         batches = self.queries.split(batch)[: -(-_TIMED // batch)]
@@ -248,22 +249,21 @@ def _seconds(job: Any) -> float:
     return median(times[1:])
 
 
-def ndcg(found: Sequence[Sequence[Key]], grades: Sequence[Mapping[Key, float]], k: int) -> float:
-    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0.
+def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, float]], k: int) -> float:
+    """Mean nDCG@k over the queries that have a row of a grade above 0; 0 if none has.
 
     Args:
-        found: ids of the hits of each query, the best first.
-        grades: id -> grade for each query.
+        hits: ids of each query's hits, the best first.
+        judgements: id -> grade for each query.
         k: hits that count.
 
-    >>> round(ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
+    >>> round(mean_ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
     0.6309
     """
-    discounts = 1 / np.log2(np.arange(2, k + 2))
     values = []
-    for hits, judged in zip(found, grades, strict=True):
-        ideal = sorted((g for g in judged.values() if g > 0), reverse=True)[:k]
+    for ids, grades in zip(hits, judgements, strict=True):
+        ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
         if ideal:
-            gains = [max(judged.get(hit, 0.0), 0.0) for hit in hits[:k]]
-            values.append(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
+            gains = [max(grades.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
+            values.append(float(ndcg(*(torch.tensor(row, dtype=torch.double) for row in (gains, ideal)))))
     return float(np.mean(values)) if values else 0.0
