@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -59,6 +60,21 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] != b.shape[-1]:
         raise InputError(f"similarity of vectors of {a.shape[-1]} and {b.shape[-1]} dims: encode both with the same dim")
     return normalize(a, dim=-1) @ normalize(b, dim=-1).T
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode (no dropout) for a while; each of its modules is then back in the mode it was in.
+
+    Gradients are left alone: `torch.no_grad` is for those.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: nn.Module, rows: int) -> list[Tensor]:
@@ -352,16 +368,11 @@ class Encoder(nn.Module):
             from acge_lightning.terminal import track
 
             blocks = track(blocks, "encode", len(blocks))
-        training = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluation_mode(self):
             for block in blocks:
                 tokens, which = self.tokenize([texts[i] for i in block]).distinct()
                 vectors = self(tokens.to(self.device), batch_tokens)[:, :dim].float()
                 result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()[which]
-        finally:
-            for module, mode in training:
-                module.training = mode
         return result
 
     similarity = staticmethod(similarity)

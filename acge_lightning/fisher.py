@@ -28,7 +28,7 @@ from acge_lightning.batch import TextBatch, Tokens
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.data.mixture import Collate
 from acge_lightning.embeddings import encoder_hash
-from acge_lightning.encoder import Encoder
+from acge_lightning.encoder import Encoder, evaluation_mode
 from acge_lightning.errors import InputError
 from acge_lightning.files import check_replaceable, lock, whole
 from acge_lightning.frozen import Embedded, Estimator, FrozenLoss, against
@@ -349,11 +349,8 @@ def mean_of_rows(values: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def _encoded(encoder: Encoder, columns: Sequence[Tokens]) -> tuple[Tensor, ...]:
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    vectors = encoder(Tokens.cat(columns))
-    for module, mode in modes:
-        module.training = mode
+    with evaluation_mode(encoder):
+        vectors = encoder(Tokens.cat(columns))
     return vectors.split([len(column) for column in columns])
 
 

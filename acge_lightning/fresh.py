@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from acge_lightning.claims import check_steps, check_tokenizer, one_line, reading
-from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
+from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize, evaluation_mode
 from acge_lightning.errors import InputError
 from acge_lightning.layers import use_fast_layers
 from acge_lightning.packed import MODEL_TYPES, PACKED, fits
@@ -229,16 +229,14 @@ def _drop_pooler(backbone: PreTrainedModel) -> None:
 
 def _try(backbone: PreTrainedModel) -> None:
     """An error if the model does not give a vector of `hidden_size` for each token of a text."""
-    training, kind = backbone.training, backbone.config.model_type
+    kind = backbone.config.model_type
     ids = torch.ones(1, 3, dtype=torch.long, device=backbone.device)
     try:
-        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            states = backbone.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]), evaluation_mode(backbone):
+            states = backbone(input_ids=ids, attention_mask=ids).last_hidden_state
     except Exception as error:  # whatever the architecture misses
         reason = one_line(error)
         raise InputError(f"{kind} models are not supported: one cannot be run on token ids alone ({reason})") from error
-    finally:
-        backbone.train(training)
     expected = (1, 3, getattr(backbone.config, "hidden_size", None))
     if tuple(states.shape) != expected:
         raise InputError(

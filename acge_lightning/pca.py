@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from acge_lightning.encoder import Dense, Encoder
+from acge_lightning.encoder import Dense, Encoder, evaluation_mode
 from acge_lightning.errors import InputError
 from acge_lightning.vocabulary import repeatable, texts_at
 
@@ -75,15 +75,13 @@ def _hash(text: str) -> int:
 @torch.no_grad()
 def _components(encoder: Encoder, texts: Sequence[str], block: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean Float64[D] and components Float64[D, D], strongest first, of the texts' embeddings, block by block."""
-    mode = encoder.training
-    encoder.eval()
     total = torch.zeros(encoder.dim, dtype=torch.double)
     squares = torch.zeros(encoder.dim, encoder.dim, dtype=torch.double)
-    for start in range(0, len(texts), block):
-        vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
-        total += vectors.sum(0)
-        squares += vectors.T @ vectors
-    encoder.train(mode)
+    with evaluation_mode(encoder):
+        for start in range(0, len(texts), block):
+            vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
+            total += vectors.sum(0)
+            squares += vectors.T @ vectors
     mean = total / len(texts)
     covariance = squares / len(texts) - torch.outer(mean, mean)
     return mean, torch.linalg.eigh(covariance).eigenvectors.T.flip(0)

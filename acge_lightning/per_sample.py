@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from acge_lightning.batch import Tokens
-from acge_lightning.encoder import Encoder, StaticBackbone
+from acge_lightning.encoder import Encoder, StaticBackbone, evaluation_mode
 from acge_lightning.layers import Linear
 from acge_lightning.packed import PACKED, fits, is_packed, packed_states, pool_packed
 
@@ -54,33 +55,23 @@ class SampleGradients:
     def __enter__(self) -> SampleGradients:
         """Ready the encoder."""
         backbone = self.encoder.backbone
-        self._modes = [(module, module.training) for module in self.encoder.modules()]
-        self._needed = [(p, p.requires_grad) for p in self.encoder.parameters()]
-        self._attention = None
-        self.encoder.eval()
-        self._hooks = []
-        for p, _ in self._needed:
-            p.requires_grad_(not self.together)
-        if not self.together:
-            return self
-        if not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
-            self._attention = backbone.config._attn_implementation
-            backbone.set_attn_implementation(PACKED)
-        for name, module in self.encoder.named_modules():
-            if isinstance(module, _KINDS):
-                self._hooks.append(module.register_forward_hook(self._watch(name)))
+        with ExitStack() as restore:
+            restore.enter_context(evaluation_mode(self.encoder))
+            for p in self.encoder.parameters():
+                restore.callback(p.requires_grad_, p.requires_grad)
+                p.requires_grad_(not self.together)
+            if self.together and not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
+                restore.callback(backbone.set_attn_implementation, backbone.config._attn_implementation)
+                backbone.set_attn_implementation(PACKED)
+            for name, module in self.encoder.named_modules() if self.together else ():
+                if isinstance(module, _KINDS):
+                    restore.callback(module.register_forward_hook(self._watch(name)).remove)
+            self._restore = restore.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Leave it as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        for p, needed in self._needed:
-            p.requires_grad_(needed)
-        for module, mode in self._modes:
-            module.training = mode
-        if self._attention:
-            self.encoder.backbone.set_attn_implementation(self._attention)
+        self._restore.close()
 
     def add(self, columns: Sequence[Tokens], losses: Losses) -> None:
         """Add the squared gradients of n samples.

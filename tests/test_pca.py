@@ -27,6 +27,16 @@ def encoder(request, small_encoder):
     return made.eval()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_every_module_of_the_old_encoder_and_of_the_new_is_in_its_mode(encoder, training):
+    encoder.train(training)
+    encoder.backbone.train(not training)
+    before = [module.training for module in encoder.modules()]
+    turned = rotate_to_components(encoder, TEXTS)
+    assert [module.training for module in encoder.modules()] == before
+    assert {module.training for module in turned.backbone.modules()} == {not training}
+
+
 def raw(encoder, texts):
     with torch.no_grad():
         return encoder(encoder.tokenize(texts)).double().numpy()

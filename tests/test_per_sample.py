@@ -240,12 +240,14 @@ def test_a_model_whose_tokens_see_only_those_before_them_goes_sample_by_sample()
 @pytest.mark.parametrize("changes", [{"pooling": "cls"}, {"pooling": "last"}, {"attention": "sdpa"}])
 def test_other_poolings_and_attentions(changes):
     made = encoder("bert", **changes).train()
+    made.backbone.eval()
     losses, count, _ = frozen("CoSENT")
     columns = [texts(made, seed) for seed in range(count)]
     made.dense.linear.bias.requires_grad_(False)
     before = made.backbone.config._attn_implementation
     with SampleGradients(made) as found:
         found.add(columns, losses)
+    assert [name for name, module in made.named_children() if module.training] == ["dense"]
     assert made.training
     assert made.backbone.config._attn_implementation == before
     assert [name for name, p in made.named_parameters() if not p.requires_grad] == ["dense.linear.bias"]
