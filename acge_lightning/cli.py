@@ -25,7 +25,7 @@ from acge_lightning.overrides import arguments
 from acge_lightning.secret import concealed, recorded
 from acge_lightning.sources import read_flags
 from acge_lightning.surroundings import ensure_home, lasting_output
-from acge_lightning.terminal import end, make_logs_visible, one_line, show, track, visible
+from acge_lightning.terminal import end, make_logs_visible, one_line, show, visible
 from acge_lightning.yaml_file import explodes
 
 _QUIET = (
@@ -185,7 +185,7 @@ def _evaluate(cfg: DictConfig) -> None:
     from acge_lightning.config import plain
     from acge_lightning.evaluation import evaluate, open_models
     from acge_lightning.protocols import find
-    from acge_lightning.report import evaluation_tables, leak_table, progress_line, suite_table
+    from acge_lightning.report import evaluation_progress, evaluation_tables, leak_table, suite_table
     from acge_lightning.results import failures
 
     config = plain(cfg)
@@ -198,8 +198,9 @@ def _evaluate(cfg: DictConfig) -> None:
         show(suite_table(scores), f"The results, in mteb's format, are in {folder}")
         return
     datasets = find(config["paths"]["data_dir"], tasks, exclude_own_id=config["exclude_own_id"], **_bad_rows(config))
-    line = progress_line(len(models) * len(datasets))
-    result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)
+    given = config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"]
+    with evaluation_progress(len(models) * len(datasets)) as show_row:
+        result = evaluate(models, datasets, *given, show_row)
     show(leak_table(result), *evaluation_tables(result), f"The scores are in {config['out']}")
     failed = failures(result)
     if failed:
@@ -224,7 +225,7 @@ def _longtail(cfg: DictConfig) -> None:
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, n))
+    result = longtail(models, datasets, protocol, **given, progress=True)
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):

@@ -367,7 +367,7 @@ class Encoder(nn.Module):
         if progress:
             from acge_lightning.terminal import track
 
-            blocks = track(blocks, "encode", len(blocks))
+            blocks = track(blocks, "encode", "texts", len(texts), size=len)
         with evaluation_mode(self):
             for block in blocks:
                 tokens, which = self.tokenize([texts[i] for i in block]).distinct()

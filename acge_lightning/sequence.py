@@ -25,10 +25,11 @@ from acge_lightning.fisher import write_anchor
 from acge_lightning.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.pretrained import load
 from acge_lightning.protocols import FAMILIES, Dataset
-from acge_lightning.report import forgetting_tables, show, write_result
+from acge_lightning.report import forgetting_tables, write_result
 from acge_lightning.resume import check_same
 from acge_lightning.secret import recorded
 from acge_lightning.strategy import Strategy, averaged, ones, replay_weights
+from acge_lightning.terminal import show
 from acge_lightning.train import checked, in_use, make_encoder, make_tasks, train
 from acge_lightning.vocabulary import Texts
 

@@ -33,11 +33,12 @@ from acge_lightning.errors import InputError
 from acge_lightning.files import lock, unwritten
 from acge_lightning.module import Task
 from acge_lightning.pca import evenly, rotate_to_components
-from acge_lightning.report import Scores, check_result, coverage_table, score_table, searches, show, write_result
+from acge_lightning.report import Scores, check_result, coverage_table, score_table, searches, write_result
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
 from acge_lightning.secret import recorded
 from acge_lightning.swap import check_target
+from acge_lightning.terminal import show
 from acge_lightning.vocabulary import Texts
 
 _LOG = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import acge_lightning
 from acge_lightning.data import MixtureDataModule, RerankingDataModule, RetrievalDataModule, UnlabelledDataModule
 from acge_lightning.errors import InputError
 from acge_lightning.fresh import static
-from acge_lightning.report import score_table, searches, show, summarise, write_result
-from acge_lightning.terminal import Console
+from acge_lightning.report import score_table, searches, summarise, write_result
+from acge_lightning.terminal import Console, show
 from acge_lightning.vocabulary import train_vocabulary
 
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"

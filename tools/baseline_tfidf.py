@@ -14,7 +14,6 @@ import sys
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from rich.progress import track
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -22,7 +21,8 @@ from acge_lightning.config import config_dir
 from acge_lightning.data import MixtureDataModule
 from acge_lightning.data.base import EvaluationSet
 from acge_lightning.metrics import EmbeddingMetric
-from acge_lightning.report import score_table, show
+from acge_lightning.report import score_table
+from acge_lightning.terminal import show, track
 from acge_lightning.train import make_tasks
 
 
@@ -54,7 +54,7 @@ def main(overrides: list[str]) -> None:
     prefix = "val" if split == "dev" else split
     scores: dict[str, float] = {}
     families: dict[str, list[float]] = {}
-    for name in track([n for n in mixture.evaluated(split) if tasks[n].data.default_metric], "TF-IDF"):
+    for name in track([n for n in mixture.evaluated(split) if tasks[n].data.default_metric], "TF-IDF", "tasks"):
         data = tasks[name].data
         texts = list(data.train_texts()) if "train" in data.parts else []
         metric = tasks[name].metric or data.default_metric()

@@ -186,7 +186,7 @@ def _shown(families: list[list[Funnel]], progress: bool) -> Iterable[list[Funnel
         return families
     from acge_lightning.terminal import track
 
-    return track(families, "tune", len(families))
+    return track(families, "tune", "kinds of funnels")
 
 
 class _Truth:
