@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from acge_lightning.batch import Tokens
 from acge_lightning.cut import Words, cut
 from acge_lightning.errors import InputError, check_unicode
-from acge_lightning.layers import packed_weights, use_packed_weights
 from acge_lightning.packed import is_packed, packed_states, pool_packed
 
 if TYPE_CHECKING:
@@ -77,26 +76,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: nn.Module, rows: int) -> list[Tensor]:
-    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more.
-
-    Args:
-        job: encodes an item by `model`.
-        items: rows of texts.
-        model: whose weights are put in order once, for all items.
-        rows: tokens an item.
-    """
+def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> list[Tensor]:
+    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more."""
     with _STARTING:
         cores = torch.get_num_threads()
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
         return [job(item) for item in items]
-    weights = packed_weights(model, rows)
     started = threading.Barrier(cores + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # torch gives a thread its number when first asked, and would undo the next line later
         torch.set_num_threads(1)  # of this thread, and of all that meet torch from now on
-        use_packed_weights(weights)
         started.wait()
 
     with ThreadPoolExecutor(cores, initializer=begin) as pool:
@@ -302,21 +292,21 @@ class Encoder(nn.Module):
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
         batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
-        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
-        order = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if alone else 1))
+        on_cores = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
+        chunks = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if on_cores else 1))
 
         def encoded(rows: Tensor) -> Tensor:
             if packed:
                 return step(self._encode_packed, tokens.select(rows))
             return step(self._encode_padded, tokens.padded(rows, self.tokenize.pad_id))
 
-        def step(part: Callable[[Any], Tensor], chunk: Any) -> Tensor:
+        def step(encode_chunk: Callable[[Any], Tensor], chunk: Any) -> Tensor:
             if recompute and torch.is_grad_enabled():
-                return checkpoint(part, chunk, use_reentrant=False)
-            return part(chunk)
+                return checkpoint(encode_chunk, chunk, use_reentrant=False)
+            return encode_chunk(chunk)
 
-        parts = _on_cores(encoded, order, self.backbone, batch_tokens) if alone else map(encoded, order)
-        return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
+        vectors = _on_cores(encoded, chunks) if on_cores else map(encoded, chunks)
+        return torch.cat(list(vectors))[torch.cat(chunks).argsort().to(tokens.ids.device)]
 
     def _encode_packed(self, tokens: Tokens) -> Tensor:
         hidden = packed_states(self.backbone, tokens.ids, tokens.lengths)

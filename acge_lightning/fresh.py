@@ -25,9 +25,9 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from acge_lightning.claims import check_steps, check_tokenizer, one_line, reading
+from acge_lightning.dropout import use_fast_dropout
 from acge_lightning.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize, evaluation_mode
 from acge_lightning.errors import InputError
-from acge_lightning.layers import use_fast_layers
 from acge_lightning.packed import MODEL_TYPES, PACKED, fits
 from acge_lightning.vocabulary import SPECIAL
 
@@ -191,7 +191,7 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForT
 
 
 def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
-    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit.
+    """Drop the pooler, whose weights no loss would reach, take packed attention where it fits, and the fast dropout.
 
     Raises:
         InputError: packed attention for a model that it does not fit, or a model that gives no vectors for tokens alone.
@@ -208,7 +208,7 @@ def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: st
         )
     if attention == PACKED or (attention is None and known):
         backbone.set_attn_implementation(PACKED)
-    use_fast_layers(backbone)
+    use_fast_dropout(backbone)
     if not known:
         if getattr(backbone.config, "use_cache", False):
             backbone.config.use_cache = False  # of keys and values, for a decoder's next token

@@ -14,12 +14,11 @@ from torch.nn.functional import layer_norm
 
 from acge_lightning.batch import Tokens
 from acge_lightning.encoder import Encoder, StaticBackbone, evaluation_mode
-from acge_lightning.layers import Linear
 from acge_lightning.packed import PACKED, fits, is_packed, packed_states, pool_packed
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 _CACHED = 1 << 18  # entries of a weight that are squared together, so that they stay in the cores' caches
-_KINDS = (nn.Linear, Linear, nn.LayerNorm, nn.Embedding)
+_KINDS = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 class SampleGradients:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "acge_lightning"
-MATHS = "encoder.py cut.py layers.py packed.py batch.py losses.py matryoshka.py metrics.py ranking.py optim.py errors.py"
+MATHS = "encoder.py cut.py dropout.py packed.py batch.py losses.py matryoshka.py metrics.py ranking.py optim.py errors.py"
 MATHS += " files.py ewc.py anchor.py per_sample.py frozen.py probe.py terminal.py"
 MODEL = "pca.py encoder.py export.py swap.py pretrained.py folder.py claims.py fresh.py card.py vocabulary.py"
 LIGHTNING = ["lightning", "pytorch_lightning"]
