@@ -147,7 +147,7 @@ def _vocabulary(cfg: DictConfig) -> None:
 
 def _pca(cfg: DictConfig) -> None:
     from acge_lightning.export import export
-    from acge_lightning.pca import evenly, rotate_to_components
+    from acge_lightning.pca import rotate_to_components, sample_texts
     from acge_lightning.pretrained import load
     from acge_lightning.swap import check_target
     from acge_lightning.train import make_tasks
@@ -156,7 +156,7 @@ def _pca(cfg: DictConfig) -> None:
     check_target(cfg.output)
     encoder, tasks = load(cfg.model, device=cfg.device), make_tasks(cfg)
     texts = Texts(lambda: (text for task in tasks.values() for text in task.data.train_texts()))
-    chosen = evenly(texts, cfg.texts)
+    chosen = sample_texts(texts, cfg.texts)
     record = {"pca": {"of": str(recorded(cfg)["model"]), "texts": len(chosen)}}
     folder = export(rotate_to_components(encoder, chosen), cfg.output, record)
     show(f"{cfg.model}, turned to the {encoder.dim} components of {len(chosen)} texts, is in {folder}")

@@ -166,9 +166,9 @@ class Tokenize:
                 self._words = Words.of(self.tokenizer)
             return self._words
 
-        def tokens(part: str) -> tuple[int, int]:
-            found = self._encoded([part], return_offsets_mapping=True)
-            return len(found["input_ids"][0]), max((end for _, end in found["offset_mapping"][0]), default=0)
+        def tokens(prefix: str) -> tuple[int, int]:
+            encoding = self._encoded([prefix], return_offsets_mapping=True)
+            return len(encoding["input_ids"][0]), max((end for _, end in encoding["offset_mapping"][0]), default=0)
 
         return cut(text, self.max_length, words, tokens)
 

@@ -110,7 +110,7 @@ def transformer(
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
     tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
-    adapt(backbone, gradient_checkpointing, attention)
+    prepare_backbone(backbone, gradient_checkpointing, attention)
     encoder = Encoder(backbone, tokenize, pooling, prompts=prompts)
     encoder.dense = dense and Dense(encoder.hidden_size, dense)
     return encoder.train()
@@ -190,7 +190,7 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForT
     return AutoModelForTextEncoding if config.model_type in _WITH_DECODER else AutoModel
 
 
-def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
+def prepare_backbone(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
     """Drop the pooler, whose weights no loss would reach, take packed attention where it fits, and the fast dropout.
 
     Raises:
@@ -200,16 +200,16 @@ def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: st
     for module in backbone.modules():
         if hasattr(module, "chunk_size_feed_forward"):  # it saves memory, but takes some lengths only
             module.chunk_size_feed_forward = 0
-    known = fits(backbone.config)
-    if attention == PACKED and not known:
+    can_pack = fits(backbone.config)
+    if attention == PACKED and not can_pack:
         raise InputError(
             f"attention=packed is for {', '.join(MODEL_TYPES)} whose tokens all see the whole text, "
             f"not {backbone.config.model_type} as it is configured: leave it null"
         )
-    if attention == PACKED or (attention is None and known):
+    if attention == PACKED or (attention is None and can_pack):
         backbone.set_attn_implementation(PACKED)
     use_fast_dropout(backbone)
-    if not known:
+    if not can_pack:
         if getattr(backbone.config, "use_cache", False):
             backbone.config.use_cache = False  # of keys and values, for a decoder's next token
         _try(backbone)

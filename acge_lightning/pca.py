@@ -40,7 +40,7 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
         name = type(encoder.dense.activation).__name__
         raise InputError(f"the encoder's head ends in {name}: components can be folded into a linear head only")
     mean, components = _components(encoder, texts)
-    made = copy.deepcopy(encoder)
+    rotated = copy.deepcopy(encoder)
     weight, bias = torch.eye(encoder.dim, dtype=torch.double), torch.zeros(encoder.dim, dtype=torch.double)
     if encoder.dense is not None:
         linear = encoder.dense.linear
@@ -50,22 +50,22 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     with torch.no_grad():
         head.linear.weight.copy_(components @ weight)
         head.linear.bias.copy_(components @ (bias - mean))
-    made.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
-    made.matryoshka_dims = ()
-    return made
+    rotated.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
+    rotated.matryoshka_dims = ()
+    return rotated
 
 
-def evenly(texts: Iterable[str], count: int) -> list[str]:
+def sample_texts(texts: Iterable[str], count: int) -> list[str]:
     """At most so many distinct texts, evenly drawn in their order.
 
     They are gone through twice, and 8 bytes of each are kept; of a generator, all texts are (`vocabulary.Texts` avoids it).
 
-    >>> evenly("abcabdef", 3)
+    >>> sample_texts("abcabdef", 3)
     ['a', 'c', 'e']
     """
     texts = repeatable(texts)
-    first = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
-    return texts_at(texts, np.sort(first)[:: max(1, -(-len(first) // count))].tolist())
+    rows = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
+    return texts_at(texts, np.sort(rows)[:: max(1, -(-len(rows) // count))].tolist())
 
 
 def _hash(text: str) -> int:

@@ -15,7 +15,7 @@ from acge_lightning.claims import read_json, read_settings, reading, setting
 from acge_lightning.encoder import Dense, Encoder, Pooling
 from acge_lightning.errors import InputError
 from acge_lightning.folder import read_dense, read_modules, read_pooling, read_static, read_transformer
-from acge_lightning.fresh import adapt
+from acge_lightning.fresh import prepare_backbone
 from acge_lightning.swap import read_steady, recover
 
 _LOG = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _read(
         backbone, tokenize = read_static(modules["StaticEmbedding"], max_length)
     else:
         backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention)
-        adapt(backbone, gradient_checkpointing, attention)
+        prepare_backbone(backbone, gradient_checkpointing, attention)
     if pooling is None:
         pooling = read_pooling(modules["Pooling"]) if "Pooling" in modules else "mean"
     encoder = Encoder(backbone, tokenize, pooling, prompts=_prompts(folder) if prompts is None else prompts)

@@ -32,7 +32,7 @@ from acge_lightning.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.files import lock, unwritten
 from acge_lightning.module import Task
-from acge_lightning.pca import evenly, rotate_to_components
+from acge_lightning.pca import rotate_to_components, sample_texts
 from acge_lightning.report import Scores, check_result, coverage_table, score_table, searches, write_result
 from acge_lightning.resume import Resume, checkpoint_to_resume, put_aside
 from acge_lightning.runs import read_runs
@@ -81,7 +81,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     texts = Texts(mixture.train_texts)
     encoder = make_encoder(cfg, texts)
     if config["components"]:
-        encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
+        encoder = rotate_to_components(encoder, sample_texts(texts, config["components"]))
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
     if trainer.world_size > 1:

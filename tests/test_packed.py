@@ -13,7 +13,7 @@ from acge_lightning.batch import Tokens
 from acge_lightning.dropout import Dropout
 from acge_lightning.encoder import Encoder, Tokenize, pool
 from acge_lightning.errors import InputError
-from acge_lightning.fresh import adapt, transformer
+from acge_lightning.fresh import prepare_backbone, transformer
 from acge_lightning.packed import MODEL_TYPES, PACKED, Segments, compile_backbone, packed_states, pool_packed
 from acge_lightning.vocabulary import train_vocabulary
 
@@ -27,7 +27,7 @@ def backbone(model_type, **more):
     model = AutoModel.from_config(config).double()
     for parameter in model.parameters():  # biases and norms too, or a mistake in them would not show
         torch.nn.init.normal_(parameter, std=0.3)
-    adapt(model, False, PACKED)
+    prepare_backbone(model, False, PACKED)
     return model
 
 
@@ -239,10 +239,10 @@ def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(
 def test_a_model_that_is_not_known_is_padded():
     sizes = {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
     model = AutoModel.from_config(AutoConfig.for_model("distilbert", **sizes))
-    adapt(model, False, None)
+    prepare_backbone(model, False, None)
     assert not packed.is_packed(model)
     with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert as it is configured: leave it null"):
-        adapt(model, False, PACKED)
+        prepare_backbone(model, False, PACKED)
 
 
 def test_attention_of_choice_is_kept():

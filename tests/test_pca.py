@@ -11,7 +11,7 @@ from torch import nn
 from acge_lightning.encoder import Dense
 from acge_lightning.errors import InputError
 from acge_lightning.export import export
-from acge_lightning.pca import evenly, rotate_to_components
+from acge_lightning.pca import rotate_to_components, sample_texts
 from acge_lightning.pretrained import load
 from acge_lightning.vocabulary import Texts
 
@@ -57,7 +57,7 @@ def test_texts_are_drawn_evenly_from_the_distinct_ones(count):
     distinct = list(dict.fromkeys(texts))
     expected = distinct[:: max(1, math.ceil(len(distinct) / count))]
     for given in (texts, Texts(lambda: iter(texts)), iter(texts)):
-        assert evenly(given, count) == expected
+        assert sample_texts(given, count) == expected
 
 
 def test_distances_at_full_size_stay(encoder):

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from acge_lightning.errors import InputError
-from acge_lightning.pca import evenly
+from acge_lightning.pca import sample_texts
 from acge_lightning.vocabulary import Texts, _sample, train_vocabulary
 
 WORDS = [
@@ -112,7 +112,7 @@ def test_the_sample_is_the_same_however_texts_are_given(limits):
         assert _sample(given, *limits) == expected
 
 
-@pytest.mark.parametrize("draw", [lambda texts: _sample(texts, 10, 10**9), lambda texts: evenly(texts, 10)])
+@pytest.mark.parametrize("draw", [lambda texts: _sample(texts, 10, 10**9), lambda texts: sample_texts(texts, 10)])
 def test_only_the_sample_is_kept(draw):
     texts = Texts(lambda: (f"{i} " + "字" * 1000 for i in range(10_000)))  # 20 MB
     tracemalloc.start()
