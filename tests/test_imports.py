@@ -23,7 +23,7 @@ ROOMS = {
     "losses": "",
     "data": "encoder losses metrics",
     "embed": "encoder data",
-    "search": "encoder data",
+    "search": "encoder data metrics",
     "classify": "",
     "zoo": "encoder",
     "export": "encoder zoo",

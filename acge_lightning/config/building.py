@@ -17,6 +17,7 @@ from acge_lightning.config.targets import check_keys, check_refused, check_types
 from acge_lightning.errors import InputError
 
 _FLAGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+_CONVERT = ("all", "partial", "object")  # which all give plain dicts and lists of what a YAML may hold
 Build = Callable[[], Any]
 
 
@@ -32,8 +33,9 @@ def plain(cfg: Any) -> dict[str, Any]:
 def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     """The object that a config node describes; None for None.
 
-    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. `_convert_` is always `all`: objects
-    receive plain dicts and lists.
+    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. Objects always receive plain dicts and
+    lists: `_convert_` is not needed, may be `all`, `partial` or `object` in what is pasted from elsewhere, and is refused as
+    `none`.
 
     Args:
         node: a config, dict or list. Interpolations of a config are resolved; texts of a dict or list stay as they are.
@@ -131,6 +133,9 @@ def _prepare_call(node: dict[Any, Any], where: str, trusted: tuple[str, ...], ex
     target = resolve_target(name, join(where, "_target_"), trusted)
     if not (isinstance(later, bool) and isinstance(recursive, bool) and isinstance(args, list)):
         raise InputError(f"conf key {where or name}: _partial_ and _recursive_ are true or false, _args_ is a list")
+    if node.get("_convert_", "all") not in _CONVERT:
+        given = f"{join(where, '_convert_')}={node['_convert_']!r}"
+        raise InputError(f"conf key {given} is refused: objects receive plain dicts and lists, leave it out")
     given = {key: value for key, value in node.items() if key not in _FLAGS and key not in extra}
     if not under(target.__module__, trusted):
         check_refused(target, name, where, len(args), given)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from acge_lightning.evaluation.longtail_results import add, check
 from acge_lightning.evaluation.perturb import KINDS, perturb
 from acge_lightning.evaluation.scoring import Model
 from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
+from acge_lightning.terminal import track
 
 _PART = 1024  # texts whose cosines with all classes are in memory
 PARTS = ("all", "head", "tail")
@@ -201,7 +202,7 @@ def longtail(
     pca: str | None = None,
     out: str | Path | None = None,
     cache_dir: str | Path = CACHE,
-    show: Callable[[Iterator[Any], int, str], Iterator[Any]] = lambda jobs, total, name: jobs,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Scores all encoders by the protocol; a data set that fails has its reason in a row, and the others go on.
 
@@ -213,7 +214,7 @@ def longtail(
         pca: name of a model whose principal components are scored too.
         out: JSON file, to which is added after each data set: what it holds of other encoders and data sets stays.
         cache_dir: of checked rows and embeddings.
-        show: is given the jobs of a data set, their number and its name; may show progress.
+        progress: show a progress bar for each data set.
 
     Returns:
         What the file holds of these: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the mean accuracy
@@ -239,7 +240,7 @@ def longtail(
         try:
             texts = Texts.of(dataset, cache_dir)
             sides = _sides(models, texts, protocol, dims, pca, cache_dir)
-            rows = list(_rows(sides, dataset, texts, protocol, show))
+            rows = list(_rows(sides, dataset, texts, protocol, progress))
         except (InputError, OSError) as error:
             rows = [_place(dataset) | {"encoder": name, "value": None, "error": str(error)} for name in names]
         result["rows"] += rows
@@ -273,7 +274,7 @@ def _sides(
 # ---- scores
 
 
-def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Protocol, show: Callable) -> Iterator[Row]:
+def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Protocol, progress: bool) -> Iterator[Row]:
     """A row for each encoder, dim, number of shots and perturbation."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
@@ -296,16 +297,17 @@ def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Prot
         running = Parallel(n_jobs=os.cpu_count() or 1, prefer="threads", return_as="generator")(
             delayed(score)(side, dim, seed, *drawn[shots, seed]) for side, dim, shots, seed in jobs
         )
-        found = iter(show(running, len(jobs), dataset.name))
+        if progress:
+            running = track(running, dataset.name, "fits", len(jobs))
         for side, dim, shots in keys:
-            seeds = [next(found) for _ in range(protocol.seeds)]
+            seeds = [next(running) for _ in range(protocol.seeds)]
             for kind in protocol.perturbations:
                 each = {part: [seed[kind][part] for seed in seeds] for part in (*PARTS, "mean_dim")}
                 names = {"encoder": side.name, "hash": side.hash, "mark": fingerprint}
                 names |= {"dim": dim, "shots": shots, "perturbation": kind}
                 seconds = sum(seed["seconds"] for seed in seeds)
                 yield _place(dataset) | names | _summary(each) | {"n": len(texts.tested), "seconds": round(seconds, 3)}
-        next(found, None)  # lets what shows progress come to its end
+        next(running, None)  # lets the bar come to its end
 
 
 def _score(

@@ -14,6 +14,7 @@ from acge_lightning.evaluation.results import Row, means
 from acge_lightning.report.runs import Curve, Run, evaluations
 from acge_lightning.report.style import (
     COLOURS,
+    GREY,
     INK,
     SIZE,
     STYLE,
@@ -295,9 +296,9 @@ def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
 def _intervals(encoder: str, against: str, rows: Sequence[Row]) -> Figure:
     axes = new_axes(f"{encoder} − {against}", "difference", height=0.9 + 0.2 * len(rows))
     for place, row in enumerate(rows):
-        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else "#888888"
+        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else GREY
         axes.plot([row["low"], row["high"]], [place, place], color=colour)
-        axes.plot([row["difference"]], [place], "o" if colour == "#888888" else "D", color=colour, markersize=5)
+        axes.plot([row["difference"]], [place], "o" if colour == GREY else "D", color=colour, markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [short(told_dataset(row), 30) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -321,7 +322,7 @@ def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figur
     others = {label for label in counts if label not in styles}
     if others:
         name = f"{len(others)} others"
-        styles = {name: {"color": "#888888", "linestyle": "none", "marker": "."}} | styles  # below the rest
+        styles = {name: {"color": GREY, "linestyle": "none", "marker": "."}} | styles  # below the rest
         points = [(x, y, name if label in others else label) for x, y, label in points]
     axes = new_axes(title, height=SIZE[1] + 0.1 * len(styles))
     for label, style in styles.items():

@@ -11,6 +11,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.report.runs import Run, read_runs
 from acge_lightning.report.sections import sections
+from acge_lightning.report.style import INK
 from acge_lightning.terminal import visible
 
 try:
@@ -49,7 +50,7 @@ def page(runs: Sequence[Run]) -> str:
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, finalize=_visible, **how)
-    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts)
+    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts, ink=INK)
 
 
 def _visible(value: Any) -> Any:

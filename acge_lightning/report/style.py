@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 _LOG = logging.getLogger(__name__)
 _SOFTWARE = "acge_lightning"  # in each picture, which says by it that it may be replaced
 INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
+GREY = "#888888"  # of what is neither good nor bad, and of the rest
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -51,7 +52,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#88888855",
+    "grid.color": f"{GREY}55",
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from acge_lightning.evaluation.results import means
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
-from acge_lightning.terminal import one_line, show
+from acge_lightning.terminal import ProgressBar
 
 if TYPE_CHECKING:
     from acge_lightning.data.mixture import MixtureDataModule
@@ -53,18 +54,26 @@ def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
     return table
 
 
-def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
-    """Prints a line for each row of an evaluation: its place among `total` pairs of model and data set, and its score."""
-    seen: dict[tuple[str, str, str], None] = {}
+@contextmanager
+def evaluation_progress(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Shows how many of `total` pairs of model and data set are scored, and a line with each score.
 
-    def line(row: Mapping[str, Any]) -> None:
-        seen[row["encoder"], row["family"], row["dataset"]] = None
-        value = row["error"] or f"{row['value']:.4f}"
-        dim = "" if row["dim"] is None else f" at {row['dim']} dims"
-        text = f"[{len(seen)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
-        show(one_line(text), stderr=True)
+    Yields:
+        What takes a row of an evaluation, as `evaluate` does with `show`.
+    """
+    scored: set[tuple[str, str, str]] = set()
+    with ProgressBar("evaluate", "scored", total) as bar:
 
-    return line
+        def add(row: Mapping[str, Any]) -> None:
+            pair = (row["encoder"], row["family"], row["dataset"])
+            bar.advance(pair not in scored)
+            scored.add(pair)
+            value = row["error"] or f"{row['value']:.4f}"
+            dim = "" if row["dim"] is None else f" at {row['dim']} dims"
+            dataset = f"{row['family']}/{row['dataset']}"
+            bar.print_line(f"[{len(scored)}/{total}] {row['encoder']} on {dataset}{dim}: {row['metric']} {value}")
+
+        yield add
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:

@@ -482,7 +482,7 @@ def test_partials_take_the_rest_later_and_pickle():
     assert instantiate(schedule)(optimizer).step_size == 2
 
 
-@pytest.mark.parametrize("convert", ["all", "none", None])
+@pytest.mark.parametrize("convert", ["all", "partial", "object", None])
 @pytest.mark.parametrize("as_config", [True, False])
 def test_objects_receive_plain_containers_and_extras_as_they_are(tmp_path, monkeypatch, convert, as_config):
     package(tmp_path, "keeper_q", "def keep(**given):\n    return given\n")
@@ -497,6 +497,12 @@ def test_objects_receive_plain_containers_and_extras_as_they_are(tmp_path, monke
     assert made["settings"] is settings
     assert {type(made["a"]), type(made["d"])} == {dict}
     assert {type(made["a"]["b"]), type(made["d"]["e"])} == {list}
+
+
+@pytest.mark.parametrize("convert", ["none", None, True, ["all"]])
+def test_a_conversion_that_is_not_done_is_refused(convert):
+    with pytest.raises(InputError, match=r"conf key loss\._convert_=.* is refused: objects receive plain dicts and lists"):
+        instantiate(OmegaConf.create({"loss": {"_target_": LOSS, "_convert_": convert}}).loss)
 
 
 def test_without_recursion_the_inner_node_stays_a_dict(tmp_path, monkeypatch):
