@@ -244,6 +244,20 @@ def test_hostile_target_is_refused(target, calls):
     assert calls == []
 
 
+@pytest.mark.parametrize("home", ["acge_lightning.commands.jobs", "acge_lightning.config.overrides"])
+def test_commands_and_config_are_barred_whatever_they_define(home, calls, monkeypatch):
+    """A class of the kind that configs may name elsewhere, defined there, under its own name and as another file's import."""
+    barred = type("Barred", (torch.nn.Module,), {"__module__": home})
+    allowed = type("Allowed", (torch.nn.Module,), {"__module__": "acge_lightning.losses.contrastive"})
+    monkeypatch.setattr(f"{home}.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Allowed", allowed, raising=False)
+    for place in (home, "acge_lightning.losses.contrastive"):
+        refuse({"_target_": f"{place}.Barred"}, "configs need no such thing")
+    assert calls == []
+    assert isinstance(instantiate({"_target_": "acge_lightning.losses.contrastive.Allowed"}), allowed)
+
+
 @pytest.mark.parametrize("target", NO_NAMES)
 def test_a_text_that_is_no_public_name_is_refused(target, calls):
     refuse({"_target_": target, "_args_": [SHELL]}, r"^_target_='.*' is refused: write package\.module\.Class")
