@@ -178,7 +178,7 @@ def test_no_file_is_without_a_case():
 
 @pytest.mark.parametrize("file", [f for f, extra in CASES.items() if f.startswith("experiment/") and extra is not None])
 def test_an_experiment_trains(file, tmp_path, data, small_encoder, cache):
-    cfg, mean = run([*selecting(file), *CASES[file]], tmp_path, data, small_encoder, cache)
+    _, mean = run([*selecting(file), *CASES[file]], tmp_path, data, small_encoder, cache)
     assert 0 <= mean <= 1
     outputs = [p for p in ("export", "backbone") if (tmp_path / p).is_dir()]
     assert len(outputs) == 1
