@@ -14,7 +14,6 @@ import sys
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from rich.progress import track
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -23,7 +22,8 @@ from acge_lightning.config.sources import config_dir
 from acge_lightning.data import MixtureDataModule
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.metrics.task_metrics import EmbeddingMetric
-from acge_lightning.report.tables import score_table, show
+from acge_lightning.report.tables import score_table
+from acge_lightning.terminal import show, track
 
 
 def score(evaluation_set: EvaluationSet, texts: list[str], metric: EmbeddingMetric) -> dict[str, float]:
@@ -54,7 +54,7 @@ def main(overrides: list[str]) -> None:
     prefix = "val" if split == "dev" else split
     scores: dict[str, float] = {}
     families: dict[str, list[float]] = {}
-    for name in track([n for n in mixture.evaluated(split) if tasks[n].evaluation_metric()], "TF-IDF"):
+    for name in track([n for n in mixture.evaluated(split) if tasks[n].evaluation_metric()], "TF-IDF", "tasks"):
         data = tasks[name].data
         texts = list(data.train_texts()) if "train" in data.opened_splits else []
         metric = tasks[name].evaluation_metric()

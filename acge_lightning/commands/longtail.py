@@ -13,7 +13,7 @@ from acge_lightning.evaluation.longtail import Protocol, longtail
 from acge_lightning.evaluation.longtail_results import read
 from acge_lightning.evaluation.scoring import open_models
 from acge_lightning.report.longtail import save_figures, tables
-from acge_lightning.terminal import show, track
+from acge_lightning.terminal import show
 
 
 def run(cfg: DictConfig) -> None:

@@ -30,13 +30,14 @@ from acge_lightning.config.secrets import recorded
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
-from acge_lightning.encoder.pca import evenly, rotate_to_components
+from acge_lightning.encoder.pca import rotate_to_components, sample_texts
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import lock, write_error
 from acge_lightning.files.folder import check_target
 from acge_lightning.report.runs import read_runs
-from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, show, write_result
+from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, write_result
+from acge_lightning.terminal import show
 from acge_lightning.training.checkpoint import SafeCheckpointIO
 from acge_lightning.training.resume import Resume, checkpoint_to_resume, put_aside
 
@@ -80,7 +81,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     texts = Texts(mixture.train_texts)
     encoder = make_encoder(cfg, texts)
     if config["components"]:
-        encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
+        encoder = rotate_to_components(encoder, sample_texts(texts, config["components"]))
     mixture.bind(encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)

@@ -30,7 +30,8 @@ from acge_lightning.evaluation.datasets import FAMILIES, Dataset
 from acge_lightning.evaluation.scoring import Model, evaluate, open_models
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.files.atomic import write_text
-from acge_lightning.report.tables import forgetting_tables, show, write_result
+from acge_lightning.report.tables import forgetting_tables, write_result
+from acge_lightning.terminal import show
 from acge_lightning.training.resume import check_same
 from acge_lightning.zoo.pretrained import load
 

@@ -17,6 +17,7 @@ from acge_lightning.config.targets import check_keys, check_refused, check_types
 from acge_lightning.errors import InputError
 
 _FLAGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+_CONVERT = ("all", "partial", "object")  # which all give plain dicts and lists of what a YAML may hold
 Build = Callable[[], Any]
 
 
@@ -32,8 +33,9 @@ def plain(cfg: Any) -> dict[str, Any]:
 def instantiate(node: Any, *, trusted: Sequence[str] = (), **extra: Any) -> Any:
     """Build the object that a config node describes; None for None.
 
-    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. `_convert_` is always `all`: objects
-    receive plain dicts and lists.
+    `_target_`, `_args_`, `_partial_` and `_recursive_` mean what they mean in Hydra. Objects always receive plain dicts and
+    lists: `_convert_` is not needed, may be `all`, `partial` or `object` in what is pasted from elsewhere, and is refused as
+    `none`.
 
     Args:
         node: a config, dict or list. Interpolations of a config are resolved; texts of a dict or list stay as they are.

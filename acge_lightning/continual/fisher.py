@@ -30,18 +30,18 @@ from acge_lightning.data.batch import TextBatch
 from acge_lightning.data.collate import Collate
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.data.task import Task
-from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.encoder import Encoder, evaluation_mode
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, lock, whole
 from acge_lightning.losses.matryoshka import Matryoshka, check_dims
+from acge_lightning.terminal import ProgressBar
 
 _LOG = logging.getLogger(__name__)
 _SAVED = 1  # version of the files of kept sums
 _SAVE_EVERY = 30.0  # seconds
 _NORMALISATION = "each task's mean over the entries of rows that are not all 0 is 1; then the tasks' weighted mean, likewise"
-Advance = Callable[[int], None]
 
 
 def fisher(
@@ -94,13 +94,14 @@ def fisher(
     meta = {"encoder": encoder_hash(encoder), "dim": encoder.dim, "dims": list(dims), "estimator": estimator, "seed": seed}
     works = {name: _Work(encoder, name, task, dims, estimator, samples, pool, seed) for name, task in tasks.items()}
     files = {}
-    with _bar(sum(-(-work.samples // world) for work in works.values()), progress and rank == 0) as advance:
+    total = sum(-(-work.samples // world) for work in works.values())
+    with ProgressBar("fisher", "samples", total, shown=progress and rank == 0) as bar:
         for name, work in works.items():
             settings = [work.describe(), meta, batch_tokens, rank, world, _SAVED]
             key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             file = None if state is None else Path(state) / f"{name}.{rank}.safetensors"
             files[name] = _Sums(file, key, encoder, len(range(rank, work.samples, world)))
-            _add_up(encoder, work, files[name], batch_tokens, advance, rank, world)
+            _add_up(encoder, work, files[name], batch_tokens, bar, rank, world)
     found, means = _combined(works, files)
     theta = {
         name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
@@ -215,12 +216,12 @@ class _Work:
 
 
 def _add_up(
-    encoder: Encoder, work: _Work, sums: _Sums, batch_tokens: int | None, advance: Advance, rank: int, world: int
+    encoder: Encoder, work: _Work, sums: _Sums, batch_tokens: int | None, bar: ProgressBar, rank: int, world: int
 ) -> None:
     """Add this process's share of a task's samples, from where its file ends."""
     mine = torch.arange(rank, work.samples, world)
     if sums.done >= len(mine):
-        advance(len(mine))
+        bar.advance(len(mine))
         return
     batch, loss, draws = work.begin()
     columns = [column.select(mine) for column in batch.columns[: loss.columns]]
@@ -234,7 +235,7 @@ def _add_up(
                 rows = mine[chunk].to(encoder.device)
                 found.add([column.select(chunk) for column in columns], _losses(loss, batch, rows, draws))
                 sums.keep(done, last=done == len(mine))
-            advance(len(chunk))
+            bar.advance(len(chunk))
 
 
 def _losses(loss: FrozenLoss, batch: TextBatch, rows: Tensor, draws: Tensor) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
@@ -343,16 +344,13 @@ def mean_of_rows(values: Mapping[str, Tensor]) -> float:
     return sum(float(table.double().sum()) for table in tables) / max(1, count)
 
 
-# ---- the encoder, the processes, the bar
+# ---- the encoder, the processes
 
 
 @torch.no_grad()
 def _encoded(encoder: Encoder, columns: Sequence[Tokens]) -> tuple[Tensor, ...]:
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    vectors = encoder(Tokens.cat(columns))
-    for module, mode in modes:
-        module.training = mode
+    with evaluation_mode(encoder):
+        vectors = encoder(Tokens.cat(columns))
     return vectors.split([len(column) for column in columns])
 
 
@@ -381,15 +379,3 @@ def processes(device: str | None) -> Iterator[str | None]:
         yield f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else device
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Advance]:
-    if not shown:
-        yield lambda count: None
-        return
-    from acge_lightning.terminal import bar
-
-    with bar("samples") as progress:
-        job = progress.add_task("fisher", total=total)
-        yield lambda count: progress.advance(job, count)

@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from acge_lightning.encoder.dropout import use_fast_layers
-from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
+from acge_lightning.encoder.dropout import use_fast_dropout
+from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize, evaluation_mode
 from acge_lightning.encoder.model_settings import check_steps, check_tokenizer, one_line, reading
 from acge_lightning.encoder.packed_attention import MODEL_TYPES, PACKED, fits
 from acge_lightning.encoder.vocabulary import SPECIAL
@@ -110,7 +110,7 @@ def transformer(
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"config or attention={attention!r} does not describe a model: {error}") from error
     tokenize = Tokenize(tokenizer, check_max_length(backbone, max_length))
-    adapt(backbone, gradient_checkpointing, attention)
+    prepare_backbone(backbone, gradient_checkpointing, attention)
     encoder = Encoder(backbone, tokenize, pooling, prompts=prompts)
     encoder.dense = dense and Dense(encoder.hidden_size, dense)
     return encoder.train()
@@ -190,8 +190,8 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForT
     return AutoModelForTextEncoding if config.model_type in _WITH_DECODER else AutoModel
 
 
-def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
-    """Drop the pooler, whose weights no loss would reach, take packed attention and the fast layers where they fit.
+def prepare_backbone(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: str | None) -> None:
+    """Drop the pooler, whose weights no loss would reach, take packed attention where it fits, and the fast dropout.
 
     Raises:
         InputError: packed attention for a model that it does not fit, or a model that gives no vectors for tokens alone.
@@ -200,16 +200,16 @@ def adapt(backbone: PreTrainedModel, gradient_checkpointing: bool, attention: st
     for module in backbone.modules():
         if hasattr(module, "chunk_size_feed_forward"):  # it saves memory, but takes some lengths only
             module.chunk_size_feed_forward = 0
-    known = fits(backbone.config)
-    if attention == PACKED and not known:
+    can_pack = fits(backbone.config)
+    if attention == PACKED and not can_pack:
         raise InputError(
             f"attention=packed is for {', '.join(MODEL_TYPES)} whose tokens all see the whole text, "
             f"not {backbone.config.model_type} as it is configured: leave it null"
         )
-    if attention == PACKED or (attention is None and known):
+    if attention == PACKED or (attention is None and can_pack):
         backbone.set_attn_implementation(PACKED)
-    use_fast_layers(backbone)
-    if not known:
+    use_fast_dropout(backbone)
+    if not can_pack:
         if getattr(backbone.config, "use_cache", False):
             backbone.config.use_cache = False  # of keys and values, for a decoder's next token
         _try(backbone)
@@ -229,16 +229,14 @@ def _drop_pooler(backbone: PreTrainedModel) -> None:
 
 def _try(backbone: PreTrainedModel) -> None:
     """An error if the model does not give a vector of `hidden_size` for each token of a text."""
-    training, kind = backbone.training, backbone.config.model_type
+    kind = backbone.config.model_type
     ids = torch.ones(1, 3, dtype=torch.long, device=backbone.device)
     try:
-        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            states = backbone.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]), evaluation_mode(backbone):
+            states = backbone(input_ids=ids, attention_mask=ids).last_hidden_state
     except Exception as error:  # whatever the architecture misses
         reason = one_line(error)
         raise InputError(f"{kind} models are not supported: one cannot be run on token ids alone ({reason})") from error
-    finally:
-        backbone.train(training)
     expected = (1, 3, getattr(backbone.config, "hidden_size", None))
     if tuple(states.shape) != expected:
         raise InputError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from acge_lightning.encoder.dropout import packed_weights, use_packed_weights
 from acge_lightning.encoder.packed_attention import is_packed, packed_states, pool_packed
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.encoder.truncation import Words, cut
@@ -61,26 +61,32 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return normalize(a, dim=-1) @ normalize(b, dim=-1).T
 
 
-def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: nn.Module, rows: int) -> list[Tensor]:
-    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more.
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode (no dropout) for a while; each of its modules is then back in the mode it was in.
 
-    Args:
-        job: encodes an item by `model`.
-        items: rows of texts.
-        model: whose weights are put in order once, for all items.
-        rows: tokens an item.
+    Gradients are left alone: `torch.no_grad` is for those.
     """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> list[Tensor]:
+    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more."""
     with _STARTING:
         cores = torch.get_num_threads()
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
         return [job(item) for item in items]
-    weights = packed_weights(model, rows)
     started = threading.Barrier(cores + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # torch gives a thread its number when first asked, and would undo the next line later
         torch.set_num_threads(1)  # of this thread, and of all that meet torch from now on
-        use_packed_weights(weights)
         started.wait()
 
     with ThreadPoolExecutor(cores, initializer=begin) as pool:
@@ -160,9 +166,9 @@ class Tokenize:
                 self._words = Words.of(self.tokenizer)
             return self._words
 
-        def tokens(part: str) -> tuple[int, int]:
-            found = self._encoded([part], return_offsets_mapping=True)
-            return len(found["input_ids"][0]), max((end for _, end in found["offset_mapping"][0]), default=0)
+        def tokens(prefix: str) -> tuple[int, int]:
+            encoding = self._encoded([prefix], return_offsets_mapping=True)
+            return len(encoding["input_ids"][0]), max((end for _, end in encoding["offset_mapping"][0]), default=0)
 
         return cut(text, self.max_length, words, tokens)
 
@@ -286,21 +292,21 @@ class Encoder(nn.Module):
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
         batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
-        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
-        order = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if alone else 1))
+        on_cores = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
+        chunks = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if on_cores else 1))
 
         def encoded(rows: Tensor) -> Tensor:
             if packed:
                 return step(self._encode_packed, tokens.select(rows))
             return step(self._encode_padded, tokens.padded(rows, self.tokenize.pad_id))
 
-        def step(part: Callable[[Any], Tensor], chunk: Any) -> Tensor:
+        def step(encode_chunk: Callable[[Any], Tensor], chunk: Any) -> Tensor:
             if recompute and torch.is_grad_enabled():
-                return checkpoint(part, chunk, use_reentrant=False)
-            return part(chunk)
+                return checkpoint(encode_chunk, chunk, use_reentrant=False)
+            return encode_chunk(chunk)
 
-        parts = _on_cores(encoded, order, self.backbone, batch_tokens) if alone else map(encoded, order)
-        return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
+        vectors = _on_cores(encoded, chunks) if on_cores else map(encoded, chunks)
+        return torch.cat(list(vectors))[torch.cat(chunks).argsort().to(tokens.ids.device)]
 
     def _encode_packed(self, tokens: Tokens) -> Tensor:
         hidden = packed_states(self.backbone, tokens.ids, tokens.lengths)
@@ -351,17 +357,12 @@ class Encoder(nn.Module):
         if progress:
             from acge_lightning.terminal import track
 
-            blocks = track(blocks, "encode", len(blocks))
-        training = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+            blocks = track(blocks, "encode", "texts", len(texts), size=len)
+        with evaluation_mode(self):
             for block in blocks:
                 tokens, which = self.tokenize([texts[i] for i in block]).distinct()
                 vectors = self(tokens.to(self.device), batch_tokens)[:, :dim].float()
                 result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()[which]
-        finally:
-            for module, mode in training:
-                module.training = mode
         return result
 
     similarity = staticmethod(similarity)

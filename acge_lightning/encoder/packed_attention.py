@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from acge_lightning.encoder.dropout import Repeated, dropout
+from acge_lightning.encoder.dropout import dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -55,7 +55,7 @@ class _Group:
     tokens: slice
     texts: int
     width: int
-    places: Tensor | None  # Int64[tokens]: where each stands among texts x width; None if nothing is padded
+    slots: Tensor | None  # Int64[tokens]: the slot of each among texts x width; None if nothing is padded
     real: Tensor | None  # Bool[texts, 1, 1, width]
 
 
@@ -75,7 +75,7 @@ class Segments:
 
     def _groups(self) -> Iterator[_Group]:
         lengths, counts = (x.tolist() for x in self.lengths.unique_consecutive(return_counts=True))
-        first = begin = run = 0
+        first_text = first_token = run = 0
         while run < len(lengths):
             low = high = lengths[run]
             texts, tokens, alike = counts[run], low * counts[run], _ALIKE if low < _SHORT else 0
@@ -84,13 +84,13 @@ class Segments:
                     break
                 low, high, texts, tokens = min(low, size), max(high, size), texts + count, tokens + size * count
                 run += 1
-            places = real = None
+            slots = real = None
             if low < high:
-                mask = torch.arange(high) < self.lengths[first : first + texts, None]
-                places = mask.flatten().nonzero().flatten().to(self.device)
+                mask = torch.arange(high) < self.lengths[first_text : first_text + texts, None]
+                slots = mask.flatten().nonzero().flatten().to(self.device)
                 real = mask[:, None, None].to(self.device)
-            yield _Group(slice(begin, begin + tokens), texts, high, places, real)
-            first, begin, run = first + texts, begin + tokens, run + 1
+            yield _Group(slice(first_token, first_token + tokens), texts, high, slots, real)
+            first_text, first_token, run = first_text + texts, first_token + tokens, run + 1
 
     def positions(self) -> Tensor:
         """Int64[tokens]: the position of each token within its text, from 0."""
@@ -110,19 +110,7 @@ def packed_states(backbone: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     segments = Segments(lengths, ids.device)
     padding = getattr(getattr(backbone.embeddings, "position_embeddings", None), "padding_idx", None)
     positions = segments.positions() if padding is None else segments.positions_after(ids, padding)
-    if torch.is_grad_enabled() or backbone.training or ids.device.type != "cpu":
-        return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
-    return backbone.encoder(_first_states(backbone, ids[None], positions[None]), segments=segments).last_hidden_state[0]
-
-
-def _first_states(backbone: nn.Module, ids: Tensor, positions: Tensor) -> Repeated:
-    """What a backbone's first layer takes; each token is embedded once for a position, where most occur in several texts."""
-    width = int(positions.max()) + 1
-    distinct, which = (ids * width + positions).unique(return_inverse=True)
-    states = backbone.embeddings(input_ids=distinct[None] // width, position_ids=distinct[None] % width)
-    if hasattr(backbone, "embeddings_project"):  # ELECTRA's
-        states = backbone.embeddings_project(states)
-    return Repeated.of(states[0], which)
+    return backbone(input_ids=ids[None], position_ids=positions[None], segments=segments).last_hidden_state[0]
 
 
 def packed_attention(
@@ -184,17 +172,17 @@ def _attend(group: _Group, query: Tensor, key: Tensor, value: Tensor, p: float, 
     else:
         result = scaled_dot_product_attention(query, key, value, attn_mask=group.real, dropout_p=p, scale=scaling)
     result = result.transpose(1, 2).flatten(0, 1)
-    if group.places is None:
+    if group.slots is None:
         return result
-    return embedding(group.places, result.flatten(1)).view(-1, *result.shape[1:])  # whose backward is faster than indexing's
+    return embedding(group.slots, result.flatten(1)).view(-1, *result.shape[1:])  # whose backward is faster than indexing's
 
 
 def _padded(tokens: Tensor, group: _Group) -> Tensor:
     """Float[tokens of the group, heads, d] -> Float[texts, width, heads, d]."""
     shape = (group.texts, group.width, *tokens.shape[1:])
-    if group.places is None:
+    if group.slots is None:
         return tokens.reshape(shape)
-    return tokens.new_zeros(group.texts * group.width, *tokens.shape[1:]).index_copy_(0, group.places, tokens).view(shape)
+    return tokens.new_zeros(group.texts * group.width, *tokens.shape[1:]).index_copy_(0, group.slots, tokens).view(shape)
 
 
 def pool_packed(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:

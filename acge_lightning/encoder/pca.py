@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from acge_lightning.encoder.encoder import Dense, Encoder
+from acge_lightning.encoder.encoder import Dense, Encoder, evaluation_mode
 from acge_lightning.encoder.vocabulary import repeatable, texts_at
 from acge_lightning.errors import InputError
 
@@ -40,7 +40,7 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
         name = type(encoder.dense.activation).__name__
         raise InputError(f"the encoder's head ends in {name}: components can be folded into a linear head only")
     mean, components = _components(encoder, texts)
-    made = copy.deepcopy(encoder)
+    rotated = copy.deepcopy(encoder)
     weight, bias = torch.eye(encoder.dim, dtype=torch.double), torch.zeros(encoder.dim, dtype=torch.double)
     if encoder.dense is not None:
         linear = encoder.dense.linear
@@ -50,22 +50,22 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     with torch.no_grad():
         head.linear.weight.copy_(components @ weight)
         head.linear.bias.copy_(components @ (bias - mean))
-    made.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
-    made.matryoshka_dims = ()
-    return made
+    rotated.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
+    rotated.matryoshka_dims = ()
+    return rotated
 
 
-def evenly(texts: Iterable[str], count: int) -> list[str]:
+def sample_texts(texts: Iterable[str], count: int) -> list[str]:
     """At most so many distinct texts, evenly drawn in their order.
 
     They are gone through twice, and 8 bytes of each are kept; of a generator, all texts are (`vocabulary.Texts` avoids it).
 
-    >>> evenly("abcabdef", 3)
+    >>> sample_texts("abcabdef", 3)
     ['a', 'c', 'e']
     """
     texts = repeatable(texts)
-    first = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
-    return texts_at(texts, np.sort(first)[:: max(1, -(-len(first) // count))].tolist())
+    rows = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
+    return texts_at(texts, np.sort(rows)[:: max(1, -(-len(rows) // count))].tolist())
 
 
 def _hash(text: str) -> int:
@@ -75,15 +75,13 @@ def _hash(text: str) -> int:
 @torch.no_grad()
 def _components(encoder: Encoder, texts: Sequence[str], block: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean Float64[D] and components Float64[D, D], strongest first, of the texts' embeddings, block by block."""
-    mode = encoder.training
-    encoder.eval()
     total = torch.zeros(encoder.dim, dtype=torch.double)
     squares = torch.zeros(encoder.dim, encoder.dim, dtype=torch.double)
-    for start in range(0, len(texts), block):
-        vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
-        total += vectors.sum(0)
-        squares += vectors.T @ vectors
-    encoder.train(mode)
+    with evaluation_mode(encoder):
+        for start in range(0, len(texts), block):
+            vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
+            total += vectors.sum(0)
+            squares += vectors.T @ vectors
     mean = total / len(texts)
     covariance = squares / len(texts) - torch.outer(mean, mean)
     return mean, torch.linalg.eigh(covariance).eigenvectors.T.flip(0)

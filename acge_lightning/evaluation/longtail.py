@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from acge_lightning.evaluation.longtail_results import add, check
 from acge_lightning.evaluation.perturb import KINDS, perturb
 from acge_lightning.evaluation.scoring import Model
 from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
+from acge_lightning.terminal import track
 
 _CHUNK = 1024  # texts whose cosines with all classes are in memory at a time
 SUBSETS = ("all", "head", "tail")
@@ -203,7 +204,7 @@ def longtail(
     pca: str | None = None,
     out: str | Path | None = None,
     cache_dir: str | Path = CACHE,
-    show: Callable[[Iterator[Any], int, str], Iterator[Any]] = lambda jobs, total, name: jobs,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score all encoders by the protocol; a data set that fails has its reason in a row, and the others go on.
 

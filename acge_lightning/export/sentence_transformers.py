@@ -69,7 +69,8 @@ def export(
         if encoder.dense is not None:
             modules.append(("Dense", f"{len(modules)}_Dense"))
             _write_dense(encoder.dense, new / modules[-1][1])
-        _write_settings(encoder, new, modules, dict(provenance or {}))
+        _write_settings(encoder, new, modules)
+        _write_provenance(new, provenance)
         if training_rows is not None:
             np.save(new / "training_rows.npy", np.unique(training_rows), allow_pickle=False)
         (new / "README.md").write_text(model_card(encoder, Path(folder).name, dict(provenance or {})), encoding="utf-8")
@@ -77,13 +78,26 @@ def export(
     return Path(folder)
 
 
-def save_backbone(encoder: Encoder, folder: str | Path) -> Path:
-    """The backbone and its tokenizer as a plain transformers folder, without pooling and head."""
+def save_backbone(encoder: Encoder, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write the backbone and its tokenizer as a plain transformers folder, without pooling and head.
+
+    Args:
+        encoder: of which the backbone is taken; it is left as it is.
+        folder: where to write; one that was written here is replaced.
+        provenance: plain data on how it was made, kept as `training.json`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a static encoder, or a folder that holds something else than a model.
+    """
     if isinstance(encoder.backbone, StaticBackbone):
         raise InputError(f"{folder}: a static encoder is no transformers model: use `export`")
     with whole_folder(folder) as new:
         _write_backbone(encoder, new)
         _write_tokenizer(encoder.tokenize, new)
+        _write_provenance(new, provenance)
     return Path(folder)
 
 
@@ -134,14 +148,17 @@ def _write_dense(dense: Dense, folder: Path) -> None:
     save_file({name: _plain(value) for name, value in dense.state_dict().items()}, folder / "model.safetensors")
 
 
-def _write_settings(encoder: Encoder, folder: Path, modules: list[tuple[str, str]], provenance: dict[str, Any]) -> None:
+def _write_settings(encoder: Encoder, folder: Path, modules: list[tuple[str, str]]) -> None:
     entries = [{"idx": i, "name": str(i), "path": path, "type": _TYPE + kind} for i, (kind, path) in enumerate(modules)]
     _write_json(folder / "modules.json", entries)
     settings = {"prompts": encoder.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write_json(folder / "config_sentence_transformers.json", settings)
     ours = {"acge_lightning": acge_lightning.__version__, "matryoshka_dims": list(encoder.matryoshka_dims)}
     _write_json(folder / "acge.json", ours)
-    _write_json(folder / "training.json", provenance)
+
+
+def _write_provenance(folder: Path, provenance: Mapping[str, Any] | None) -> None:
+    _write_json(folder / "training.json", dict(provenance or {}))
 
 
 def _plain(weight: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from acge_lightning.evaluation.results import Row, means
 from acge_lightning.report.runs import Curve, Run, evaluations
 from acge_lightning.report.style import (
     COLOURS,
+    GREY,
     INK,
     SIZE,
     STYLE,

@@ -83,7 +83,7 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     from acge_lightning.report.style import STYLE, matplotlib, save_figure
 
     files = []
-    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": _COLOURS}):
+    with matplotlib.rc_context(STYLE):
         for name, rows in _by_dataset(result["rows"]):
             kinds, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("perturbation", "shots"))
             panels = {f"{name}": [(f"{s} shot{'s' * (s > 1)}", "shots", s, "perturbation", kinds[0]) for s in shots]}
@@ -100,7 +100,10 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    from acge_lightning.report.style import COLOURS, GREY
+
+    encoders = dict.fromkeys(row["encoder"] for row in rows)
+    colours = {encoder: COLOURS[number % len(COLOURS)] for number, encoder in enumerate(encoders)}
     dims = sorted({row["dim"] for row in rows if row["dim"]}, reverse=True)
     ticks = dims[:: 1 if len(dims) < 6 else 2]
     figure = Figure((1 + 2.4 * len(columns), 5.2), layout="constrained")
@@ -122,10 +125,10 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
         if panel_column == 0:
             axes.set_ylabel(f"accuracy, {subset}")
     figure.suptitle(title, x=0.02, ha="left", fontsize=10)
-    handles = [Line2D([], [], color=f"C{number}", marker="o", markersize=4) for number in range(len(encoders))]
-    names = list(encoders)
+    handles = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+    names = list(colours)
     if any(row["dim"] is None for row in rows):
-        handles.append(Line2D([], [], color="#555555", marker="*", markersize=9, linestyle="none"))
+        handles.append(Line2D([], [], color=GREY, marker="*", markersize=9, linestyle="none"))
         names.append("adaptive, at its mean dim")
     figure.legend(handles, names, loc="outside lower left", ncols=len(handles))
     return figure

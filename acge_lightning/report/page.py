@@ -11,6 +11,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.report.runs import Run, read_runs
 from acge_lightning.report.sections import sections
+from acge_lightning.report.style import INK
 from acge_lightning.terminal import visible
 
 try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,16 @@ def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
         text = f"[{len(pairs)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
         show(one_line(text), stderr=True)
 
-    return line
+        def add(row: Mapping[str, Any]) -> None:
+            pair = (row["encoder"], row["family"], row["dataset"])
+            bar.advance(pair not in scored)
+            scored.add(pair)
+            value = row["error"] or f"{row['value']:.4f}"
+            dim = "" if row["dim"] is None else f" at {row['dim']} dims"
+            dataset = f"{row['family']}/{row['dataset']}"
+            bar.print_line(f"[{len(scored)}/{total}] {row['encoder']} on {dataset}{dim}: {row['metric']} {value}")
+
+        yield add
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:

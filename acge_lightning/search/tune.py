@@ -18,6 +18,7 @@ from torch import Tensor
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import write_text
+from acge_lightning.metrics.ranking import ndcg
 from acge_lightning.search.rows import Key, Rows
 from acge_lightning.search.staged import StagedVectors
 from acge_lightning.search.stages import Stage, label
@@ -120,7 +121,7 @@ def choose_stages(
     exact = trials.exact_point(batch)
     points, fastest = [exact], exact
     families = _families(candidates)
-    for family in track(families, "tune", len(families)) if progress else families:
+    for family in track(families, "tune", "kinds of funnels") if progress else families:
         for stages in family:
             points.append(trials.point(stages, measure, batch, exact.seconds))
             if points[-1].seconds > fastest.seconds:
@@ -248,7 +249,7 @@ def median_seconds(job: Any) -> float:
 
 
 def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, float]], k: int) -> float:
-    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0; 0 if none has.
+    """Mean nDCG@k over the queries that have a row of a grade above 0; 0 if none has.
 
     Args:
         hits: ids of each query's hits, the best first.
@@ -258,11 +259,10 @@ def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, f
     >>> round(mean_ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
     0.6309
     """
-    discounts = 1 / np.log2(np.arange(2, k + 2))
     values = []
     for ids, grades in zip(hits, judgements, strict=True):
         ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
         if ideal:
             gains = [max(grades.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
-            values.append(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
+            values.append(float(ndcg(*(torch.tensor(row, dtype=torch.double) for row in (gains, ideal)))))
     return float(np.mean(values)) if values else 0.0

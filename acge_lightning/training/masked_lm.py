@@ -118,15 +118,15 @@ class MaskedLanguageModule(OptimizedModule):
             device = input_ids.device if generator is None else generator.device
             return torch.rand(input_ids.shape, generator=generator, device=device).to(input_ids.device)
 
-        first, second, third = draw(), draw(), draw()
-        open_to_it = (mask == 1) & ~torch.isin(input_ids, self.special)
-        chosen = open_to_it & (first < self.masking)
+        selection, treatment, replacement = draw(), draw(), draw()
+        eligible = (mask == 1) & ~torch.isin(input_ids, self.special)
+        chosen = eligible & (selection < self.masking)
         if not chosen.any():
-            chosen = open_to_it & (first == first.masked_fill(~open_to_it, 2.0).min())
+            chosen = eligible & (selection == selection.masked_fill(~eligible, 2.0).min())
         tokenizer = self.encoder.tokenize.tokenizer
-        random_ids = (third * len(tokenizer)).long()
-        hidden = torch.where(chosen & (second < 0.8), tokenizer.mask_token_id, input_ids)
-        return torch.where(chosen & (second >= 0.9), random_ids, hidden), chosen
+        random_ids = (replacement * len(tokenizer)).long()
+        hidden = torch.where(chosen & (treatment < 0.8), tokenizer.mask_token_id, input_ids)
+        return torch.where(chosen & (treatment >= 0.9), random_ids, hidden), chosen
 
     # ---- Lightning
 
@@ -174,5 +174,8 @@ class MaskedLanguageModule(OptimizedModule):
         self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
-        """The backbone and its tokenizer as a transformers folder, in `folder`/backbone: a start for training, no encoder."""
-        return save_backbone(self.encoder, folder / "backbone")
+        """Write the backbone and its tokenizer as a transformers folder, `folder`/backbone: a start for training, no encoder.
+
+        `provenance`, plain data on how it was made, is its `training.json`.
+        """
+        return save_backbone(self.encoder, folder / "backbone", provenance)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from acge_lightning.encoder.build import adapt
+from acge_lightning.encoder.build import prepare_backbone
 from acge_lightning.encoder.encoder import Dense, Encoder, Pooling
 from acge_lightning.encoder.model_settings import read_json, read_settings, reading, setting
 from acge_lightning.errors import InputError
@@ -103,7 +103,7 @@ def _read(
         backbone, tokenize = read_static(modules["StaticEmbedding"], max_length)
     else:
         backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention)
-        adapt(backbone, gradient_checkpointing, attention)
+        prepare_backbone(backbone, gradient_checkpointing, attention)
     if pooling is None:
         pooling = read_pooling(modules["Pooling"]) if "Pooling" in modules else "mean"
     encoder = Encoder(backbone, tokenize, pooling, prompts=_prompts(folder) if prompts is None else prompts)

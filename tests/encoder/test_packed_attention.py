@@ -9,8 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
 from acge_lightning.encoder import packed_attention as packed
-from acge_lightning.encoder.build import adapt, transformer
-from acge_lightning.encoder.dropout import GELU, Dropout
+from acge_lightning.encoder.build import prepare_backbone, transformer
+from acge_lightning.encoder.dropout import Dropout
 from acge_lightning.encoder.encoder import Encoder, Tokenize, pool
 from acge_lightning.encoder.packed_attention import MODEL_TYPES, PACKED, Segments, compile_backbone, packed_states, pool_packed
 from acge_lightning.encoder.tokens import Tokens
@@ -27,7 +27,7 @@ def backbone(model_type, **more):
     model = AutoModel.from_config(config).double()
     for parameter in model.parameters():  # biases and norms too, or a mistake in them would not show
         torch.nn.init.normal_(parameter, std=0.3)
-    adapt(model, False, PACKED)
+    prepare_backbone(model, False, PACKED)
     return model
 
 
@@ -56,26 +56,6 @@ def test_vectors_and_gradients_are_those_of_padded_texts(model_type, lengths, mo
         assert (mine.grad is None) == (other.grad is None), name
         if mine.grad is not None:
             torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-9, msg=name)
-
-
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_without_gradients_a_token_is_embedded_once_for_a_position(model_type, lengths):
-    model = backbone(model_type, embedding_size=8).eval()  # ELECTRA projects these
-    assert any(type(module) is GELU for module in model.modules())  # which changes what it is given
-    tokens = tokens_of(lengths)
-    tokens.ids.remainder_(7).add_(5)
-    expected, seen = packed_states(model, tokens.ids, tokens.lengths).detach(), []
-    model.embeddings.register_forward_hook(lambda module, args, given, _: seen.append(given), with_kwargs=True)
-    with torch.no_grad():
-        found = packed_states(model, tokens.ids, tokens.lengths)
-    assert type(found) is torch.Tensor
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    (given,) = seen
-    first = 0 if model_type in ("bert", "electra") else 2
-    pairs = zip(given["input_ids"][0].tolist(), (given["position_ids"][0] - first).tolist(), strict=True)
-    places = [i for n in lengths for i in range(n)]
-    assert sorted(pairs) == sorted(set(zip(tokens.ids.tolist(), places, strict=True)))
 
 
 def test_dropout_without_gradients_is_each_tokens_own():
@@ -133,7 +113,7 @@ def test_groups_cover_every_text_once_and_pad_little():
 @pytest.mark.parametrize("many", [1, 2, 7, 8, 20])
 def test_only_lengths_of_few_texts_are_padded_to_one(many):
     lengths = torch.tensor([40] * 2 + [39] * many + [38] * 2 + [37] * 2 + [9] * many)
-    found = [(g.texts, g.width, g.places is None) for g in Segments(lengths, torch.device("cpu")).groups]
+    found = [(g.texts, g.width, g.slots is None) for g in Segments(lengths, torch.device("cpu")).groups]
     if many < packed._FEW:
         assert found == [(6 + many, 40, False), (many, 9, True)]
     else:
@@ -259,10 +239,10 @@ def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(
 def test_a_model_that_is_not_known_is_padded():
     sizes = {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
     model = AutoModel.from_config(AutoConfig.for_model("distilbert", **sizes))
-    adapt(model, False, None)
+    prepare_backbone(model, False, None)
     assert not packed.is_packed(model)
     with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert as it is configured: leave it null"):
-        adapt(model, False, PACKED)
+        prepare_backbone(model, False, PACKED)
 
 
 def test_attention_of_choice_is_kept():
