@@ -61,25 +61,87 @@ class Console(_Console):
 
 def show(*items: Any, stderr: bool = False) -> None:
     """Print tables and lines; None is skipped. Not for rich's own `Text`, which `visible` is not applied to."""
-    console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console = Console(stderr=stderr, width=max(100, console.width))
+    console = _console(stderr)
     for item in items:
         if item is not None:
             console.print(item, soft_wrap=isinstance(item, str))  # a path must not be broken
 
 
-def bar(unit: str = "") -> Progress:
-    """Make a progress bar on the standard error: of a percentage, or of a count of units."""
-    done = (MofNCompleteColumn(), TextColumn(unit)) if unit else (TaskProgressColumn(),)
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), *done, TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True))
+def _console(stderr: bool) -> Console:
+    """Make the console of a stream; one that is no terminal has lines wide enough for a table."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=max(100, console.width))
 
 
-def track(items: Iterable[_T], name: str, total: float | None = None) -> Iterator[_T]:
-    """Yield the items, with a bar that shows how many have been taken."""
-    with bar() as progress:
-        yield from progress.track(items, total, description=one_line(name))
+class ProgressBar:
+    """Shows the progress of long work on the standard error: a bar, counts, the rate and the remaining time.
+
+    On a terminal it moves; elsewhere only its end is shown. Used as a context.
+
+    Args:
+        name: of the work.
+        unit: what is counted.
+        total: the number of units; None if unknown.
+        shown: False for no bar; lines are printed all the same.
+    """
+
+    def __init__(self, name: str, unit: str, total: float | None = None, shown: bool = True):
+        name_column, time_column = (
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        columns = name_column, BarColumn(20), MofNCompleteColumn(), TextColumn(unit), _Rate(), time_column
+        self._progress = Progress(*columns, console=_console(stderr=True), disable=not shown)
+        self._task = self._progress.add_task(one_line(name), total=total)
+
+    def __enter__(self) -> ProgressBar:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop the bar, and leave it on the terminal."""
+        self._progress.stop()
+
+    def advance(self, count: float = 1) -> None:
+        """Count further units as done."""
+        self._progress.advance(self._task, count)
+
+    def rename(self, name: str) -> None:
+        """Change the name that is shown."""
+        self._progress.update(self._task, description=one_line(name))
+
+    def print_line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(one_line(text), soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """Shows units a second, or seconds a unit."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+
+
+def track(
+    items: Iterable[_T], name: str, unit: str, total: float | None = None, size: Callable[[_T], float] = lambda item: 1
+) -> Iterator[_T]:
+    """Yield the items, with a `ProgressBar` that shows how many are done.
+
+    Args:
+        items: what is worked on.
+        name: of the work.
+        unit: what is counted.
+        total: the number of units; by default the length of `items`, if it has one.
+        size: the units of an item.
+    """
+    with ProgressBar(name, unit, total if total is not None else length_hint(items) or None) as progress:
+        for item in items:
+            yield item
+            progress.advance(size(item))
 
 
 class _Record(logging.LogRecord):

@@ -62,7 +62,8 @@ class _Output:
     """A text stream that continues to /dev/null once it cannot be written to."""
 
     def __init__(self, stream: Any):
-        self._stream, self.lost = stream, None
+        self._stream = stream
+        self.lost: int | None = None  # number of the error by which output was lost
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -31,7 +31,7 @@ def set_command(words: list[str]) -> None:
     Args:
         words: those that start the program, such as `acge train`, and its flags.
     """
-    job = HydraConfig.get()
+    job = _hydra_config()
     with read_write(job):
         job.run.dir = quote(job.runtime.output_dir)[1:-1]
     arguments = [restated(text) for text in overrides("hydra") + overrides("task") if not text.startswith("hydra.mode=")]
@@ -40,7 +40,12 @@ def set_command(words: list[str]) -> None:
 
 def overrides(kind: str) -> list[str]:
     """Return the job's overrides of the `task` or of `hydra`, interpolations not resolved."""
-    return OmegaConf.to_container(HydraConfig.get().overrides[kind], resolve=False)
+    return cast(list[str], OmegaConf.to_container(_hydra_config().overrides[kind], resolve=False))
+
+
+def _hydra_config() -> DictConfig:
+    """Return the config of Hydra's own settings."""
+    return cast(DictConfig, HydraConfig.get())  # Hydra types it as the dataclass of its fields
 
 
 def needs_own_process(cfg: DictConfig) -> bool:

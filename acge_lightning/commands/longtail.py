@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> None:
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     settings = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **settings, show=lambda jobs, n, name: track(jobs, name, n))
+    result = longtail(models, datasets, protocol, **settings, progress=True)
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):

@@ -45,14 +45,16 @@ def search(config: Mapping[str, Any]) -> None:
     encoder = load(config["model"], device=config["device"])
     index = _index(config, encoder)
     if config["tune"] is not None:
-        _tune(config, index)
+        _tune(config, index, encoder)
     query = config["query"]
     if query is None:
-        query_count, failure_count = _answer(_typed_queries(), index, config["k"])
+        query_count, failure_count = _answer(_typed_queries(), index, encoder, config["k"])
         if failure_count:
             show(f"{failure_count} of {query_count} queries had no answer", stderr=True)
     else:
-        query_count, failure_count = _answer(map(str, query if isinstance(query, list) else [query]), index, config["k"])
+        query_count, failure_count = _answer(
+            map(str, query if isinstance(query, list) else [query]), index, encoder, config["k"]
+        )
         if failure_count:
             raise InputError(f"{failure_count} of {query_count} queries had no answer: the reasons are above")
 
@@ -60,13 +62,13 @@ def search(config: Mapping[str, Any]) -> None:
 # ---- answers
 
 
-def _answer(queries: Iterable[str], index: FunnelIndex, k: int) -> tuple[int, int]:
+def _answer(queries: Iterable[str], index: FunnelIndex, encoder: Encoder, k: int) -> tuple[int, int]:
     """Show the hits of each query; return how many queries there were, and how many had no answer."""
     query_count = failure_count = 0
     for query in queries:
         query_count += 1
         try:
-            show(*_hits(query, index, k))
+            show(*_hits(query, index, encoder, k))
         except InputError as error:  # the others are answered all the same
             failure_count += 1
             show(one_line(f"{shortened(query, _WIDEST)!r} has no answer: {error}"), stderr=True)
@@ -86,10 +88,10 @@ def _typed_queries() -> Iterator[str]:
             yield line
 
 
-def _hits(query: str, index: FunnelIndex, k: int) -> tuple[Table, str]:
+def _hits(query: str, index: FunnelIndex, encoder: Encoder, k: int) -> tuple[Table, str]:
     """Search; make a table of the hits, and a line about the time that they took."""
     start = time.perf_counter()
-    vector = index.encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
+    vector = encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
     encoding_seconds = time.perf_counter() - start
     hits = index.search(vector, k)
     table = Table(title=shortened(query, _WIDEST), title_justify="left", title_style="bold")
@@ -171,12 +173,12 @@ def _check_apart(queries: Path, files: Iterable[Path]) -> None:
         )
 
 
-def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
+def _tune(config: Mapping[str, Any], index: FunnelIndex, encoder: Encoder) -> None:
     """Tune the index by the queries of files, write and draw the settings that were tried, and save the index."""
     source, folder = Path(config["tune"]).expanduser(), Path(config["out"]).expanduser()
     check_replaceable(folder / "funnel.json", b'"points"', "what acge search has tried")
     ids, queries = zip(*read_texts(source, list_files(source), **_reading(config)), strict=True)
-    vectors = index.encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
+    vectors = encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
     usable = index.has_direction(vectors)
     if not usable.all():
         dropped = [query_id for query_id, is_usable in zip(ids, usable.tolist(), strict=True) if not is_usable]

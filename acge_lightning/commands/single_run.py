@@ -157,7 +157,7 @@ def in_use(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"paths.output_dir={folder} is a file: name a folder")
     with ExitStack() as locks:
-        if not rank_zero_only.rank:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]  # lightning sets it on the function
             locks.enter_context(lock(folder / ".lock", wait=False))
         try:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ from acge_lightning.config.secrets import recorded
 from acge_lightning.continual.fisher import write_anchor
 from acge_lightning.continual.forgetting import measures, old_index_recall, stage_means
 from acge_lightning.continual.strategy import Strategy, averaged, ones, replay_weights
-from acge_lightning.data.dataset import TaskDataset
-from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.dataset import Role, TaskDataset
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation.datasets import FAMILIES, Dataset
+from acge_lightning.evaluation.datasets import FAMILIES, Dataset, labels_of
 from acge_lightning.evaluation.scoring import Model, evaluate, open_models
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.files.atomic import write_text
@@ -114,7 +114,7 @@ class _Sequence:
             )
         folder, first_tasks = self.folder / START, self.stages[0].task
         config = recorded(self.cfg)
-        start_config = {name: config[name] for name in ("seed", "encoder", "paths") if name in config}
+        start_config: dict[str, Any] = {name: config[name] for name in ("seed", "encoder", "paths") if name in config}
         start_config["task"] = {name: config["task"][name] for name in first_tasks}
         if self.resumes and (folder / "modules.json").is_file():
             _check_config(folder, start_config)
@@ -171,12 +171,8 @@ class _Sequence:
             raise InputError(f"stages.{stage.name}.set: {str(error).partition(chr(10))[0]}") from error
         folder = self.folder_of(index)
         folder.mkdir(parents=True, exist_ok=True)
-        stage_config.paths.output_dir, stage_config.stages, stage_config.strategy, stage_config.test = (
-            str(folder),
-            None,
-            None,
-            False,
-        )
+        stage_config.paths.output_dir, stage_config.test = str(folder), False
+        stage_config.stages = stage_config.strategy = None
         stage_config.trainer.devices = 1
         self._set_encoder(stage_config, index)
         self._set_tasks(stage_config, index)
@@ -190,15 +186,13 @@ class _Sequence:
         if "path" in stage_config.encoder:
             stage_config.encoder.path, stage_config.encoder.dense = path, None
         else:
-            stage_config.encoder = {"_target_": "acge_lightning.zoo.from_pretrained", "_convert_": "all", "path": path}
+            stage_config.encoder = {"_target_": "acge_lightning.zoo.from_pretrained", "path": path}
 
     def _set_tasks(self, stage_config: DictConfig, index: int) -> None:
         """Set the stage's tasks, and with replay the earlier ones at their share."""
         stage_tasks = self.stages[index].task
-        earlier_tasks = [name for stage in self.stages[:index] for name in stage.task if name not in stage_tasks]
-        replayed = (
-            [name for name in dict.fromkeys(earlier_tasks) if self.tasks[name].weight > 0] if self.strategy.replay else []
-        )
+        earlier = dict.fromkeys(name for stage in self.stages[:index] for name in stage.task if name not in stage_tasks)
+        replayed = [name for name in earlier if self.tasks[name].weight > 0] if self.strategy.replay else []
         stage_config.task = OmegaConf.masked_copy(stage_config.task, [*replayed, *stage_tasks])
         if replayed:
             tasks = {name: self.tasks[name] for name in stage_config.task}
@@ -267,7 +261,7 @@ class _Sequence:
 
     def _old_index(self, models: list[Model]) -> list[dict[str, Any]]:
         """Compute the recall of every encoder's queries in every earlier encoder's index."""
-        embeddings_of = {model.name: Embeddings(model.encoder, self.cache / "embeddings") for model in models}
+        embeddings_of = {model.name: Embeddings(model.require_encoder(), self.cache / "embeddings") for model in models}
         rows = []
         for task_set in self._sets("test"):
             if task_set.family == "retrieval":
@@ -275,7 +269,7 @@ class _Sequence:
                 vectors = {name: embeddings.of(evaluation_set) for name, embeddings in embeddings_of.items()}
                 for position, new in enumerate(vectors):
                     for old in list(vectors)[: position + 1]:
-                        recall = old_index_recall(vectors[new], vectors[old], evaluation_set.labels)
+                        recall = old_index_recall(vectors[new], vectors[old], labels_of(evaluation_set))
                         rows.append({"task": task_set.task, "documents": old, "queries": new, "recall": recall})
         return rows
 
@@ -287,7 +281,8 @@ class _Sequence:
         config = {"config": recorded(self.cfg), "forgetting": record["measures"]}
         rows = _training_rows([path for path in models if path != self.start])
         output = export(load(models[-1]), self.folder / "export", _without_nan(config), rows)
-        before, after = {}, {}
+        before: dict[str, float] = {}
+        after: dict[str, float] = {}
         for prefix, split_record in (("val", record["dev"]), ("test", record)):
             before |= _prefixed(prefix, record["tasks"], split_record["start"])
             after |= _prefixed(prefix, record["tasks"], split_record["matrix"][-1])
@@ -296,19 +291,19 @@ class _Sequence:
         return output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _TaskSet(Dataset):
     """The split of a task, as a data set of the evaluation."""
 
-    task: str = ""
-    data: TaskDataset | None = None
+    task: str
+    data: TaskDataset
 
     @property
     def name(self) -> str:
         return self.task
 
-    def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
-        return self.data, self.data.evaluation(self.split)
+    def task_dataset(self, cache_dir: str | Path, roles: Collection[Role]) -> TaskDataset:
+        return self.data
 
 
 def read_stages(config: dict[str, Any]) -> list[Stage]:

@@ -133,6 +133,9 @@ def _prepare_call(node: dict[Any, Any], where: str, trusted: tuple[str, ...], ex
     target = resolve_target(name, join(where, "_target_"), trusted)
     if not (isinstance(is_partial, bool) and isinstance(recursive, bool) and isinstance(args, list)):
         raise InputError(f"conf key {where or name}: _partial_ and _recursive_ are true or false, _args_ is a list")
+    if node.get("_convert_", "all") not in _CONVERT:
+        setting = f"{join(where, '_convert_')}={node['_convert_']!r}"
+        raise InputError(f"conf key {setting} is refused: objects receive plain dicts and lists, leave it out")
     keyword_arguments = {key: value for key, value in node.items() if key not in _FLAGS and key not in extra}
     if not under(target.__module__, trusted):
         check_refused(target, name, where, len(args), keyword_arguments)

@@ -64,7 +64,9 @@ def _replaced_variables(replaced: Callable[[str, str], str]) -> Iterator[None]:
 
     def env(key: str, *default: Any) -> Any:
         value = oc.env(key, *default)
-        return replaced(f"${{oc.env:{','.join([key, *map(_default_text, default)])}}}", value) if key in os.environ else value
+        if value is None or key not in os.environ:
+            return value
+        return replaced(f"${{oc.env:{','.join([key, *map(_default_text, default)])}}}", value)
 
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
     try:
@@ -90,6 +92,7 @@ def _plain(node: Any) -> Any:
         try:
             value = node[key]
         except OmegaConfBaseException:
-            value = OmegaConf.to_container(node, resolve=False)[key]
+            unresolved: Any = OmegaConf.to_container(node, resolve=False)
+            value = unresolved[key]
         values[key] = _plain(value) if OmegaConf.is_config(value) else value
     return values if isinstance(node, DictConfig) else list(values.values())

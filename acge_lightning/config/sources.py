@@ -79,9 +79,11 @@ def read_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     flags = {name: value for name, value in vars(parsed).items() if value is not None}
     if "rerun" in flags:
         raise InputError("--experimental-rerun reads a pickle, which can run code: type the overrides of the run again")
-    name = Path(flags.get("config-name", ""))
-    if name.is_absolute() or ".." in name.parts:
-        raise InputError(f"--config-name={name} is a path: name its folder with --config-dir, and the config by its name")
+    config_name = Path(flags.get("config-name", ""))
+    if config_name.is_absolute() or ".." in config_name.parts:
+        raise InputError(
+            f"--config-name={config_name} is a path: name its folder with --config-dir, and the config by its name"
+        )
     CheckedPath.user_folders = [_address(flags["config-dir"])] if "config-dir" in flags else []
     for plugin in (CheckedSource, CheckedPath):
         Plugins.instance().register(plugin)

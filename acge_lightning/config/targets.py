@@ -96,7 +96,7 @@ def check_refused(target: Any, name: str, where: str, count: int, keys: Iterable
     if not (inspect.isclass(target) and under(target.__module__, ["lightning"])):
         return
     parameters = [*_signature(target).parameters]
-    argument_names, refused = [*parameters[:count], *keys], _REFUSED.get(target.__name__, ())
+    argument_names, refused = [*parameters[:count], *keys], _REFUSED.get(target.__name__) or ()
     if target.__name__ == "WandbLogger":
         refused = (*refused, *(key for key in argument_names if key not in (*parameters, *_WANDB)))
     for key in argument_names:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.evaluation.datasets import labels_of
 
 _POINTS, _QUERIES, _HITS, _ERRORS = 300, 5, 3, 5
 Example = dict[str, list[Any]]
@@ -38,14 +39,15 @@ def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classe
     return result | (_searches(vectors, evaluation_set) if family in ("retrieval", "triplet") else {})
 
 
-def _text(evaluation_set: EvaluationSet, number: int) -> str:
+def _text(evaluation_set: EvaluationSet, number: int | Tensor) -> str:
     return evaluation_set.texts[int(number)].as_py()
 
 
 def _labelled(vectors: Tensor, evaluation_set: EvaluationSet, classes: Sequence[str]) -> Example:
-    rows = (evaluation_set.classes[:, 1] == 0).nonzero().flatten()
+    class_numbers, draws = labels_of(evaluation_set).unbind(1)
+    rows = (draws == 0).nonzero().flatten()
     rows = rows[torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()]
-    row_vectors, labels = vectors[rows], [classes[c] for c in evaluation_set.classes[rows, 0].tolist()]
+    row_vectors, labels = vectors[rows], [classes[c] for c in class_numbers[rows].tolist()]
     axes = torch.linalg.svd(row_vectors - row_vectors.mean(0), full_matrices=False)[2][:2]
     points = ((row_vectors - row_vectors.mean(0)) @ axes.T).tolist()
     nearest = (row_vectors @ row_vectors.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
@@ -73,8 +75,9 @@ def _short(value: float) -> float:
 
 def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str]]:
     """List the pairs whose rank by cosine and by score are furthest apart."""
-    first_texts, second_texts = evaluation_set.judgements[:, :2].long().unbind(1)
-    cosine, truth = (vectors[first_texts] * vectors[second_texts]).sum(1), evaluation_set.judgements[:, 2]
+    judgements = labels_of(evaluation_set)
+    first_texts, second_texts = judgements[:, :2].long().unbind(1)
+    cosine, truth = (vectors[first_texts] * vectors[second_texts]).sum(1), judgements[:, 2]
     ranks = [values.double().argsort().argsort().double() / max(1, len(truth) - 1) for values in (cosine, truth)]
     result = []
     for i in (ranks[0] - ranks[1]).abs().argsort(descending=True)[:_ERRORS].tolist():
@@ -86,15 +89,15 @@ def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str
 def _searches(vectors: Tensor, evaluation_set: EvaluationSet) -> Example:
     queries = evaluation_set.roles[0][0]
     documents = vectors[queries:]
-    relevant, hidden = {}, {}
-    for query, _, grade, _, document in evaluation_set.judgements.tolist():
+    relevant: dict[int, set[int]] = {}
+    hidden: dict[int, set[int]] = {}
+    for query, _, grade, _, document in labels_of(evaluation_set).tolist():
         if not grade <= 0:
             (hidden if math.isnan(grade) else relevant).setdefault(int(query), set()).add(int(document))
     judged_queries = np.array(sorted(relevant))
+    positions = np.linspace(0, len(judged_queries) - 1, min(_POINTS, len(judged_queries))).round().astype(int)
     neighbours, errors = [], []
-    for position, q in enumerate(
-        judged_queries[np.linspace(0, len(judged_queries) - 1, min(_POINTS, len(judged_queries))).round().astype(int)].tolist()
-    ):
+    for number, q in enumerate(judged_queries[positions].tolist()):
         scores, answers, hidden_documents = documents @ vectors[q], sorted(relevant[q]), sorted(hidden.get(q, ()))
         scores[hidden_documents] = -torch.inf
         best = scores.topk(min(_HITS, len(scores) - len(hidden_documents)))
@@ -102,7 +105,7 @@ def _searches(vectors: Tensor, evaluation_set: EvaluationSet) -> Example:
             {"text": _text(evaluation_set, queries + d), "score": round(value, 4), "right": d in answers}
             for value, d in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        if position < _QUERIES:
+        if number < _QUERIES:
             neighbours.append({"query": _text(evaluation_set, q), "hits": hits})
         rank = int((scores > scores[answers].max()).sum()) + 1
         if rank > 1 and hits:

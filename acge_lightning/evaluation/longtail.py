@@ -216,7 +216,7 @@ def longtail(
         pca: name of a model whose principal components are scored too.
         out: JSON file, which results are added to after each data set; those of other encoders and data sets stay.
         cache_dir: of checked rows and embeddings.
-        show: takes the jobs of a data set, their number and its name, and returns the jobs; may show progress.
+        progress: show a progress bar for each data set.
 
     Returns:
         The results of these encoders and data sets: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the
@@ -242,7 +242,7 @@ def longtail(
         try:
             texts = Texts.from_dataset(dataset, cache_dir)
             encoded_sets = _encode(models, texts, protocol, dims, pca, cache_dir)
-            rows = list(_rows(encoded_sets, dataset, texts, protocol, show))
+            rows = list(_rows(encoded_sets, dataset, texts, protocol, progress))
         except (InputError, OSError) as error:
             rows = [_dataset_fields(dataset) | {"encoder": name, "value": None, "error": str(error)} for name in names]
         result["rows"] += rows
@@ -278,7 +278,7 @@ def _encode(
 
 
 def _rows(
-    encoded_sets: Sequence[_EncodedTexts], dataset: Dataset, texts: Texts, protocol: Protocol, show: Callable
+    encoded_sets: Sequence[_EncodedTexts], dataset: Dataset, texts: Texts, protocol: Protocol, progress: bool
 ) -> Iterator[Row]:
     """Score each encoder at each dim, number of shots and perturbation; a row for each."""
     from joblib import Parallel, delayed
@@ -302,18 +302,19 @@ def _rows(
         running = Parallel(n_jobs=os.cpu_count() or 1, prefer="threads", return_as="generator")(
             delayed(score)(encoded, dim, seed, *draws[shots, seed]) for encoded, dim, shots, seed in jobs
         )
-        scores = iter(show(running, len(jobs), dataset.name))
+        if progress:
+            running = track(running, dataset.name, "fits", len(jobs))
         for encoded, dim, shots in keys:
-            seeds = [next(scores) for _ in range(protocol.seeds)]
+            seeds = [next(running) for _ in range(protocol.seeds)]
             for kind in protocol.perturbations:
                 per_seed = {subset: [seed[kind][subset] for seed in seeds] for subset in (*SUBSETS, "mean_dim")}
-                names = {"encoder": encoded.name, "hash": encoded.hash, "mark": fingerprint}
+                names: Row = {"encoder": encoded.name, "hash": encoded.hash, "mark": fingerprint}
                 names |= {"dim": dim, "shots": shots, "perturbation": kind}
                 seconds = sum(seed["seconds"] for seed in seeds)
                 yield (
                     _dataset_fields(dataset) | names | _summary(per_seed) | {"n": len(texts.test), "seconds": round(seconds, 3)}
                 )
-        next(scores, None)  # ends the progress bar
+        next(running, None)  # ends the progress bar
 
 
 def _score(

@@ -58,12 +58,12 @@ def read(file: Path, protocol: Mapping[str, Any] | None = None) -> dict[str, Any
         if contents["kind"] != "longtail":
             raise ValueError(f"its kind is {contents['kind']!r}")
         _merge(contents, {"encoders": [], "rows": [], "differences": []})
-        wrong = [key for key in _SAME if protocol is not None and contents["protocol"][key] != protocol[key]]
+        other = {key: contents["protocol"][key] for key in _SAME if protocol and contents["protocol"][key] != protocol[key]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"out={file} holds no results of acge longtail ({error}): give another file") from None
-    if wrong:
-        other = ", ".join(f"{key}={contents['protocol'][key]}, not {protocol[key]}" for key in wrong)
-        raise InputError(f"out={file} holds results of another protocol ({other}): give another file")
+    if protocol and other:
+        differences = ", ".join(f"{key}={value}, not {protocol[key]}" for key, value in other.items())
+        raise InputError(f"out={file} holds results of another protocol ({differences}): give another file")
     return contents
 
 

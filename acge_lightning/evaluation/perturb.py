@@ -73,8 +73,8 @@ def similar(letter: str, rng: random.Random) -> str:
     if lead not in _HANZI:
         return letter
     last = 0xF9 if lead == 0xD7 else 0xFE  # the last row is not full
-    beside = [position for position in range(trail - 2, trail + 3) if 0xA1 <= position <= last and position != trail]
-    return bytes([lead, rng.choice(beside)]).decode("gb2312")
+    neighbours = [position for position in range(trail - 2, trail + 3) if 0xA1 <= position <= last and position != trail]
+    return bytes([lead, rng.choice(neighbours)]).decode("gb2312")
 
 
 def width(text: str, rng: random.Random, share: float) -> str:

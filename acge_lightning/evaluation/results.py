@@ -142,10 +142,11 @@ def dataset_fingerprints(rows: Sequence[Row]) -> dict[str, str]:
 def new_names(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     """Map each old name to the new one of the same digest, or to a longer one if another digest has it now.
 
-    >>> renamed({"mine": "a1b2c3d4", "bm25": "bm25"}, {"mine": "00ff00ff"})
+    >>> new_names({"mine": "a1b2c3d4", "bm25": "bm25"}, {"mine": "00ff00ff"})
     {'mine': 'mine (a1b2c3)', 'bm25': 'bm25'}
     """
-    name_of, result = {digest: name for name, digest in reversed(new.items())}, {}
+    name_of = {digest: name for name, digest in reversed(list(new.items()))}
+    result = {}
     for name, digest in old.items():
         is_taken = new.get(name, digest) != digest
         result[name] = name if new.get(name) == digest else name_of.get(digest, f"{name} ({digest[:6]})" if is_taken else name)
@@ -166,7 +167,7 @@ def without_retried_errors(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 def latest_by_key(old: Sequence[Row], new: Sequence[Row], *keys: str) -> list[Row]:
     """Concatenate old and new entries, and of those that agree in the keys keep the last one."""
-    latest = {}
+    latest: dict[tuple[Any, ...], Row] = {}
     for entry in (*old, *new):
         key = tuple(entry.get(name) for name in keys)
         latest.pop(key, None)

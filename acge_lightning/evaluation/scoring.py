@@ -265,7 +265,7 @@ class _DatasetScoring:
 
     def _examples(self, model: Model) -> dict[str, Any]:
         digests = {"hash": self.job.hashes[model.name], "mark": self.fingerprint}
-        kept_examples = self.job.examples.get(tuple(digests.values()))
+        kept_examples = self.job.examples.get((digests["hash"], digests["mark"]))
         if kept_examples is not None:
             return kept_examples
         vectors = self.job.embeddings[model.name].of(self.evaluation_set, model.prompts)
@@ -279,7 +279,7 @@ class _DatasetScoring:
             "against_hash": self.job.hashes[baseline.name],
             "mark": self.fingerprint,
         }
-        kept_difference = self.job.differences.get(tuple(digests.values()))
+        kept_difference = self.job.differences.get((digests["hash"], digests["against_hash"], digests["mark"]))
         if kept_difference is not None:
             return {**kept_difference, **names}
         metric = FAMILIES[self.dataset.family][1]

@@ -53,7 +53,12 @@ def legend_of(figure: Figure) -> list[tuple[str, str, str, str]]:
     """Read name, colour, dashes and dot of each line of a figure's legend."""
     dots, dashes = dict(zip("os^Dv", "●■▲◆▼", strict=True)), {"-": "", "--": "6 3", "-.": "7 3 1 3", ":": "2 2"}
     return [
-        (text.get_text(), line.get_color(), dashes.get(line.get_linestyle(), ""), dots.get(line.get_marker(), ""))
+        (
+            text.get_text(),
+            str(line.get_color()),
+            dashes.get(str(line.get_linestyle()), ""),
+            dots.get(str(line.get_marker()), ""),
+        )
         for legend in figure.legends
         for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
     ]
@@ -72,7 +77,7 @@ def svg(figure: Figure) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z]\w*_\d+"', "", text).replace(INK, "currentColor")
     width, height = figure.get_size_inches() * 72
-    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(visible(figure.get_label()))}">'
+    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(visible(str(figure.get_label())))}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1))  # matplotlib has escaped its texts
 
 

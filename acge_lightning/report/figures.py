@@ -96,8 +96,8 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
     """Draw scores of families and the mean before and after; keys without a score before, as forgetting, are left out."""
-    keys = dict.fromkeys(key for run in runs for key in sorted(run.after) if key.count("/") == 1)
-    keys = sorted(keys, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
+    logged = dict.fromkeys(key for run in runs for key in run.after if key.count("/") == 1)
+    keys = sorted(logged, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
     keys = [key for key in keys if any(key in run.before for run in runs)] or keys
     if not keys:
         return {}
@@ -190,9 +190,9 @@ def _gain_against_forgetting(runs: Sequence[Run]) -> dict[str, Figure]:
     axes = new_axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
     for line_number, points in enumerate(lines.values()):
         points.sort()
-        _, x, y, _ = zip(*points, strict=True)
-        axes.plot(x, y, **line_style(line_number), linewidth=1)
-        axes.plot(x, y, **dot_style(line_number))
+        _, gains, forgotten, _ = zip(*points, strict=True)
+        axes.plot(gains, forgotten, **line_style(line_number), linewidth=1)
+        axes.plot(gains, forgotten, **dot_style(line_number))
         for _, x, y, setting_text in points:
             label_point(axes, x, y, setting_text, dot_style(line_number)["color"])
     axes.margins(0.15)
@@ -269,7 +269,9 @@ def _matryoshka(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
     if max(map(len, dims.values()), default=0) < 2:
         return {}
     rows = [row for row in evaluation["rows"] if scored.get((row["family"], row["dataset"])) == all_pairs]
-    scores = {name: {dim: means(rows, name, dim) for dim in sizes or [None]} for name, sizes in dims.items()}
+    scores: dict[str, dict[float | None, dict[str, float]]] = {
+        name: {dim: means(rows, name, dim) for dim in sizes or (None,)} for name, sizes in dims.items()
+    }
     families = sorted({f for by_dim in scores.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
     return {f"matryoshka/{family}": _at_dims(family, scores) for family in families}
 
@@ -277,14 +279,15 @@ def _matryoshka(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
 def _at_dims(family: str, scores: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
     axes = new_axes("mean of families" if family == "mean" else family, "dims")
     axes.set_xscale("log", base=2)
-    descriptions, ticks = [], set()
+    descriptions: list[str] = []
+    ticks: set[float] = set()
     for number, (name, by_dim) in enumerate(scores.items()):
         points = [(dim, family_means[family]) for dim, family_means in by_dim.items() if family in family_means]
         if points and points[0][0] is None:
             axes.axhline(points[0][1], **line_style(number), linewidth=1)
         elif points:
             axes.plot(*zip(*points, strict=True), **line_style(number), marker="o", markersize=4)
-            ticks |= {dim for dim, _ in points}
+            ticks |= {dim for dim, _ in points if dim is not None}
         descriptions += [f"{name} {'' if dim is None else f'at {dim:g} dims '}{value:.4f}" for dim, value in points]
     axes.set_xticks(sorted(ticks), [f"{dim:g}" for dim in sorted(ticks)])
     axes.minorticks_off()
@@ -307,9 +310,9 @@ def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
 def _intervals(encoder: str, baseline: str, rows: Sequence[Row]) -> Figure:
     axes = new_axes(f"{encoder} − {baseline}", "difference", height=0.9 + 0.2 * len(rows))
     for line, row in enumerate(rows):
-        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else "#888888"
+        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else GREY
         axes.plot([row["low"], row["high"]], [line, line], color=colour)
-        axes.plot([row["difference"]], [line], "o" if colour == "#888888" else "D", color=colour, markersize=5)
+        axes.plot([row["difference"]], [line], "o" if colour == GREY else "D", color=colour, markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [shortened(dataset_label(row), 30) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -333,7 +336,7 @@ def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figur
     rare_labels = {label for label in counts if label not in styles}
     if rare_labels:
         name = f"{len(rare_labels)} others"
-        styles = {name: {"color": "#888888", "linestyle": "none", "marker": "."}} | styles  # below the rest
+        styles = {name: {"color": GREY, "linestyle": "none", "marker": "."}} | styles  # below the rest
         points = [(x, y, name if label in rare_labels else label) for x, y, label in points]
     axes = new_axes(title, height=SIZE[1] + 0.1 * len(styles))
     for label, style in styles.items():

@@ -14,24 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-_COLOURS = "cycler(color=['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'])"  # as in `style`
 _PANEL_SUBSETS = ("tail", "head")  # test subsets that have a row of panels
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Make tables of accuracy ± its spread over seeds: for each data set of all, head and tail; differences; errors."""
+    """Make tables of a result: accuracy ± its spread over seeds for all, head, tail, perturbed texts; differences; errors."""
     result_tables = []
     for name, rows in _by_dataset(result["rows"]):
         kinds, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("perturbation", "shots"))
-        first_kind_rows = [row for row in rows if row["perturbation"] == kinds[0]]
+        unperturbed = [row for row in rows if row["perturbation"] == kinds[0]]
         for subset in ("all", "head", "tail"):
             title = f"{name}: accuracy on {subset}, {kinds[0]} texts, by training texts of a tail class"
-            result_tables.append(_table(title, "shots", shots, first_kind_rows, subset))
+            result_tables.append(_table(title, "shots", shots, unperturbed, subset))
         if len(kinds) > 1:
-            most_shots_rows = [row for row in rows if row["shots"] == shots[-1]]
-            result_tables.append(
-                _table(f"{name}: accuracy on all texts, {shots[-1]} shots", "perturbation", kinds, most_shots_rows, "all")
-            )
+            most_shots = [row for row in rows if row["shots"] == shots[-1]]
+            title = f"{name}: accuracy on all texts, {shots[-1]} shots"
+            result_tables.append(_table(title, "perturbation", kinds, most_shots, "all"))
         differences = [d for d in result["differences"] if d["dataset"] == name and d["perturbation"] == kinds[0]]
         if differences:
             title = f"{name}: difference from {differences[0]['against']}, seed by seed, on the tail"
@@ -113,8 +111,8 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
     ):
         axes = grid[panel_row][panel_column]
         chosen = [row for row in rows if row[key] == value and row[other] == fixed]
-        for number, encoder in enumerate(encoders):
-            _line(axes, [row for row in chosen if row["encoder"] == encoder], subset, f"C{number}")
+        for encoder, colour in colours.items():
+            _line(axes, [row for row in chosen if row["encoder"] == encoder], subset, colour)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(dim) for dim in ticks])
         axes.minorticks_off()

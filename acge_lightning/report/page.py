@@ -48,9 +48,10 @@ def page(runs: Sequence[Run]) -> str:
     """Render the page, with a section for each kind of data that the runs have."""
     titled_blocks = {re.sub(r"\W+", "-", title.lower()): (title, blocks) for title, blocks in sections(runs).items() if blocks}
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(autoescape=True, finalize=_visible, **options)
-    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=titled_blocks)
+    environment = Environment(
+        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=titled_blocks, ink=INK)
 
 
 def _visible(value: Any) -> Any:

@@ -142,7 +142,8 @@ def _evaluation_scores(evaluation: Mapping[str, Any]) -> list[Block]:
     names = [card["name"] for card in evaluation["encoders"]]
     full = {name: full_dim(evaluation, name) for name in names}
     at_full = {name: means(evaluation["rows"], name, full[name]) for name in names}
-    cells = {(r["encoder"], r["family"], r["dataset"]): r for r in evaluation["rows"] if r["error"]}
+    cells: dict[tuple[str, ...], Row] = {}
+    cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in evaluation["rows"] if r["error"]}
     cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in evaluation["rows"] if r["dim"] == full[r["encoder"]]}
     datasets = sorted({(row["family"], row["dataset"], row["metric"]) for row in evaluation["rows"]})
     rows = []
@@ -255,7 +256,7 @@ def _settings(runs: Sequence[Run]) -> list[Block]:
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten settings to dotted key -> value as text."""
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")

@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, whole
@@ -27,6 +29,7 @@ except ModuleNotFoundError as error:
 
 _LOG = logging.getLogger(__name__)
 _SOFTWARE = "acge_lightning"  # written into each picture: it marks the file as one that may be replaced
+GREY = "#888888"  # of values that are neither good nor bad, and of the rest
 INK = "#1a1a1b"  # of text and axes; a page replaces it by its own text colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
 _LINES = ("-", "--", "-.", ":")
@@ -43,7 +46,7 @@ _CHINESE = (
     "Microsoft YaHei",
     "SimHei",
 )  # fonts
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as literals
     "font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in fontManager.get_font_names())],
     "font.size": 9,
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -129,23 +132,24 @@ def label_point(axes: Axes, x: float, y: float, text: str, color: str = INK) -> 
 
 
 def finish_figure(axes: Axes, description: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
-    """Add a legend (name -> style) and a description, and move the labels of points to where they hide least."""
-    figure = axes.figure
+    """Add a legend (name -> style) and a description in words, and move the labels of points to where they hide least."""
+    figure = cast(Figure, axes.figure)  # no subfigure: `new_axes` made it
     figure.set_label(description)
     if legend:
         handles = [Line2D([], [], **style) for style in legend.values()]
         figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
-    _spread_labels(axes)
+    _spread_labels(figure, axes)
     return figure
 
 
-def _spread_labels(axes: Axes) -> None:
+def _spread_labels(figure: Figure, axes: Axes) -> None:
+    """Move the labels of points to where they hide least."""
     labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
     if not labels:
         return
-    axes.figure.draw_without_rendering()  # which computes the layout
+    figure.draw_without_rendering()  # which computes the layout
     paths = [axes.transData.transform_path(line.get_path()) for line in axes.lines]
-    occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in path.vertices]
+    occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in np.asarray(path.vertices)]
 
     def move(label: Annotation, offset: tuple[int, int, str]) -> Bbox:
         label.set(position=offset[:2], horizontalalignment=offset[2])

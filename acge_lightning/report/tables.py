@@ -19,7 +19,7 @@ from acge_lightning.evaluation.results import means
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
-from acge_lightning.terminal import one_line, shortened, show
+from acge_lightning.terminal import ProgressBar, shortened
 
 if TYPE_CHECKING:
     from acge_lightning.data.evaluation_set import EvaluationSet
@@ -55,16 +55,15 @@ def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
     return table
 
 
-def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
-    """Make a function that prints rows of an evaluation: the number among `total` pairs of model and data set, the score."""
-    pairs: dict[tuple[str, str, str], None] = {}
+@contextmanager
+def evaluation_progress(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Show how many of `total` pairs of model and data set are scored, and a line for each score.
 
-    def line(row: Mapping[str, Any]) -> None:
-        pairs[row["encoder"], row["family"], row["dataset"]] = None
-        value = row["error"] or f"{row['value']:.4f}"
-        dim = "" if row["dim"] is None else f" at {row['dim']} dims"
-        text = f"[{len(pairs)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
-        show(one_line(text), stderr=True)
+    Yields:
+        A function that takes each row of an evaluation, as `show` of `evaluate` does.
+    """
+    scored: set[tuple[str, str, str]] = set()
+    with ProgressBar("evaluate", "scored", total) as bar:
 
         def add(row: Mapping[str, Any]) -> None:
             pair = (row["encoder"], row["family"], row["dataset"])

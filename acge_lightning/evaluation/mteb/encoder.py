@@ -121,8 +121,8 @@ def as_mteb(encoder: Encoder, name: str, dim: int | None = None, prompts: Mappin
     settings: dict[str, Any] = {} if size == encoder.dim else {"embed_dim": size}
     if prompts:
         settings["prompts"] = {key: encoder.prompts[prompt] for key, prompt in prompts.items()}
-    static = isinstance(encoder.backbone, StaticBackbone)
-    lookup = encoder.backbone.embedding if static else encoder.backbone.get_input_embeddings()
+    backbone: Any = encoder.backbone  # torch types a module's submodules as tensors or modules
+    lookup = backbone.embedding if isinstance(backbone, StaticBackbone) else backbone.get_input_embeddings()
     weights = list(encoder.parameters())
     meta = ModelMeta.create_empty(
         overwrites={

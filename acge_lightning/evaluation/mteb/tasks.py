@@ -152,8 +152,8 @@ class _Family:
     """A task family as mteb knows it: the name of its class, its type, category, main score, our rows, constants, our name."""
 
     base: str
-    type: str
-    category: str
+    type: Any  # one of mteb's literals
+    category: Any  # likewise
     main: str
     read: Callable[[Any, Role], Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -191,6 +191,8 @@ class _Local:
 
     _source: ClassVar[Dataset]
     _cache_dir: ClassVar[str | Path]
+    data_loaded: bool
+    dataset: Any
 
     def load_data(self, num_proc: int | None = None, **options: Any) -> None:
         """Read and check the rows, once."""
