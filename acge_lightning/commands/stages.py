@@ -27,6 +27,7 @@ from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import FAMILIES, Dataset, labels_of
+from acge_lightning.evaluation.leaks import read_training_rows
 from acge_lightning.evaluation.scoring import Model, evaluate, open_models
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.files.atomic import write_text
@@ -76,7 +77,7 @@ def sequence(cfg: DictConfig) -> float:
     with in_use(Path(config["paths"]["output_dir"])):
         run = _Sequence(cfg, config)
         for index in range(len(run.stages)):
-            run.stage(index)
+            run.run_stage(index)
             record = run.measure()
         output = run.hand_over(record)
     show(*forgetting_tables(record), f"The model is in {output}")
@@ -132,11 +133,11 @@ class _Sequence:
 
     # ---- a stage
 
-    def stage(self, index: int) -> None:
-        """Train a stage, merge its weights, and anchor them for the next stages."""
+    def run_stage(self, index: int) -> None:
+        """Train a stage, and anchor its weights for the next stages."""
         stage = self.stages[index]
         show(f"Stage {index + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})")
-        model = self._trained(index) if stage.train else self.start
+        model = self._train_stage(index) if stage.train else self.start
         self.models[stage.name] = model
         if self.strategy.anchor and index + 1 < len(self.stages):
             self.anchors.append(self._anchor(index, model))
@@ -145,7 +146,8 @@ class _Sequence:
         """Return the folder of a stage's run."""
         return self.folder / f"{index + 1}_{self.stages[index].name}"
 
-    def _trained(self, index: int) -> Path:
+    def _train_stage(self, index: int) -> Path:
+        """Train a stage and merge its weights, unless that is done already; return the folder of its encoder."""
         folder, stage_config = self.folder_of(index), self.config(index)
         if self.resumes and (folder / "result.json").is_file():
             _check_config(folder / "export", recorded(stage_config))
@@ -346,9 +348,8 @@ def _check_config(export: Path, config: dict[str, Any]) -> None:
 
 
 def _training_rows(models: list[Path]) -> np.ndarray | None:
-    """Read the recorded training rows of encoders."""
-    files = [path / "training_rows.npy" for path in models]
-    arrays = [np.load(file, allow_pickle=False) for file in files if file.is_file()]
+    """Read the recorded training rows of encoders; None if none has a record."""
+    arrays = [rows for path in models if (rows := read_training_rows(path)) is not None]
     return np.concatenate(arrays) if arrays else None
 
 

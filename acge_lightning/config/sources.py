@@ -30,7 +30,6 @@ from acge_lightning.config.overrides import quote
 from acge_lightning.errors import InputError
 from acge_lightning.files.yaml_file import LARGEST, checked_text, explodes
 
-_RESERVED = ("hydra", "trusted")
 _ALLOWED_HYDRA_KEYS = (
     "run.dir",
     "sweep.dir",

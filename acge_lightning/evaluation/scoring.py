@@ -28,6 +28,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.evaluation import results
 from acge_lightning.evaluation.datasets import FAMILIES, SEED, Dataset, labels_of
 from acge_lightning.evaluation.examples import examples
+from acge_lightning.evaluation.leaks import leaks
 from acge_lightning.evaluation.lexical import LEXICAL
 from acge_lightning.evaluation.results import Row
 from acge_lightning.metrics.task_metrics import EmbeddingMetric
@@ -240,7 +241,7 @@ class _DatasetScoring:
         for model in self.job.models:
             rows = self._rows(model)
             done["rows"] += rows
-            done["leaks"] += _leak(model, self.dataset, self.evaluation_set)
+            done["leaks"] += leaks(model.name, Path(model.path), self.dataset, self.evaluation_set)
             if model.encoder is not None and not rows[0]["error"]:
                 done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
         failed = {row["encoder"] for row in done["rows"] if row["error"]}
@@ -378,7 +379,7 @@ def _row(
     }
 
 
-# ---- differences and leaks
+# ---- differences
 
 
 def bootstrap(
@@ -390,28 +391,3 @@ def bootstrap(
     spread = [metric.values(units[d])[metric.main] - metric.values(baseline_units[d])[metric.main] for d in draws]
     low, high = np.quantile(spread, [0.025, 0.975])
     return float(low), metric.values(units)[metric.main] - metric.values(baseline_units)[metric.main], float(high)
-
-
-def _leak(model: Model, dataset: Dataset, evaluation_set: EvaluationSet) -> list[dict[str, Any]]:
-    """Count the evaluated rows that the encoder was trained on, if it has a record of those."""
-    file = Path(model.path) / "training_rows.npy"
-    if not file.is_file():
-        return []
-    leak = {"encoder": model.name, "family": dataset.family, "dataset": dataset.name, "rows": len(evaluation_set.keys)}
-    try:
-        return [leak | {"found": int(np.isin(evaluation_set.keys, _training_rows(file)).sum())}]
-    except InputError as error:
-        return [leak | {"found": None, "error": str(error)}]
-
-
-def _training_rows(file: Path) -> np.ndarray:
-    """Read the hashes of the rows that an encoder was trained on: Int64[n]."""
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error})") from None
-    except (EOFError, ValueError, MemoryError):
-        raise InputError(f"{file} is damaged (NumPy finds no numbers in it): export the encoder again") from None
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        raise InputError(f"{file} is damaged (it holds {rows.dtype} of {rows.ndim} dims): export the encoder again")
-    return rows
