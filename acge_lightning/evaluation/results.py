@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def failures(result: Mapping[str, Any]) -> list[Row]:
-    """List the rows without a score."""
+    """List the rows without a score; a row with a note, such as of queries that are left out, has a score."""
     return [row for row in result["rows"] if row["error"]]
 
 
