@@ -97,7 +97,7 @@ class EmbeddingModule(OptimizedModule):
         criterion = self.losses[batch.task]
         loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        losses = getattr(criterion, "parts", {})
+        losses = getattr(criterion, "loss_by_dim", {})
         if losses and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
             losses = {}  # no logger takes them, and calls that go nowhere cost time too
         for dim, value in losses.items():

@@ -162,7 +162,7 @@ def contrasted(name, loss, s, mine, pool, i, d, choose):
         torch.cat([NEGATIVE_IDS, OWN_IDS[own]]),
     )
     embeddings = tuple(torch.empty(len(column), 1) for column in ids)
-    blocked = loss.known(embeddings, torch.cat([JUDGED, torch.tensor([[101, 203, 1]])]), ids)
+    blocked = loss.targets(embeddings, torch.cat([JUDGED, torch.tensor([[101, 203, 1]])]), ids)
     others = {
         "query_to_doc": [(mine[0], doc) for doc in docs],
         "doc_to_query": [(query, mine[1]) for query in queries],
