@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from acge_lightning.continual.anchor import FORMAT as ANCHOR
 from acge_lightning.continual.anchor import Anchor
-from acge_lightning.continual.pool_loss import Embedded, Estimator, FrozenLoss, against
+from acge_lightning.continual.pool_loss import Embedded, Estimator, FrozenLoss, frozen_loss
 from acge_lightning.continual.sample_gradients import SampleGradients
 from acge_lightning.data.batch import TextBatch
 from acge_lightning.data.collate import Collate
@@ -69,7 +69,7 @@ def fisher(
         encoder: as trained; left as it is.
         tasks: name -> task, of which the training rows, the loss and the weight (0: left out) are taken.
         dims: prefix sizes of the losses; None: those that the encoder was trained for.
-        estimator: `empirical`, `true` or `mas`, see `pool_loss.against`.
+        estimator: `empirical`, `true` or `mas`, see `pool_loss.frozen_loss`.
         samples: most samples of a task.
         pool: most rows of a task that are frozen; at most half of its rows. None of them is a sample.
         seed: of the choice of rows, and of drawn targets.
@@ -169,7 +169,7 @@ class _Work:
         if dims:
             check_dims(dims, encoder.dim)
             self.loss = Matryoshka(self.loss, dims)
-        against(self.loss, _nothing(encoder), estimator)  # what cannot work is said before anything is computed
+        frozen_loss(self.loss, _nothing(encoder), estimator)  # what cannot work is said before anything is computed
         self.rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         self.collate = Collate(name, task.data, encoder)
         task.data.open()
@@ -196,8 +196,8 @@ class _Work:
         if len(batch.columns) > 2:
             negatives = _encoded(self.encoder, batch.columns[2:])[0], torch.cat(batch.ids[2:])
         vectors = _encoded(self.encoder, pool.columns)
-        loss = against(self.loss, Embedded(vectors, pool.labels, pool.ids), self.estimator, negatives)
-        return batch, loss, torch.from_numpy(self.rng.random((len(batch), loss.draws))).to(self.encoder.device)
+        loss = frozen_loss(self.loss, Embedded(vectors, pool.labels, pool.ids), self.estimator, negatives)
+        return batch, loss, torch.from_numpy(self.rng.random((len(batch), loss.draws_per_sample))).to(self.encoder.device)
 
     def describe(self) -> dict[str, Any]:
         """Where its share of the anchor comes from, as plain data."""

@@ -52,6 +52,8 @@ class Matryoshka(nn.Module):
     True
     """
 
+    loss: CosineLoss
+
     def __init__(
         self,
         loss: CosineLoss,
