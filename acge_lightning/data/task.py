@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchmetrics import Metric
-
 from acge_lightning.data.dataset import TaskDataset
 from acge_lightning.errors import InputError
 from acge_lightning.losses.contrastive import CosineLoss
+from acge_lightning.metrics.task_metrics import EmbeddingMetric
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Task:
 
     data: TaskDataset
     loss: CosineLoss | None = None
-    metric: Metric | None = None
+    metric: EmbeddingMetric | None = None
     weight: float = 1.0
     loss_weight: float = 1.0
 
@@ -62,7 +61,7 @@ class Task:
             raise InputError(f"task.….loss is missing: {type(self.data).__name__} names none of its own, a data module does")
         return default_loss()
 
-    def evaluation_metric(self) -> Metric | None:
+    def evaluation_metric(self) -> EmbeddingMetric | None:
         """The metric, or a new one of the family's own; None if there is none."""
         if self.metric is not None:
             return self.metric
