@@ -263,7 +263,7 @@ class _Sequence:
         for one in self._sets("test"):
             if one.family == "retrieval":
                 _, rows = one.open(self.cache)
-                vectors = {name: embeddings.of(rows) for name, embeddings in known.items()}
+                vectors = {name: embeddings.encode_set(rows) for name, embeddings in known.items()}
                 for place, new in enumerate(vectors):
                     for old in list(vectors)[: place + 1]:
                         recall = old_index_recall(vectors[new], vectors[old], rows.labels)

@@ -106,14 +106,16 @@ class EmbeddingModule(OptimizedModule):
         task_loss = self.losses[batch.task]
         loss = task_loss(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-        losses = task_loss.loss_by_dim if isinstance(task_loss, Matryoshka) else {}
-        if (self.trainer.global_step + 1) % log_every:
-            losses = {}  # no logger takes them, and calls that go nowhere cost time too
-        for dim, value in losses.items():
-            self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
+        if isinstance(task_loss, Matryoshka) and self._is_logged_step():
+            for dim, value in task_loss.loss_by_dim.items():
+                self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
+
+    def _is_logged_step(self) -> bool:
+        """Whether the loggers take the values of this step; at other steps calls that go nowhere cost time too."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        return (self.trainer.global_step + 1) % every == 0
 
     # ---- evaluation
 
