@@ -22,6 +22,7 @@ class OptimizedModule(LightningModule):
 
     encoder: Encoder
     optim: Optim
+    batch_tokens: int | None
 
     def setup(self, stage: str) -> None:
         """Hand the encoder to the data, whose batches are made with its tokenizer."""
