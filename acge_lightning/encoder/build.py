@@ -7,18 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -27,9 +24,12 @@ from transformers.utils import logging as hf_logging
 from acge_lightning.encoder.dropout import use_fast_dropout
 from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize, evaluation_mode
 from acge_lightning.encoder.model_settings import check_steps, check_tokenizer, one_line, reading
-from acge_lightning.encoder.packed_attention import MODEL_TYPES, PACKED, fits
+from acge_lightning.encoder.packing import MODEL_TYPES, PACKED, fits
 from acge_lightning.encoder.vocabulary import SPECIAL
 from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
 _ALIASES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
 _WITH_DECODER = ("t5", "mt5", "umt5")
@@ -168,9 +168,10 @@ def _tokenizer_at(path: Path) -> Tokenizer | PreTrainedTokenizerBase:
 
 def position_limit(backbone: nn.Module) -> int | None:
     """Most tokens that a backbone has positions for; None if it has no limit."""
-    if not isinstance(backbone, PreTrainedModel):
+    config = getattr(backbone, "config", None)
+    if config is None:
         return None
-    limits = [getattr(backbone.config, "max_position_embeddings", None)]
+    limits = [getattr(config, "max_position_embeddings", None)]
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     if getattr(table, "padding_idx", None) is not None:  # RoBERTa's positions begin after the padding index
         limits.append(len(table.weight) - table.padding_idx - 1)
@@ -187,6 +188,8 @@ def check_max_length(backbone: nn.Module, max_length: int) -> int:
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModel] | type[AutoModelForTextEncoding]:
     """Which class makes a config's model: of T5 and its like only the encoder."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
     return AutoModelForTextEncoding if config.model_type in _WITH_DECODER else AutoModel
 
 
@@ -207,7 +210,9 @@ def prepare_backbone(backbone: PreTrainedModel, gradient_checkpointing: bool, at
             f"not {backbone.config.model_type} as it is configured: leave it null"
         )
     if attention == PACKED or (attention is None and can_pack):
-        backbone.set_attn_implementation(PACKED)
+        from acge_lightning.encoder.packed_attention import use_packed_attention
+
+        use_packed_attention(backbone)
     use_fast_dropout(backbone)
     if not can_pack:
         if getattr(backbone.config, "use_cache", False):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from acge_lightning.encoder.packed_attention import is_packed, packed_states, pool_packed
+from acge_lightning.encoder.packing import is_packed, packed_states, pool_packed
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.encoder.truncation import Words, cut
 from acge_lightning.errors import InputError, check_unicode
@@ -249,6 +249,12 @@ class Encoder(nn.Module):
         self.prompts = dict(prompts or {})
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.truncate_dim = None if truncate_dim is None else self.check_dim(truncate_dim)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore an encoder that another process pickled: its attention may not be registered in this one yet."""
+        super().__setstate__(state)
+        if is_packed(self.backbone):
+            import acge_lightning.encoder.packed_attention  # noqa: F401 (registers it with transformers)
 
     @property
     def dim(self) -> int:

@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import normalizers
 from torch import nn
-from transformers import (
-    MODEL_FOR_TEXT_ENCODING_MAPPING,
-    MODEL_MAPPING,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from acge_lightning.encoder.build import auto_class, check_max_length, position_limit, quiet, read_tokenizer
 from acge_lightning.encoder.encoder import Dense, Pooling, StaticBackbone, Tokenize
@@ -33,8 +26,11 @@ from acge_lightning.encoder.model_settings import (
     reading,
     setting,
 )
-from acge_lightning.encoder.packed_attention import PACKED
+from acge_lightning.encoder.packing import PACKED
 from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
 _POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
@@ -138,10 +134,12 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that `auto_class` chooses: it takes weights that are in memory, so that transformers looks for no files."""
-    known = (MODEL_MAPPING if auto_class(config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING)[type(config)]
-    if not isinstance(known, (list, tuple)):
-        return known
-    return next((one for one in known if one.__name__ in (config.architectures or ())), known[0])
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoModel
+
+    classes = (MODEL_MAPPING if auto_class(config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING)[type(config)]
+    if not isinstance(classes, (list, tuple)):
+        return classes
+    return next((kind for kind in classes if kind.__name__ in (config.architectures or ())), classes[0])
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
