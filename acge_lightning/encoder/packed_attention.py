@@ -1,11 +1,11 @@
-"""The attention that transformers knows as `packed`: each text of a packed row attends to itself alone.
+"""Registers the attention `packed` with transformers, by which each text of a packed row attends to itself alone.
 
-Importing this file registers it, and loads transformers' models, so only what has such a model imports it.
+The import loads transformers' models, so it is made only where there is such a model.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,25 +54,27 @@ def packed_attention(
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # Float[tokens, heads, d]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # Float[tokens, heads, d]
     if not dropout and _has_kernel(query.device, query.dtype, query.shape[-1]):
-        return _attend_in_one(segments, *rows, scaling)[None], None
-    return torch.cat([_attend(group, *rows, dropout, scaling) for group in segments.groups])[None], None
+        return _attend_all(segments, query, key, value, scaling)[None], None
+    states = [_attend_group(group, query, key, value, dropout, scaling) for group in segments.groups]
+    return torch.cat(states)[None], None
 
 
 def _has_kernel(device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    """Whether `_attend_in_one` can work: on NVIDIA's Ampere and later, in half precision, with heads of up to 256 dims."""
+    """Whether `_attend_all` can work: on NVIDIA's Ampere and later, in half precision, with heads of up to 256 dims."""
     half = dtype in (torch.bfloat16, torch.float16) and size <= 256 and size % 8 == 0
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _attend_in_one(segments: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attention of all texts by one kernel, which knows neither dropout nor fp32: Float[tokens, heads, d] -> the same."""
+def _attend_all(segments: Segments, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attention of all texts by one kernel, which has neither dropout nor fp32: Float[tokens, heads, d] -> the same."""
     bounds, longest = segments.bounds, segments.longest
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling)
+    states = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling)
+    return cast(Tensor, states)  # annotated as a tuple too, which it is with `return_aux` only
 
 
-def _attend(group: Group, query: Tensor, key: Tensor, value: Tensor, p: float, scaling: float | None) -> Tensor:
+def _attend_group(group: Group, query: Tensor, key: Tensor, value: Tensor, p: float, scaling: float | None) -> Tensor:
     """Attention of a group of texts: Float[tokens, heads, d] -> Float[tokens of the group, heads, d]."""
     query, key, value = (_padded(x[group.tokens], group).transpose(1, 2) for x in (query, key, value))
     if p and query.device.type == "cpu":  # where torch has no kernel of its own for it, and a slow dropout

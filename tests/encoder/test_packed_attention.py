@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from acge_lightning.encoder import packed_attention, packing
 from acge_lightning.encoder.build import prepare_backbone, transformer
 from acge_lightning.encoder.dropout import Dropout
-from acge_lightning.encoder.encoder import Encoder, Tokenize, pool
+from acge_lightning.encoder.encoder import Encoder, pool
 from acge_lightning.encoder.packing import (
     MODEL_TYPES,
     PACKED,
@@ -23,7 +23,7 @@ from acge_lightning.encoder.packing import (
     packed_states,
     pool_packed,
 )
-from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.encoder.tokens import Tokenize, Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 
@@ -124,7 +124,7 @@ def test_groups_cover_every_text_once_and_pad_little():
 def test_only_lengths_of_few_texts_are_padded_to_one(many):
     lengths = torch.tensor([40] * 2 + [39] * many + [38] * 2 + [37] * 2 + [9] * many)
     found = [(g.texts, g.width, g.slots is None) for g in Segments(lengths, torch.device("cpu")).groups]
-    if many < packing._FEW:
+    if many < packing._ENOUGH_TEXTS:
         assert found == [(6 + many, 40, False), (many, 9, True)]
     else:
         assert found == [(2, 40, True), (many, 39, True), (4, 38, False), (many, 9, True)]
@@ -134,7 +134,7 @@ def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
     """Shapes and arguments only: without a GPU there are no numbers to compare."""
     rows = torch.empty(3, 12, 2, 64, dtype=torch.bfloat16, device="meta")
     segments = Segments(torch.tensor([6, 4, 2]), torch.device("meta"))
-    result = packed_attention._attend_in_one(segments, *rows, scaling=0.125)
+    result = packed_attention._attend_all(segments, *rows, scaling=0.125)
     assert result.shape == (12, 2, 64)
     assert result.dtype == torch.bfloat16
     assert segments.longest == 6
