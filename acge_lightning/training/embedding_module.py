@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acge_lightning.data.batch import EvaluationBatch, TextBatch
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
-from acge_lightning.encoder.packed_attention import compile_backbone
+from acge_lightning.encoder.packing import compile_backbone
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export

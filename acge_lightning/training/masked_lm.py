@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from acge_lightning.data.batch import EvaluationBatch, TextBatch
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone
-from acge_lightning.encoder.packed_attention import is_packed, packed_states
+from acge_lightning.encoder.packing import is_packed, packed_states
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import save_backbone
