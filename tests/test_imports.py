@@ -216,6 +216,12 @@ def test_what_an_import_loads(statement, expected):
     assert loaded(statement, *large) - light == expected
 
 
+def test_a_static_encoder_loads_none_of_the_models_of_transformers(small_encoder):
+    used = f"from acge_lightning import load\nassert load({str(small_encoder)!r}).encode(['x']).shape == (1, 16)"
+    names = ("transformers.modeling_utils", "torch._dynamo", "scipy", "sklearn", "torchmetrics", "lightning")
+    assert loaded(used, "transformers", *names) == {"transformers"}
+
+
 def test_a_funnel_at_work_loads_neither_lightning_nor_hydra_nor_faiss():
     used = ["import tempfile, torch", "from acge_lightning.search import FunnelIndex"]
     used += ["with tempfile.TemporaryDirectory() as d:", "    FunnelIndex.load(FunnelIndex.build(torch.ones(3, 4)).save(d))"]

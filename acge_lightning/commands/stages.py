@@ -268,7 +268,7 @@ class _Sequence:
         for task_set in self._sets("test"):
             if task_set.family == "retrieval":
                 _, evaluation_set = task_set.open(self.cache)
-                vectors = {name: embeddings.of(evaluation_set) for name, embeddings in embeddings_of.items()}
+                vectors = {name: embeddings.encode_set(evaluation_set) for name, embeddings in embeddings_of.items()}
                 for position, new in enumerate(vectors):
                     for old in list(vectors)[: position + 1]:
                         recall = old_index_recall(vectors[new], vectors[old], labels_of(evaluation_set))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone, evaluation_mode
-from acge_lightning.encoder.packed_attention import PACKED, fits, is_packed, packed_states, pool_packed
+from acge_lightning.encoder.packing import fits, is_packed, packed_states, pool_packed
 from acge_lightning.encoder.tokens import Tokens
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
@@ -29,7 +29,7 @@ class SampleGradients:
     one sample's give its gradient of the weight as one product, which is squared, added to the sum and forgotten. So gradients
     are held of one sample and one layer only, and the passes cost what they cost in training.
 
-    Static encoders and the architectures of `packed_attention.MODEL_TYPES` go this way; any other goes sample by sample,
+    Static encoders and the architectures of `packing.MODEL_TYPES` go this way; any other goes sample by sample,
     several times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters
     need no gradient:
 
@@ -62,7 +62,9 @@ class SampleGradients:
                 p.requires_grad_(not self.together)
             if self.together and not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
                 restore.callback(backbone.set_attn_implementation, backbone.config._attn_implementation)
-                backbone.set_attn_implementation(PACKED)
+                from acge_lightning.encoder.packed_attention import use_packed_attention
+
+                use_packed_attention(backbone)
             for name, module in self.encoder.named_modules() if self.together else ():
                 if isinstance(module, _KINDS):
                     restore.callback(module.register_forward_hook(self._watch(name)).remove)

@@ -1,4 +1,4 @@
-"""Dropout that is faster on a CPU than torch's."""
+"""Drops elements faster than torch does on a CPU."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 1 << 16  # of a dropout probability
+_LEVELS = 1 << 16  # of a dropout probability: 16 random bits an element
 
 
 def use_fast_dropout(model: nn.Module) -> None:
-    """Make every `nn.Dropout` of a model a `Dropout`, in place; classes derived from it stay."""
+    """Make every `nn.Dropout` of a model a `Dropout`, in place; derived classes stay."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with `dropout` on a CPU."""
+    """`nn.Dropout`, computed by `dropout` on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with elements dropped in training, as it is in evaluation."""
@@ -37,7 +37,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 class _Keep(torch.autograd.Function):
-    """x times mask times scale; autograd's own would hold the mask as floats."""
+    """x times mask times scale; autograd would keep the mask as floats."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:

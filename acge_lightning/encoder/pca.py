@@ -1,4 +1,4 @@
-"""Shorter embeddings without training: an encoder whose axes are turned to the principal components of some texts."""
+"""Turns an encoder's axes to the principal components of some texts: shorter embeddings without training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     """An encoder whose dims are the principal components of the embeddings of some texts, the strongest first.
 
     e' = W (e - mean), with the eigenvectors of the covariance as rows of W. The map is folded into the Dense head, so the
-    result is an encoder like any other, to be exported and cut to any number of dims. Its prefixes are what Matryoshka training
-    has to beat. The embeddings that are analysed are those before normalisation, as the head gives them.
+    result is an encoder like any other, to be exported and cut to any number of dims. Matryoshka training has to beat its
+    prefixes. The components are those of the embeddings before normalisation, as the head gives them.
 
     Args:
         encoder: without a head, or with one whose activation is the identity; it is left as it is.
@@ -56,9 +56,9 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
 
 
 def sample_texts(texts: Iterable[str], count: int) -> list[str]:
-    """At most so many distinct texts, evenly drawn in their order.
+    """At most `count` distinct texts, evenly spaced, in their order.
 
-    They are gone through twice, and 8 bytes of each are kept; of a generator, all texts are (`vocabulary.Texts` avoids it).
+    The texts are iterated over twice, and 8 bytes of each are kept; of a generator, all are (`vocabulary.Texts` avoids it).
 
     >>> sample_texts("abcabdef", 3)
     ['a', 'c', 'e']

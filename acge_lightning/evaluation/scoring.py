@@ -269,7 +269,7 @@ class _DatasetScoring:
         kept_examples = self.job.examples.get((digests["hash"], digests["mark"]))
         if kept_examples is not None:
             return kept_examples
-        vectors = self.job.embeddings[model.name].of(self.evaluation_set, model.prompts)
+        vectors = self.job.embeddings[model.name].encode_set(self.evaluation_set, model.prompts)
         return examples(self.dataset.family, vectors, self.evaluation_set, getattr(self.data, "classes", ())) | digests
 
     def _difference(self, model: Model, baseline: Model) -> dict[str, Any]:
@@ -337,7 +337,9 @@ def score(
     metric, rows, units = FAMILIES[dataset.family][1], [], None
     try:
         start = time.perf_counter()
-        vectors = LEXICAL[model.path](evaluation_set) if embeddings is None else embeddings.of(evaluation_set, model.prompts)
+        vectors = (
+            LEXICAL[model.path](evaluation_set) if embeddings is None else embeddings.encode_set(evaluation_set, model.prompts)
+        )
         if isinstance(vectors, Tensor) and not vectors.isfinite().all():
             raise InputError("the encoder gave vectors that are not finite (NaN or infinity)")
         for dim in dims:
