@@ -135,7 +135,7 @@ HOSTILE = {
     "acge_lightning.zoo.load": ["x"],
     "acge_lightning.zoo.pretrained.logging.os.system": [SHELL],
     "acge_lightning.training.EmbeddingModule.load_from_checkpoint": ["x"],
-    "acge_lightning.training.checkpoint.os.system": [SHELL],
+    "acge_lightning.training.resume.os.system": [SHELL],
     "acge_lightning.data.STSDataModule.load_from_checkpoint": ["x"],
     "acge_lightning.data.STSDataModule.from_datasets": [],
     "acge_lightning.data.readers.locate": ["x"],
