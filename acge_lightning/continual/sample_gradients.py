@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class SampleGradients:
 
     def __enter__(self) -> SampleGradients:
         """Ready the encoder."""
-        backbone = self.encoder.backbone
+        backbone: Any = self.encoder.backbone  # of one of many classes of transformers
         self._modes = [(module, module.training) for module in self.encoder.modules()]
         self._needed = [(p, p.requires_grad) for p in self.encoder.parameters()]
         self._attention = None
@@ -81,7 +81,7 @@ class SampleGradients:
         for module, mode in self._modes:
             module.training = mode
         if self._attention:
-            self.encoder.backbone.set_attn_implementation(self._attention)
+            cast(Any, self.encoder.backbone).set_attn_implementation(self._attention)
 
     def add(self, columns: Sequence[Tokens], losses: Losses) -> None:
         """Add the squared gradients of n samples.
@@ -140,11 +140,11 @@ class SampleGradients:
 
         return hook
 
-    def _meet(self, name: str, module: nn.Module, given: Tensor, gradient: Tensor) -> None:
+    def _meet(self, name: str, module: Any, given: Tensor, gradient: Tensor) -> None:
         gradient = gradient.flatten(0, -2)
         rows = self._rows[len(gradient)]
         gradient = rows.sorted(gradient)
-        weight = self.totals.get(f"{name}.weight")
+        weight: Any = self.totals.get(f"{name}.weight")  # None of a LayerNorm without one
         if isinstance(module, nn.Embedding):
             self._add_rows(weight, module.padding_idx, rows, rows.sorted(given.flatten()), gradient)
             return
@@ -213,7 +213,7 @@ class _Rows:
 
 def _is_known(encoder: Encoder) -> bool:
     """Whether every parameter is that of a layer which we can read, and each used once."""
-    backbone = encoder.backbone
+    backbone: Any = encoder.backbone
     if not isinstance(backbone, StaticBackbone) and not fits(backbone.config):
         return False
     own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]
