@@ -54,7 +54,7 @@ class SampleGradients:
 
     def __enter__(self) -> SampleGradients:
         """Ready the encoder."""
-        backbone = self.encoder.backbone
+        backbone: Any = self.encoder.backbone  # of one of many classes of transformers
         with ExitStack() as restore:
             restore.enter_context(evaluation_mode(self.encoder))
             for p in self.encoder.parameters():
@@ -132,11 +132,11 @@ class SampleGradients:
 
         return hook
 
-    def _add_layer(self, name: str, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
+    def _add_layer(self, name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         gradient = gradient.flatten(0, -2)
         rows = self._rows[len(gradient)]
         gradient = rows.sorted(gradient)
-        weight = self.totals.get(f"{name}.weight")
+        weight: Any = self.totals.get(f"{name}.weight")  # None of a LayerNorm without one
         if isinstance(module, nn.Embedding):
             self._add_rows(weight, module.padding_idx, rows, rows.sorted(inputs.flatten()), gradient)
             return
@@ -205,7 +205,7 @@ class _Rows:
 
 def _is_readable(encoder: Encoder) -> bool:
     """Whether every parameter is that of a layer which we can read, and each used once."""
-    backbone = encoder.backbone
+    backbone: Any = encoder.backbone
     if not isinstance(backbone, StaticBackbone) and not fits(backbone.config):
         return False
     own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]

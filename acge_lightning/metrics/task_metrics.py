@@ -70,20 +70,20 @@ class EmbeddingMetric(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def _gather(self, state: Tensor, group: Any = None) -> list[Tensor]:
-        """Every process's part of a state; one that has seen no text has an empty part.
+        """The state of every process; that of one that has seen no text is empty.
 
         States wait on the CPU and travel by the metric's own device, since NCCL takes nothing from a CPU: some rows at a time.
         """
 
-        def gathered(part: Tensor) -> list[Tensor]:
-            return [other.cpu() for other in gather_all_tensors(part.to(self.device), group)]
+        def gathered(rows: Tensor) -> list[Tensor]:
+            return [of_rank.cpu() for of_rank in gather_all_tensors(rows.to(self.device), group)]
 
         head = torch.tensor([len(state), state.ndim, state.shape[-1], _DTYPES.index(state.dtype)])
-        rows, ndim, width, dtype = max(other.tolist() for other in gathered(head))
+        rows, ndim, width, dtype = max(of_rank.tolist() for of_rank in gathered(head))
         if not len(state):
             state = torch.empty((0, width)[:ndim], dtype=_DTYPES[dtype])
-        pieces = [gathered(state[start : start + _GATHERED]) for start in range(0, max(rows, 1), _GATHERED)]
-        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        blocks = [gathered(state[start : start + _GATHERED]) for start in range(0, max(rows, 1), _GATHERED)]
+        return [torch.cat(of_rank) for of_rank in zip(*blocks, strict=True)]
 
     def update(self, embeddings: Tensor, ids: Tensor, labels: Tensor) -> None:
         """Take in Float[n, d] embeddings, Int64[n] numbers and labels (see the module)."""
@@ -104,11 +104,11 @@ class EmbeddingMetric(Metric):
             return self.score(embeddings[order], labels[order])
         number = torch.full((int(ids.max()) + 1,), -1, device=ids.device)
         number[ids[order]] = torch.arange(len(order), device=ids.device)
-        named = labels[:, :2].long()
-        unseen = ~torch.isin(named, ids)
+        texts = labels[:, :2].long()
+        unseen = ~torch.isin(texts, ids)
         if unseen.any():
-            raise InputError(f"a judgement names text {int(named[unseen][0])}, which was not encoded")
-        return self.score(embeddings[order], torch.cat([number[named], labels[:, 2:]], dim=1))
+            raise InputError(f"a judgement names text {int(texts[unseen][0])}, which was not encoded")
+        return self.score(embeddings[order], torch.cat([number[texts], labels[:, 2:]], dim=1))
 
     def _states(self) -> tuple:
         return self.embeddings, self.ids, self.labels
@@ -370,8 +370,8 @@ def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController()
-    begin = partial(libraries.limit, limits=1, user_api="openmp")  # whose limit is each thread's own
+    limit_thread = partial(libraries.limit, limits=1, user_api="openmp")  # whose limit is each thread's own
     with libraries.limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        with ThreadPoolExecutor(os.cpu_count(), initializer=begin) as pool:
-            return list(pool.map(lambda given: job(*given), arguments))
+        with ThreadPoolExecutor(os.cpu_count(), initializer=limit_thread) as pool:
+            return list(pool.map(lambda job_arguments: job(*job_arguments), arguments))

@@ -220,8 +220,8 @@ class FunnelIndex:
             raise InputError(f"none of {len(texts)} texts has a direction: the encoder knows none of their tokens")
         ids = range(len(texts)) if ids is None else ids
         dropped = (~kept).nonzero()[:, 0].tolist()
-        named = ", ".join(str(ids[i]) for i in dropped[:_MOST_NAMED]) + (" …" if len(dropped) > _MOST_NAMED else "")
-        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(dropped), len(texts), named)
+        examples = ", ".join(str(ids[i]) for i in dropped[:_MOST_NAMED]) + (" …" if len(dropped) > _MOST_NAMED else "")
+        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(dropped), len(texts), examples)
         kept_indices = kept.nonzero()[:, 0].tolist()
         return vectors[kept], [ids[i] for i in kept_indices], [texts[i] for i in kept_indices]
 

@@ -37,8 +37,8 @@ def list_files(source: Path) -> list[Path]:
     if source.is_dir():
         files, unreadable = _within(source)
         if unreadable:
-            named = ", ".join(map(str, unreadable[:_MOST_NAMED])) + (" …" if len(unreadable) > _MOST_NAMED else "")
-            _LOG.warning("%s: %d entries that are no files of their own are left out: %s", source, len(unreadable), named)
+            examples = ", ".join(map(str, unreadable[:_MOST_NAMED])) + (" …" if len(unreadable) > _MOST_NAMED else "")
+            _LOG.warning("%s: %d entries that are no files of their own are left out: %s", source, len(unreadable), examples)
     else:
         files = [source] if source.is_file() else []
         if files and not source.name.endswith(_KINDS):
