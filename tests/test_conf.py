@@ -1,4 +1,7 @@
-"""Every YAML under conf/ composes, builds what it names, and trains; a new one without a case here fails."""
+"""Every YAML under conf/ composes and builds what it names: experiments and sample tasks train, the others make one batch.
+
+A new file without a case here fails.
+"""
 
 import json
 import re
@@ -9,17 +12,21 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from acge_lightning.commands.single_run import train
+from acge_lightning.callbacks.matryoshka import MatryoshkaSchedule
+from acge_lightning.commands.single_run import checked, make_encoder, make_tasks, make_trainer, train
 from acge_lightning.commands.stages import sequence
 from acge_lightning.config.building import instantiate
+from acge_lightning.config.secrets import recorded
 from acge_lightning.config.sources import config_dir
 from acge_lightning.continual.strategy import ones
+from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.zoo.pretrained import load
 
 CONF = config_dir()
 FILES = sorted(str(p.relative_to(CONF).with_suffix("")) for p in CONF.rglob("*.yaml"))
 ONE_TASK = "task=[sample_sts]"
 TINY = ["encoder.dim=16", "encoder.tokenizer.vocab_size=900"]
+SMALL = ["encoder=pretrained", "encoder.path={encoder}"]
 BERT = [
     "encoder.config.hidden_size=16",
     "encoder.config.num_hidden_layers=1",
@@ -27,8 +34,8 @@ BERT = [
     "encoder.config.intermediate_size=32",
     "encoder.tokenizer.vocab_size=900",
 ]
-QUICK = ["++encoder.max_length=24", "trainer.accelerator=cpu", "callbacks.progress=null"]
-# What a file needs beside `<group>=<name>` to train in a moment; None: it is no part of a training run.
+QUICK = ["++encoder.max_length=24", "trainer.accelerator=cpu"]
+# What a file needs beside `<group>=<name>` to be tried in a moment; None: it is no part of a training run.
 CASES = {
     "train": [],
     "vocabulary": None,
@@ -39,17 +46,11 @@ CASES = {
     "evaluate": None,
     "longtail": None,
     "sweep/quickstart": None,
-    "callbacks/ewc": [ONE_TASK, "encoder=pretrained", "encoder.path={encoder}", "callbacks.ewc.anchors={anchor}"],
+    "callbacks/ewc": [ONE_TASK, *SMALL, "callbacks.ewc.anchors={anchor}"],
     **dict.fromkeys(("experiment/continual_zh", "experiment/continual_en", "experiment/adapt")),  # several runs: see below
-    **{f"strategy/{file.stem}": None for file in (CONF / "strategy").glob("*.yaml")},  # test_sequence.py has them all
-    "callbacks/evaluation": [
-        ONE_TASK,
-        *TINY,
-        "callbacks.evaluation.every=1",
-        "callbacks.evaluation.share=1.0",
-        "callbacks.evaluation.tasks=[stsb_zh]",
-    ],
-    "debug/fast": [ONE_TASK, *TINY],
+    **{f"strategy/{file.stem}": None for file in (CONF / "strategy").glob("*.yaml")},  # commands/test_stages.py has them all
+    "callbacks/evaluation": [ONE_TASK, *SMALL, "callbacks.evaluation.tasks=[stsb_zh]"],
+    "debug/fast": [ONE_TASK, *SMALL],
     **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large", "static_dropout")},
     "encoder/bert_mini": [ONE_TASK, *BERT],
     "encoder/bert_base": [ONE_TASK, *BERT],
@@ -64,24 +65,24 @@ CASES = {
     "experiment/to_matryoshka": ["encoder.path={encoder}", "matryoshka.dims=[16,14,12,10,8,6,4]"],
     "experiment/finetune": ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"],
     "experiment/pretrain_zh": BERT,
-    "module/embedding": [ONE_TASK, *TINY],
+    "module/embedding": [ONE_TASK, *SMALL],
     "module/masked_lm": ["task=[sample_unlabelled]", "++task.sample_unlabelled.data.holdout=0.1", "encoder=bert_mini", *BERT],
-    "matryoshka/halves": [ONE_TASK, "encoder.tokenizer.vocab_size=900"],
+    "matryoshka/halves": [ONE_TASK, *SMALL, "encoder.dense=512"],
     **{
-        f"matryoshka/{name}": [ONE_TASK, "encoder.dim=1792", "encoder.tokenizer.vocab_size=900"]
+        f"matryoshka/{name}": [ONE_TASK, *SMALL, "encoder.dense=1792"]
         for name in ("acge", "acge_tempered", "coarse_to_fine", "none", "random", "stages")
     },
-    "logger/wandb": [ONE_TASK, *TINY, "logger.wandb.offline=true"],
-    "loss/info_nce": ["task=[sample_retrieval]", *TINY],
-    "loss/info_nce_symmetric": ["task=[sample_retrieval]", *TINY],
-    "loss/info_nce_own": ["task=[sample_reranking]", *TINY],
-    "loss/sim_cse": ["task=[sample_unlabelled,sample_sts]", *TINY],
-    "loss/cosent": ["task=[sample_sts]", *TINY],
-    "loss/label_contrast": ["task=[sample_classification]", *TINY],
+    "logger/wandb": [ONE_TASK, *SMALL, "logger.wandb.offline=true"],
+    "loss/info_nce": ["task=[sample_retrieval]", *SMALL],
+    "loss/info_nce_symmetric": ["task=[sample_retrieval]", *SMALL],
+    "loss/info_nce_own": ["task=[sample_reranking]", *SMALL],
+    "loss/sim_cse": ["task=[sample_unlabelled,sample_sts]", *SMALL],
+    "loss/cosent": ["task=[sample_sts]", *SMALL],
+    "loss/label_contrast": ["task=[sample_classification]", *SMALL],
 }
 for _file in FILES:
     if _file.startswith(("callbacks/", "logger/", "optim/", "paths/", "trainer/")):
-        CASES.setdefault(_file, [ONE_TASK, *TINY])
+        CASES.setdefault(_file, [ONE_TASK, *SMALL])
 OWN_DATA = {
     "scored_pairs": "sts/stsb_zh",
     "labelled_pairs": "pair/bustm",
@@ -119,16 +120,54 @@ def selecting(file):
     return [f"{group}={name}"] if group and group != "loss" else []
 
 
-def run(overrides, out, data, encoder, cache):
-    filled = [o.replace("{encoder}", str(encoder)).replace("{data}", str(data)) for o in overrides]
-    if any("{anchor}" in o for o in filled):
+def filled(overrides, out, data, encoder, cache):
+    """The whole config of a case."""
+    given = [o.replace("{encoder}", str(encoder)).replace("{data}", str(data)) for o in overrides]
+    if any("{anchor}" in o for o in given):
         file = ones(load(encoder)).save(out / "old.safetensors")
-        filled = [o.replace("{anchor}", str(file)) for o in filled]
-    filled += QUICK if any("debug" in o for o in filled) else ["debug=fast", *QUICK]
-    cfg = composed([*filled, f"paths.output_dir={out}", f"paths.data_dir={data}", f"paths.cache_dir={cache}"])
+        given = [o.replace("{anchor}", str(file)) for o in given]
+    given += QUICK if any("debug" in o for o in given) else ["debug=fast", *QUICK]
+    cfg = composed([*given, f"paths.output_dir={out}", f"paths.data_dir={data}", f"paths.cache_dir={cache}"])
     for task in cfg.task.values():
         OmegaConf.update(task, "data.max_dev", 40, force_add=True)
+    return cfg
+
+
+def run(*case):
+    """Train under a case's config; it, and the score."""
+    cfg = filled(["callbacks.progress=null", *case[0]], *case[1:])
     return cfg, (sequence if cfg.stages else train)(cfg)
+
+
+def built(*case):
+    """Make what `train` makes of a case's config, up to its first batch: the module, the trainer, the mixture, the batch."""
+    cfg = filled(*case)
+    checked(cfg)
+    tasks = make_tasks(cfg)
+    given = {"tasks": {n: t.data for n, t in tasks.items()}, "weights": {n: t.weight for n, t in tasks.items()}}
+    mixture = instantiate(cfg.mixture, **given)
+    mixture.setup()
+    encoder = make_encoder(cfg, Texts(mixture.train_texts))
+    mixture.bind(encoder)
+    module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg))
+    module.trainer = mixture.trainer = trainer = make_trainer(cfg)
+    module.log = lambda *args, **kwargs: None
+    optimizer = module.optim.configure(module, 10)["optimizer"]
+    for schedule in (c for c in trainer.callbacks if isinstance(c, MatryoshkaSchedule)):
+        schedule.on_fit_start(trainer, module)
+        schedule.on_train_batch_start(trainer, module, None, 0)
+    batch = next(iter(mixture.train_dataloader()))
+    module.training_step(batch).backward()
+    assert sum(float(p.grad.abs().sum()) for group in optimizer.param_groups for p in group["params"]) > 0
+    optimizer.step()
+    return module, mixture, batch
+
+
+def scores_of(module, mixture):
+    """Those of the dev splits by task, as in a validation."""
+    for batch in (batch for loader in mixture.val_dataloader() for batch in loader):
+        module.validation_step(batch, 0)
+    return {name: metric.compute() for name, metric in module.metrics.items() if metric.update_called}
 
 
 def test_no_file_is_without_a_case():
@@ -137,15 +176,10 @@ def test_no_file_is_without_a_case():
     assert len(tasks) > 40
 
 
-@pytest.mark.parametrize("file", [f for f, extra in CASES.items() if extra is not None])
-def test_it_trains(file, tmp_path, data, small_encoder, cache):
-    extra = CASES[file]
-    group, _, name = file.partition("/")
-    if group == "loss":
-        task = extra[0].partition("[")[2].rstrip("]").split(",")[0]
-        extra = [*extra, f"+loss@task.{task}.loss={name}"]
-    cfg, mean = run([*selecting(file), *extra], tmp_path, data, small_encoder, cache)
-    assert 0 <= mean <= 1 or cfg.name == "train"
+@pytest.mark.parametrize("file", [f for f, extra in CASES.items() if f.startswith("experiment/") and extra is not None])
+def test_an_experiment_trains(file, tmp_path, data, small_encoder, cache):
+    _, mean = run([*selecting(file), *CASES[file]], tmp_path, data, small_encoder, cache)
+    assert 0 <= mean <= 1
     outputs = [p for p in ("export", "backbone") if (tmp_path / p).is_dir()]
     assert len(outputs) == 1
     assert json.loads((tmp_path / outputs[0] / "training.json").read_text())["metrics"]["val/mean"] == mean
@@ -153,12 +187,26 @@ def test_it_trains(file, tmp_path, data, small_encoder, cache):
     assert [p.parent.name for p in tmp_path.rglob("modules.json")] == (["export"] if outputs == ["export"] else [])
 
 
+@pytest.mark.parametrize("file", [f for f, extra in CASES.items() if not f.startswith("experiment/") and extra is not None])
+def test_a_file_builds_what_takes_a_step(file, tmp_path, data, small_encoder, cache):
+    extra = CASES[file]
+    group, _, name = file.partition("/")
+    if group == "loss":
+        task = extra[0].partition("[")[2].rstrip("]").split(",")[0]
+        extra = [*extra, f"+loss@task.{task}.loss={name}"]
+    module, mixture, batch = built([*selecting(file), *extra], tmp_path, data, small_encoder, cache)
+    assert len(batch) > 1
+    if group == "callbacks":
+        target = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8"))[name]["_target_"].rpartition(".")[2]
+        assert target in [type(callback).__name__ for callback in module.trainer.callbacks]
+    assert all(len(mixture.evaluation(name, "dev")) for name in mixture.evaluated("dev"))
+
+
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
         ("continual_zh", TINY),
         ("continual_en", ["encoder.path={encoder}"]),
-        ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"]),
         ("adapt", ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh", "strategy=ewc_replay"]),
     ],
 )
@@ -174,28 +222,40 @@ def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small
 @pytest.mark.parametrize("name", ["quickstart", "simcse_zh", "zh_multitask"])
 def test_any_experiment_takes_a_pretrained_encoder(name, tmp_path, data, small_encoder, cache):
     dim = load(small_encoder).dim
-    extra = ["encoder=pretrained", "encoder.path={encoder}", f"matryoshka.dims=[{dim}]"]
-    cfg, _ = run([f"+experiment={name}", *extra], tmp_path, data, small_encoder, cache)
-    assert "tokenizer" not in cfg.encoder
-    assert load(tmp_path / "export").dim == dim
+    module, *_ = built([f"+experiment={name}", *SMALL, f"matryoshka.dims=[{dim}]"], tmp_path, data, small_encoder, cache)
+    assert "tokenizer" not in module.hparams["config"]["encoder"]
+    assert module.encoder.dim == dim
 
 
-@pytest.mark.parametrize("file", sorted(f for f in FILES if f.startswith("task/") and f.count("/") == 1))
-def test_a_task_trains(file, tmp_path, data, small_encoder, cache):
-    name = file.partition("/")[2]
-    watched = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8"))[name].get("weight") == 0
-    extra = [f"+paths.data={data}/{OWN_DATA[name]}"] if name in OWN_DATA else []
-    if name != "sample_sts":  # it scores the family that has no score, and trains when the task itself does not
-        extra += [f"task=[{name},sample_sts]", *([] if watched else ["+task.sample_sts.weight=0"])]
-    else:
-        extra += ["task=[sample_sts]"]
-    overrides = ["encoder=pretrained", "encoder.path={encoder}", "trainer.log_every_n_steps=1", *extra]
-    cfg, _ = run(overrides, tmp_path, data, small_encoder, cache)
+TASKS = sorted(f.partition("/")[2] for f in FILES if f.startswith("task/") and f.count("/") == 1)
+
+
+def of_task(name, data):
+    """Overrides for a task beside sample_sts, which scores the family without a score, and trains where the task does not."""
+    watched = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text(encoding="utf-8"))[name].get("weight") == 0
+    own = [f"+paths.data={data}/{OWN_DATA[name]}"] if name in OWN_DATA else []
+    if name == "sample_sts":
+        return [*SMALL, "task=[sample_sts]"], watched
+    return [*SMALL, *own, f"task=[{name},sample_sts]", *([] if watched else ["+task.sample_sts.weight=0"])], watched
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("sample_")])
+def test_a_family_trains(name, tmp_path, data, small_encoder, cache):
+    overrides, _ = of_task(name, data)
+    run([*overrides, "trainer.log_every_n_steps=1"], tmp_path, data, small_encoder, cache)
     scored = json.loads((tmp_path / "result.json").read_text())["after"]
-    unlabelled = "Unlabelled" in cfg.task[name].data._target_
-    assert unlabelled or any(key.startswith(f"val/{name}/") for key in scored)
+    assert any(key.startswith(f"val/{name}/") for key in scored) or name == "sample_unlabelled"
     logged = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().partition("\n")[0].split(",")
-    assert (f"train/{name}/loss" in logged) != watched
+    assert f"train/{name}/loss" in logged
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if not name.startswith("sample_")])
+def test_a_task_makes_a_batch_and_is_scored(name, tmp_path, data, small_encoder, cache):
+    overrides, watched = of_task(name, data)
+    module, mixture, batch = built(overrides, tmp_path, data, small_encoder, cache)
+    assert batch.task == ("sample_sts" if watched else name)
+    unlabelled = module.tasks[name].data.family == "unlabelled"
+    assert set(scores_of(module, mixture)) == ({"sample_sts"} if unlabelled else {name, "sample_sts"})
 
 
 def test_the_vocabulary_program(tmp_path, cache):
@@ -312,7 +372,7 @@ def pictures(folder):
     return set(EventAccumulator(str(folder)).Reload().Tags()["images"])
 
 
-def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):
+def test_the_command_lines_of_a_sweep_work(tmp_path, data, small_encoder, cache):
     """As the agent expands them: one value a parameter, in place of ${args_no_hyphens}."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
@@ -327,9 +387,10 @@ def test_the_command_lines_of_a_sweep_run(tmp_path, data, small_encoder, cache):
             overrides = [*command[command.index("${program}") + 1 : command.index("${args_no_hyphens}")], *line]
             assert command[-1] == "${args_no_hyphens}"
             extra = ["logger.wandb.offline=true", "encoder.tokenizer.vocab_size=900"]
-            cfg, _ = run([*overrides, *extra], tmp_path / str(last), data, small_encoder, cache)
+            module, *_ = built([*overrides, *extra], tmp_path / str(last), data, small_encoder, cache)
+            config = OmegaConf.create(module.hparams["config"])
             for key, value in values.items():
-                assert OmegaConf.select(cfg, key) == value["value"]
+                assert OmegaConf.select(config, key) == value["value"]
 
 
 @pytest.mark.parametrize("file", FILES)

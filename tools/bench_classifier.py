@@ -61,19 +61,19 @@ def best_probe(vectors: np.ndarray, labels: np.ndarray) -> LogisticRegression:
 
 
 def measure(texts: Texts, embeddings: Embeddings, dims: list[int], args: argparse.Namespace) -> dict[str, Any]:
-    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[: args.most])
-    vectors, labels = embeddings.encode([texts.known[i] for i in rows]).numpy(), texts.known_labels[rows]
-    test_vectors = embeddings.encode(texts.tested).numpy()
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts.train))[: args.most])
+    vectors, labels = embeddings.encode([texts.train[i] for i in rows]).numpy(), texts.train_labels[rows]
+    test_vectors = embeddings.encode(texts.test).numpy()
     probe = best_probe(normalize(vectors), labels)
     probe.fit(normalize(vectors), labels)
-    full = float((probe.predict(normalize(test_vectors)) == texts.tested_labels).mean())
+    full = float((probe.predict(normalize(test_vectors)) == texts.test_labels).mean())
     accuracies, means = [], []
     for seed in range(args.seeds):
         budget, tolerance = (args.budget, 0.0) if args.tolerance is None else (None, args.tolerance)
         cascade = AdaptiveClassifier(dims, probe, tolerance, budget=budget, validation=FOLDS, random_state=seed)
         cascade.fit(vectors, labels)
         predictions, dims_read = cascade.predict_with_dims(test_vectors)
-        accuracies.append(float((predictions == texts.tested_labels).mean()))
+        accuracies.append(float((predictions == texts.test_labels).mean()))
         means.append(float(dims_read.mean()))
     return {
         "learnt_from": len(vectors),
@@ -106,7 +106,7 @@ def main() -> None:
     cache = ROOT / "outputs" / "cache"
     embeddings, results = Embeddings(encoder, cache / "embeddings"), {}
     for dataset in find(args.data, args.sets):
-        texts = Texts.of(dataset, cache)
+        texts = Texts.from_dataset(dataset, cache)
         results[dataset.name] = measure(texts, embeddings, dims, args)
         CONSOLE.print(f"{dataset.name}: {results[dataset.name]}", soft_wrap=True)
     table = Table(title=f"Adaptive classifier and probe on all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")

@@ -46,7 +46,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.continual.ewc import add_penalty_gradient_, penalty
-from acge_lightning.continual.pool_loss import Embedded, FrozenLoss, against
+from acge_lightning.continual.pool_loss import Embedded, FrozenLoss, frozen_loss
 from acge_lightning.continual.sample_gradients import SampleGradients
 from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.encoder import Encoder
@@ -83,7 +83,7 @@ def make_samples(setting: str, dtype: torch.dtype = torch.float) -> tuple[list[T
     labels = torch.randint(8, (POOL + N,), generator=generator)
     ids = tuple(torch.arange(POOL + N) + k * 10_000 for k in range(count))
     pool = Embedded(frozen, labels[N:] if count == 1 else None, tuple(column[N:] for column in ids))
-    loss: FrozenLoss = against(LabelContrast() if count == 1 else InfoNCE(), pool)
+    loss: FrozenLoss = frozen_loss(LabelContrast() if count == 1 else InfoNCE(), pool)
 
     def losses(vectors: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return loss(Embedded(vectors, labels[rows] if count == 1 else None, tuple(column[rows] for column in ids)))

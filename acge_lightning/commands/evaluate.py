@@ -1,4 +1,4 @@
-"""`acge evaluate`: encoders scored on folders of data sets, or by mteb on its suites."""
+"""`acge evaluate`: score encoders on folders of data sets, or by mteb on its suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`acge longtail`: few-shot, long-tailed classification at every size of an embedding."""
+"""`acge longtail`: score few-shot, long-tailed classification at every size of an embedding."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(cfg: DictConfig) -> None:
     datasets = find(config["paths"]["data_dir"], tasks, **reading)
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
-    given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **given, progress=True)
+    settings = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
+    result = longtail(models, datasets, protocol, **settings, progress=True)
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):

@@ -1,4 +1,4 @@
-"""`acge pca`: an encoder turned to its principal components, so that short prefixes keep most."""
+"""`acge pca`: rotate an encoder to its principal components, so that short prefixes keep most."""
 
 from __future__ import annotations
 

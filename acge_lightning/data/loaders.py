@@ -61,7 +61,7 @@ def batches_before(batches: int, accumulate: int, step: int) -> int:
 class LateLoader(DataLoader):
     """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`."""
 
-    def __iter__(self) -> Iterator[TextBatch]:
+    def __iter__(self) -> Iterator[TextBatch]:  # type: ignore[override]  # DataLoader declares its own iterator class
         yield from super().__iter__()
 
 

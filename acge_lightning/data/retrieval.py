@@ -188,7 +188,7 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         """
         if not self.exclude_own_id:
             return np.full(len(split), -1)
-        if not (split.own_documents >= 0).any():
+        if split.own_documents is None or not np.any(split.own_documents >= 0):
             raise InputError(f"{self.path}: exclude_own_id=true, but no query has the _id of a document: leave it out")
         return split.own_documents
 

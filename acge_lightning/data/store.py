@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
@@ -20,7 +19,7 @@ import pyarrow as pa
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import draft, sweep, to_disk
+from acge_lightning.files.atomic import draft, replace_file, sweep
 
 _LOG = logging.getLogger(__name__)
 VERSION = 3  # of what reading a file means
@@ -249,9 +248,8 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
         with new.open("rb+") as content:
             content.write(hashlib.file_digest(content, "sha256").digest())  # at its end, where the reading has come
         if issues.quarantine is not None and issues.skipped:
-            os.replace(issues.quarantine, quarantine_file(target))
-        to_disk(new)
-        os.replace(new, target)
+            replace_file(quarantine_file(target), issues.quarantine)
+        replace_file(target, new)
 
 
 def _records(

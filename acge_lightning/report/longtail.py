@@ -1,4 +1,4 @@
-"""What the long-tail protocol found, as tables and as pictures."""
+"""Show results of the long-tail protocol as tables and as pictures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-_SHOWN = ("tail", "head")  # subsets that have a line of panels
+_PANEL_SUBSETS = ("tail", "head")  # test subsets that have a row of panels
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Accuracy ± its spread over seeds: a table a data set for all, head and tail; differences; perturbed texts; failures."""
+    """Make tables of a result: accuracy ± its spread over seeds for all, head, tail, perturbed texts; differences; errors."""
     result_tables = []
     for name, rows in _by_dataset(result["rows"]):
         kinds, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("perturbation", "shots"))
@@ -52,13 +52,14 @@ def _table(title: str, key: str, columns: Sequence[Any], rows: Sequence[Row], su
     for row in rows:
         cells.setdefault((row["encoder"], row["dim"]), {})[row[key]] = row
     for (encoder, dim), by_column in cells.items():
-        shown = []
-        for column in columns:
-            row = by_column[column]
-            mean_dim = "" if dim or "mean_dim" not in row else f" ({row['mean_dim']:.0f})"
-            shown.append(f"{100 * row['values'][subset]:{sign}.1f} ± {100 * row['spread'][subset]:.1f}{mean_dim}")
-        table.add_row(encoder, "adaptive" if dim is None else str(dim), *shown)
+        texts = [_accuracy_text(by_column[column], subset, sign, with_mean_dim=not dim) for column in columns]
+        table.add_row(encoder, "adaptive" if dim is None else str(dim), *texts)
     return table
+
+
+def _accuracy_text(row: Row, subset: str, sign: str, with_mean_dim: bool) -> str:
+    mean_dim = f" ({row['mean_dim']:.0f})" if with_mean_dim and "mean_dim" in row else ""
+    return f"{100 * row['values'][subset]:{sign}.1f} ± {100 * row['spread'][subset]:.1f}{mean_dim}"
 
 
 def _failures(rows: Sequence[Row]) -> Table:
@@ -72,12 +73,12 @@ def _failures(rows: Sequence[Row]) -> Table:
 
 
 def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
-    """Pictures beside the JSON file `out`: `<stem>-<dataset>.png`, and `…-perturbed.png` where there are perturbations.
+    """Draw pictures beside the JSON file `out`: `<stem>-<dataset>.png`, and `…-perturbed.png` where there are perturbations.
 
     Raises:
         InputError: matplotlib is not installed, or a file of that name is another picture.
     """
-    from acge_lightning.report.style import STYLE, matplotlib, save_figure  # there: what to do where it is missing
+    from acge_lightning.report.style import STYLE, matplotlib, save_figure
 
     files = []
     with matplotlib.rc_context(STYLE):
@@ -93,7 +94,7 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
 
 
 def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, Any, str, Any]]) -> Figure:
-    """Accuracy against dims: a column of panels for each number of shots or perturbation, a line of them for each subset."""
+    """Draw accuracy over dims: a column of panels for each number of shots or perturbation, a row for each test subset."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -104,20 +105,22 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
     dims = sorted({row["dim"] for row in rows if row["dim"]}, reverse=True)
     ticks = dims[:: 1 if len(dims) < 6 else 2]
     figure = Figure((1 + 2.4 * len(columns), 5.2), layout="constrained")
-    grid = figure.subplots(len(_SHOWN), len(columns), sharex=True, sharey="row", squeeze=False)
-    for (line, subset), (column, (name, key, value, other, fixed)) in product(enumerate(_SHOWN), enumerate(columns)):
-        axes = grid[line][column]
+    grid = figure.subplots(len(_PANEL_SUBSETS), len(columns), sharex=True, sharey="row", squeeze=False)
+    for (panel_row, subset), (panel_column, (name, key, value, other, fixed)) in product(
+        enumerate(_PANEL_SUBSETS), enumerate(columns)
+    ):
+        axes = grid[panel_row][panel_column]
         chosen = [row for row in rows if row[key] == value and row[other] == fixed]
         for encoder, colour in colours.items():
             _line(axes, [row for row in chosen if row["encoder"] == encoder], subset, colour)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(dim) for dim in ticks])
         axes.minorticks_off()
-        axes.set_xlabel("dims" if line == len(_SHOWN) - 1 else "")
+        axes.set_xlabel("dims" if panel_row == len(_PANEL_SUBSETS) - 1 else "")
         axes.tick_params("x", labelrotation=45)
-        if line == 0:
+        if panel_row == 0:
             axes.set_title(name, fontsize=9)
-        if column == 0:
+        if panel_column == 0:
             axes.set_ylabel(f"accuracy, {subset}")
     figure.suptitle(title, x=0.02, ha="left", fontsize=10)
     handles = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
@@ -130,7 +133,7 @@ def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, A
 
 
 def _line(axes: Axes, rows: Sequence[Row], subset: str, colour: str) -> None:
-    """Mean over seeds with one standard deviation, and the cascade as a star."""
+    """Draw the mean over seeds with one standard deviation, and the cascade as a star."""
     single = sorted((row for row in rows if row["dim"]), key=lambda row: row["dim"])
     if not single:  # it was scored with other shots or perturbations
         return

@@ -21,7 +21,7 @@ from acge_lightning.files.atomic import write_text
 from acge_lightning.metrics.ranking import ndcg
 from acge_lightning.search.rows import Key, Rows
 from acge_lightning.search.staged import StagedVectors
-from acge_lightning.search.stages import Stage, label
+from acge_lightning.search.stages import IndexKind, Stage, Store, label
 from acge_lightning.search.vectors import BLOCK, Vectors, prefix
 from acge_lightning.terminal import track
 
@@ -157,7 +157,7 @@ def default_candidates(last: Stage, trained: Sequence[int], row_count: int, k: i
     """
     dims = [d for d in sorted(trained) if d < last.dim]
     approximate = row_count >= _LARGE and find_spec("faiss") is not None
-    first_stages = [("int8", "ivf"), ("fp16", "hnsw")] if approximate else [("fp32", "exact")]
+    first_stages: list[tuple[Store, IndexKind]] = [("int8", "ivf"), ("fp16", "hnsw")] if approximate else [("fp32", "exact")]
     for dim in [d for d in dims if d <= last.dim // 4] or dims[:1]:
         middles = [(), *[(Stage(d, 4 * k, "int8"),) for d in dims if d >= 4 * dim][:1]]
         for store, index in first_stages:

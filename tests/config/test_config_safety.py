@@ -110,7 +110,7 @@ HOSTILE = {
     "acge_lightning.config.targets.resolve_target": ["os.system", "x", ["os"]],
     "acge_lightning.config.building.instantiate": [{"path": "x"}],
     "acge_lightning.config.building.partial": ["x"],
-    "acge_lightning.config.sources.Checked": ["main", "checked://x"],
+    "acge_lightning.config.sources.CheckedSource": ["main", "checked://x"],
     "acge_lightning.config.secrets.concealed": ["x", {}],
     "acge_lightning.config.overrides.arguments": [["x"]],
     "acge_lightning.commands.cli.main": [],
@@ -242,6 +242,20 @@ def test_hostile_target_is_refused(target, calls):
     refuse(node, r"^_target_=\S+ (is refused|is not there: acge_lightning)|^_target_='\S+' is refused")
     refuse(node | {"_partial_": True})
     assert calls == []
+
+
+@pytest.mark.parametrize("home", ["acge_lightning.commands.jobs", "acge_lightning.config.overrides"])
+def test_commands_and_config_are_barred_whatever_they_define(home, calls, monkeypatch):
+    """A class of the kind that configs may name elsewhere, defined there, under its own name and as another file's import."""
+    barred = type("Barred", (torch.nn.Module,), {"__module__": home})
+    allowed = type("Allowed", (torch.nn.Module,), {"__module__": "acge_lightning.losses.contrastive"})
+    monkeypatch.setattr(f"{home}.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Allowed", allowed, raising=False)
+    for place in (home, "acge_lightning.losses.contrastive"):
+        refuse({"_target_": f"{place}.Barred"}, "configs need no such thing")
+    assert calls == []
+    assert isinstance(instantiate({"_target_": "acge_lightning.losses.contrastive.Allowed"}), allowed)
 
 
 @pytest.mark.parametrize("target", NO_NAMES)
