@@ -47,7 +47,7 @@ THEIRS: dict[str, dict[str, int]] = {
     **{f"theirs cached {n}": {"mini_batch_size": n} for n in (8, 16, 32)},
     **{f"theirs cached {n} tokens": {"mini_batch_num_tokens": n} for n in (4096, 8192)},
 }
-OURS = "ours"  # as it comes; all ratios are its
+OURS = "ours"  # all settings at their defaults; all ratios are its
 ALL_OURS: dict[str, dict[str, Any]] = {
     OURS: {},
     **{f"ours {n}": {"batch_tokens": n} for n in (4096, 8192, 32768)},
@@ -89,7 +89,7 @@ def measure(folder: Path, setting: str, mix: str, steps: int, device: str = "cud
     model, step = (our_side if ours else their_side)(folder, DIMS, device, **settings)
     optimizer = OPTIMIZER(parameter_groups(model, 0.01) if ours else model.parameters())
     on_gpu = device == "cuda"
-    before = torch.cuda.memory_allocated() if on_gpu else 0
+    start_bytes = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds, rates, flops = [], [], []
@@ -105,16 +105,16 @@ def measure(folder: Path, setting: str, mix: str, steps: int, device: str = "cud
         seconds.append(time.perf_counter() - start)
         rates.append(sum(lengths) / seconds[-1])
         flops.append(model_flops(lengths) / seconds[-1])
-    peak = torch.cuda.max_memory_allocated() - before if on_gpu else float("nan")
+    peak = torch.cuda.max_memory_allocated() - start_bytes if on_gpu else float("nan")
     timed = {"seconds": seconds, "tokens_per_second": rates, "flops": flops}
     return {name: statistics.median(values[2:]) for name, values in timed.items()} | {"mib": peak / 2**20}
 
 
 def measure_all(folder: Path, steps: int, rounds: int) -> dict[str, dict[str, list[Result]]]:
     """Results by mix and setting; settings take turns, and one that runs out of memory has none."""
-    found: dict[str, dict[str, list[Result]]] = {mix: {s: [] for s in [*THEIRS, *ALL_OURS]} for mix in PAIRS}
+    results_of: dict[str, dict[str, list[Result]]] = {mix: {s: [] for s in [*THEIRS, *ALL_OURS]} for mix in PAIRS}
     with ProgressBar("", "runs", rounds * len(PAIRS) * (len(THEIRS) + len(ALL_OURS))) as bar:
-        for mix, settings in found.items():
+        for mix, settings in results_of.items():
             for turn in range(rounds):
                 for setting in settings if turn % 2 == 0 else reversed(settings):
                     bar.rename(f"{mix}: {setting}")
@@ -125,7 +125,7 @@ def measure_all(folder: Path, steps: int, rounds: int) -> dict[str, dict[str, li
                     gc.collect()
                     torch.cuda.empty_cache()
                     bar.advance()
-    return found
+    return results_of
 
 
 def median(results: list[Result], name: str) -> float:
@@ -147,16 +147,16 @@ def summary(settings: dict[str, list[Result]], peak: float) -> dict[str, float |
     return {name: round(value, 3) if value == value else None for name, value in values.items()}
 
 
-def show(found: dict[str, dict[str, list[Result]]], peak: float, name: str) -> None:
+def show(results_of: dict[str, dict[str, list[Result]]], peak: float, name: str) -> None:
     """The table and the JSON line."""
     table = Table("mix", "setting", "s a step", "tokens/s", "MFU", "MiB", title=f"{name}, peak {peak} TFLOP/s bf16")
-    for mix, settings in found.items():
+    for mix, settings in results_of.items():
         for setting, results in settings.items():
             values = [median(results, key) for key in ("seconds", "tokens_per_second", "flops", "mib")]
             shown = [f"{values[0]:.4f}", f"{values[1]:.0f}", f"{values[2] / (peak * 1e12):.1%}", f"{values[3]:.0f}"]
             table.add_row(mix, setting, *shown)
     Console().print(table)
-    print(json.dumps({"gpu": name, **{mix: summary(settings, peak) for mix, settings in found.items()}}))
+    print(json.dumps({"gpu": name, **{mix: summary(settings, peak) for mix, settings in results_of.items()}}))
 
 
 def main(argv: list[str]) -> None:
@@ -173,8 +173,8 @@ def main(argv: list[str]) -> None:
     name = torch.cuda.get_device_name()
     peak = args.peak_tflops or peak_tflops(name)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure_all(make_model(Path(temporary) / "model"), args.steps, args.rounds)
-    show(found, peak, name)
+        results_of = measure_all(make_model(Path(temporary) / "model"), args.steps, args.rounds)
+    show(results_of, peak, name)
 
 
 if __name__ == "__main__":

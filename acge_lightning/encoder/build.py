@@ -63,6 +63,8 @@ def static(
 
         encoder: {_target_: acge_lightning.encoder.static, tokenizer: FOLDER, dim: 512}
     """
+    if dim < 1:
+        raise InputError(f"dim={dim} does not fit: a token's vector has at least one dim, 512 by default")
     tokenizer = read_tokenizer(tokenizer)
     backbone = StaticBackbone(len(tokenizer), dim, dropout)
     nn.init.normal_(backbone.embedding.weight, std=dim**-0.5)
