@@ -103,7 +103,7 @@ class Guard(Callback):
 
 def norm(tensors: Any) -> Tensor:
     """Float[]: the 2-norm of all tensors together; NaN or infinite if any of their values is."""
-    return get_total_norm([t._values() if t.is_sparse else t for t in tensors])
+    return get_total_norm([t.coalesce().values() if t.is_sparse else t for t in tensors])
 
 
 def _bad(tensors: dict[str, Tensor]) -> str | None:
