@@ -106,7 +106,7 @@ class Guard(Callback):
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """Float[]: the 2-norm of all tensors together; NaN or infinite if any of their values is."""
-    return get_total_norm([t._values() if t.is_sparse else t for t in tensors])
+    return get_total_norm([t.coalesce().values() if t.is_sparse else t for t in tensors])
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> str | None:

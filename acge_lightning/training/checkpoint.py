@@ -147,7 +147,8 @@ def size_of(value: Any) -> int:
     >>> size_of({"a": weights, "b": [weights[:5], torch.zeros(2, dtype=torch.int8)]})
     42
     """
-    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(value)}.values())
+    storages = [tensor.untyped_storage() for tensor in _tensors(value)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

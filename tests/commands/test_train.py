@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from acge_lightning import load
 from acge_lightning.commands import single_run
+from acge_lightning.commands.program import program as command
 from acge_lightning.commands.single_run import train
 from acge_lightning.config.sources import config_dir
 from acge_lightning.data.epoch import batch_sizes
@@ -44,6 +45,17 @@ def compose_run(tmp_path, cache):
 
 
 STS = ["task=[sample_sts]", "optim=adamw_static"]
+FEW = ["+task.sample_sts.data.max_train=256", "task.sample_sts.data.max_dev=40"]
+
+
+@pytest.fixture(scope="module")
+def sts_run(tmp_path_factory, cache):
+    """A finished run over the whole of sample_sts."""
+    folder = tmp_path_factory.mktemp("sts") / "run"
+    fixed = [f"paths.output_dir={folder}", f"paths.cache_dir={cache}", "callbacks.progress=null"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        train(compose("train", [*fixed, "encoder.tokenizer.vocab_size=1200", "encoder.dim=64", *STS]))
+    return folder
 
 
 def test_it_learns_and_leaves_one_export_that_others_read(compose_run, tmp_path):
@@ -65,7 +77,7 @@ def test_it_learns_and_leaves_one_export_that_others_read(compose_run, tmp_path)
 
 def test_the_scores_before_are_those_of_an_untrained_run(compose_run, tmp_path):
     """A run of learning rate 0 ends where it began; the seed decides where that is."""
-    still = ["optim.optimizer.lr=0.0", *STS]
+    still = ["optim.optimizer.lr=0.0", *STS, *FEW]
     first, second = train(compose_run(*still)), train(compose_run(*still, out="again"))
     assert first == second == json.loads((tmp_path / "run" / "result.json").read_text())["before"]["val/mean"]
     assert first != train(compose_run(*still, "seed=1", out="other"))
@@ -73,7 +85,7 @@ def test_the_scores_before_are_those_of_an_untrained_run(compose_run, tmp_path):
 
 def test_the_head_may_begin_at_principal_components(compose_run, tmp_path):
     """At learning rate 0 they are what is exported: the variances of the training texts fall from dim to dim."""
-    train(compose_run("components=500", "optim.optimizer.lr=0.0", *STS))
+    train(compose_run("components=500", "optim.optimizer.lr=0.0", *STS, "trainer.max_steps=1"))
     encoder, plain_rows = load(tmp_path / "run" / "export"), [json.loads(line) for line in lines_of("sts", "train")]
     texts = list(dict.fromkeys(row[key] for row in plain_rows for key in ("text1", "text2")))
     with torch.no_grad():
@@ -84,10 +96,9 @@ def test_the_head_may_begin_at_principal_components(compose_run, tmp_path):
     assert torch.corrcoef(vectors[:, :10].T).fill_diagonal_(0).abs().max() < 0.25
 
 
-def test_the_same_seed_gives_the_same_weights(compose_run, tmp_path):
-    for out in ("run", "again"):
-        train(compose_run(*STS, out=out))
-    first, again = (load(tmp_path / out / "export").encode(TEXTS) for out in ("run", "again"))
+def test_the_same_seed_gives_the_same_weights(sts_run, compose_run, tmp_path):
+    train(compose_run(*STS))
+    first, again = (load(folder / "export").encode(TEXTS) for folder in (sts_run, tmp_path / "run"))
     assert torch.equal(first, again)
 
 
@@ -111,7 +122,7 @@ def test_the_best_weights_are_exported_not_the_last(compose_run, tmp_path):
 
 def test_a_run_goes_on_from_a_checkpoint(compose_run, tmp_path):
     """Two rounds at once, or one and then another: the same weights."""
-    steady = [*STS, "optim.schedule=constant", "encoder.dropout=0.0"]
+    steady = [*STS, *FEW, "optim.schedule=constant", "encoder.dropout=0.0"]
     train(compose_run(*steady, "trainer.max_epochs=2"))
     train(compose_run(*steady, "trainer.max_epochs=1", out="half"))
     last = tmp_path / "half" / "checkpoints" / "last.ckpt"
@@ -125,18 +136,17 @@ def test_a_run_goes_on_from_a_checkpoint(compose_run, tmp_path):
 def test_a_variable_with_a_default_is_recorded_as_it_was_written(compose_run, tmp_path, monkeypatch):
     """Also one whose default is a path with a tilde, which loggers read again as an interpolation."""
     monkeypatch.setenv("ACGE_CACHE", str(tmp_path / "cache"))
-    cfg = compose_run(*STS, "trainer.max_steps=1")
+    cfg = compose_run(*STS, *FEW, "trainer.max_steps=1")
     cfg.paths.cache_dir = '${oc.env:ACGE_CACHE,"~/.cache/acge_lightning"}'
     train(cfg)
     training = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
     assert training["config"]["task"]["sample_sts"]["data"]["cache_dir"] == '${oc.env:ACGE_CACHE,"~/.cache/acge_lightning"}'
 
 
-def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
-    train(compose_run(*STS))
-    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+def test_a_checkpoint_holds_plain_values(sts_run):
+    kept = torch.load(sts_run / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["hyper_parameters"]["config"]["task"]["sample_sts"]["data"]["batch_size"] == 64
-    training = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
+    training = json.loads((sts_run / "export" / "training.json").read_text())
     assert training["config"] == json.loads(json.dumps(kept["hyper_parameters"]["config"]))
     assert training["data"]["sample_sts"] == {"train": 2000, "dev": 300, "test": 300}
     assert training["steps"] == kept["global_step"] == len(batch_sizes(2000, 64))
@@ -146,7 +156,7 @@ def test_a_checkpoint_holds_plain_values(compose_run, tmp_path):
 def test_its_figures_go_to_loggers_that_take_pictures(compose_run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    short = [*STS, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    short = [*STS, *FEW, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
     train(compose_run(*short, "logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     names = {"scores", "curves/train/loss", "curves/val/mean"}
@@ -158,9 +168,9 @@ def test_its_figures_go_to_loggers_that_take_pictures(compose_run, tmp_path):
 
 def test_without_matplotlib_it_says_so_once(compose_run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("drawing", "figures"):
-        monkeypatch.delitem(sys.modules, f"acge_lightning.{name}", raising=False)
-    train(compose_run(*STS, "trainer.max_steps=2", "logger=tensorboard"))
+    for name in ("style", "figures"):
+        monkeypatch.delitem(sys.modules, f"acge_lightning.report.{name}", raising=False)
+    train(compose_run(*STS, *FEW, "trainer.max_steps=2", "logger=tensorboard"))
     assert capsys.readouterr().out.count("The loggers get no figures: figures need matplotlib: pip install") == 1
 
 
@@ -174,7 +184,9 @@ def test_loggers_are_closed_with_how_the_run_ended(fails, compose_run, monkeypat
         monkeypatch.setattr(logger, "finalize", lambda self, status, name=name: ended.append((name, status)))
     monkeypatch.setattr(wandb, "finish", lambda exit_code=None: (ended.append(("wandb's run", exit_code)), finish(exit_code)))
     wrong = ["optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"]
-    cfg = compose_run(*STS, "trainer.max_steps=2", "logger=[csv,wandb]", "logger.wandb.offline=true", *(wrong if fails else []))
+    cfg = compose_run(
+        *STS, *FEW, "trainer.max_steps=2", "logger=[csv,wandb]", "logger.wandb.offline=true", *(wrong if fails else [])
+    )
     with pytest.raises(InputError, match="not finite") if fails else nullcontext():
         train(cfg)
     status = "failed" if fails else "success"
@@ -306,7 +318,7 @@ def test_a_folder_in_the_way_is_told_before_training(name, file, compose_run, tm
 def test_diverged_weights_are_not_exported(compose_run, earlier):
     """An endless learning rate makes NaN; what was there before stays."""
     with pytest.raises(InputError, match="not finite"):
-        train(compose_run(*STS, "optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"))
+        train(compose_run(*STS, *FEW, "optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"))
 
 
 # ---- the program
@@ -326,24 +338,33 @@ def test_the_program_says_what_is_wrong_in_one_line(tmp_path, cache):
 
 
 @pytest.mark.parametrize("name", ["zh_multitask", "zh_matryoshka", "simcse_zh"])
-def test_other_tasks_take_the_place_of_an_experiment_s_own(name, tmp_path, cache):
+def test_other_tasks_take_the_place_of_an_experiment_s_own(name, tmp_path, cache, monkeypatch):
     """What its body sets for those is forgotten; what the command line sets for one that is not there is not."""
-    tiny = ["encoder.dim=16", "encoder.tokenizer.vocab_size=1200", "matryoshka=none", "debug=fast", f"paths.cache_dir={cache}"]
-    given = [f"+experiment={name}", "task=[sample_sts,sample_pair]", *tiny]
-    if name == "zh_matryoshka":
-        given += ["encoder.dense=24"]
-    done = program(*given, "paths.output_dir=out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    scored = json.loads((tmp_path / "out" / "result.json").read_text())["after"]
-    assert {key.split("/")[1] for key in scored if key.count("/") == 2} == {"sample_sts", "sample_pair"}
-    wrong = program(*given, "+task.medical_q.weight=2", cwd=tmp_path)
-    assert wrong.returncode == 1
-    assert wrong.stderr.strip() == "error: task.medical_q.data is missing: say which data module and path"
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def make(*more):
+        given = [f"+experiment={name}", "task=[sample_sts,sample_pair]", f"paths.cache_dir={cache}", *more]
+        monkeypatch.setattr(sys, "argv", ["acge", "train", *given])
+        command("train", lambda cfg: made.append(single_run.make_tasks(cfg)))(2)
+
+    make()
+    assert made[0].keys() == {"sample_sts", "sample_pair"}
+    with pytest.raises(SystemExit) as ended:
+        make("+task.medical_q.weight=2")
+    assert ended.value.code == "\nerror: task.medical_q.data is missing: say which data module and path"
 
 
 def test_a_multirun_has_a_folder_a_job_and_one_summary(tmp_path, cache):
     """One of its jobs fails, and the others go on."""
-    tiny = ["task=[sample_sts]", "encoder.dim=8", "encoder.tokenizer.vocab_size=1200", "debug=fast", f"paths.cache_dir={cache}"]
+    tiny = [
+        "task=[sample_sts]",
+        "encoder.dim=8",
+        "encoder.tokenizer.vocab_size=1200",
+        "debug=fast",
+        f"paths.cache_dir={cache}",
+        *FEW,
+    ]
     done = program("-m", *tiny, "seed=1,2", "trainer.gradient_clip_val=1.0,none", cwd=tmp_path)
     assert done.returncode == 1
     (folder,) = (tmp_path / "multirun" / "train").iterdir()
@@ -357,7 +378,7 @@ def test_a_multirun_has_a_folder_a_job_and_one_summary(tmp_path, cache):
     assert scores[0] != scores[1]
 
 
-def test_a_config_folder_of_ones_own(tmp_path, cache):
+def test_a_config_folder_of_ones_own(tmp_path, cache, monkeypatch, capsys):
     """With --config-dir, an experiment and a data set need no file in the package."""
     own = tmp_path / "own"
     (own / "experiment").mkdir(parents=True)
@@ -367,11 +388,13 @@ def test_a_config_folder_of_ones_own(tmp_path, cache):
     (own / "task" / "mine.yaml").write_text(yaml.safe_dump({"mine": {"data": data | {"cache_dir": "${paths.cache_dir}"}}}))
     experiment = "# @package _global_\ndefaults:\n  - override /task: [mine]\nname: ours\nencoder: {dim: 8}\n"
     (own / "experiment" / "ours.yaml").write_text(experiment)
-    done = program("--config-dir", str(own), "+experiment=ours", "debug=fast", f"paths.cache_dir={cache}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    given = ["--config-dir", str(own), "+experiment=ours", "debug=fast", f"paths.cache_dir={cache}"]
+    monkeypatch.setattr(sys, "argv", ["acge", "train", *given])
+    command("train")(2)
     (folder,) = (tmp_path / "outputs" / "ours").iterdir()
     assert "val/mine/ap" in json.loads((folder / "result.json").read_text())["after"]
-    assert "The model is in" in done.stdout
+    assert "The model is in" in capsys.readouterr().out
 
 
 def test_the_commands_are_listed(monkeypatch, capsys):
