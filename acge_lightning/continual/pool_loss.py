@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from acge_lightning.errors import InputError
 from acge_lightning.losses.contrastive import CoSENT, CosineLoss, InfoNCE, LabelContrast, duplicate_mask, pair_mask
-from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.losses.matryoshka import Matryoshka, Prefix
 
 Estimator = Literal["empirical", "true", "mas"]
 _NO_JUDGEMENTS = torch.zeros(0, 3, dtype=torch.long)
@@ -47,22 +47,12 @@ class Embedded:
     ids: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    dim: int | None
-    weight: float
-    temperature: float
-
-    def cut(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors[:, : self.dim].to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
 class FrozenLoss(ABC):
     """Losses of samples against a frozen pool; made by `frozen_loss`."""
 
     columns: ClassVar[int]  # of a sample
 
-    def __init__(self, loss: CosineLoss, prefixes: Sequence[_Prefix], pool: Embedded, estimator: Estimator):
+    def __init__(self, loss: CosineLoss, prefixes: Sequence[Prefix], pool: Embedded, estimator: Estimator):
         self.loss, self.prefixes, self.pool, self.estimator = loss, list(prefixes), pool, estimator
         if estimator == "true" and not self.draws_per_prefix:
             raise InputError(
@@ -102,7 +92,7 @@ class FrozenLoss(ABC):
         by_prefix = draws.split(self.draws_per_prefix, dim=1) if self.draws_per_sample else [draws] * len(self.prefixes)
         losses = []
         for prefix, prefix_draws in zip(self.prefixes, by_prefix, strict=True):
-            vectors = tuple(prefix.cut(column) for column in samples.vectors[: self.columns])
+            vectors = tuple(_cut(prefix, column) for column in samples.vectors[: self.columns])
             if self.estimator == "mas":
                 value = self._mean_square(vectors, prefix)
             else:
@@ -115,12 +105,12 @@ class FrozenLoss(ABC):
         """Labels or masks that the losses depend on beside cosines; they are the same for all prefixes."""
 
     @abstractmethod
-    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: _Prefix, targets: Any, draws: Tensor) -> Tensor:
+    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: Prefix, targets: Any, draws: Tensor) -> Tensor:
         """Float[n]: the losses at one prefix, from the samples' vectors of length 1."""
 
-    def _mean_square(self, vectors: tuple[Tensor, ...], prefix: _Prefix) -> Tensor:
+    def _mean_square(self, vectors: tuple[Tensor, ...], prefix: Prefix) -> Tensor:
         """1/2 the mean square of each text's cosines with the pool: the output whose sensitivity MAS asks for."""
-        pool = prefix.cut(torch.cat(list(self.pool.vectors)))
+        pool = _cut(prefix, torch.cat(list(self.pool.vectors)))
         return torch.stack([(column @ pool.T).square().mean(1) / 2 for column in vectors]).sum(0)
 
     def _labels(self, rows: Embedded) -> Tensor:
@@ -150,25 +140,19 @@ def frozen_loss(
     """
     if estimator not in get_args(Estimator):
         raise InputError(f"estimator={estimator!r} is unknown: choose from {list(get_args(Estimator))}")
-    inner = loss.loss if isinstance(loss, Matryoshka) else loss
+    inner, prefixes = (loss.loss, loss.prefixes) if isinstance(loss, Matryoshka) else (loss, [])
+    if isinstance(inner, CosineLoss):
+        prefixes = prefixes or [Prefix(pool.vectors[0].shape[1], 1.0, inner.temperature)]
     if isinstance(inner, InfoNCE):
-        contrast = _FrozenInfoNCE(inner, _prefixes(loss), pool, estimator)
+        contrast = _FrozenInfoNCE(inner, prefixes, pool, estimator)
         if negatives is not None:
             contrast.add_negatives(*negatives)
         return contrast
     if isinstance(inner, LabelContrast):
-        return _FrozenLabelContrast(inner, _prefixes(loss), pool, estimator)
+        return _FrozenLabelContrast(inner, prefixes, pool, estimator)
     if isinstance(inner, CoSENT):
-        return _FrozenCoSENT(inner, _prefixes(loss), pool, estimator)
+        return _FrozenCoSENT(inner, prefixes, pool, estimator)
     raise InputError(f"{type(inner).__name__} has no form against a frozen pool: use InfoNCE, SimCSE, CoSENT or LabelContrast")
-
-
-def _prefixes(loss: Any) -> list[_Prefix]:
-    """Those of `Matryoshka`; of another loss the full size."""
-    if not isinstance(loss, Matryoshka):
-        return [_Prefix(None, 1.0, loss.temperature)]
-    divisor = 1 if loss.reduction == "sum" else len(loss.dims)
-    return [_Prefix(dim, loss.weights[dim] / divisor, loss.temperatures[dim]) for dim in loss.dims]
 
 
 class _FrozenInfoNCE(FrozenLoss):
@@ -177,7 +161,7 @@ class _FrozenInfoNCE(FrozenLoss):
     columns = 2
     loss: InfoNCE
 
-    def __init__(self, loss: InfoNCE, prefixes: Sequence[_Prefix], pool: Embedded, estimator: Estimator):
+    def __init__(self, loss: InfoNCE, prefixes: Sequence[Prefix], pool: Embedded, estimator: Estimator):
         super().__init__(loss, prefixes, pool, estimator)
         ids, vectors = (torch.cat(list(x[1:])) for x in (pool.ids, pool.vectors))
         kept = ~duplicate_mask(ids)
@@ -217,9 +201,9 @@ class _FrozenInfoNCE(FrozenLoss):
             "doc_to_doc": positive_docs | pair_mask(query_ids, self.doc_ids, judgements[:, :2]) | ~shared,
         }
 
-    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: _Prefix, targets: dict[str, Tensor], draws: Tensor) -> Tensor:
+    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: Prefix, targets: dict[str, Tensor], draws: Tensor) -> Tensor:
         query, positive = vectors
-        docs, queries = prefix.cut(self.docs), prefix.cut(self.pool.vectors[0])
+        docs, queries = _cut(prefix, self.docs), _cut(prefix, self.pool.vectors[0])
         own_logit = (query * positive).sum(1, keepdim=True) / prefix.temperature
         compared = {
             "query_to_doc": (query, docs),
@@ -252,10 +236,10 @@ class _FrozenLabelContrast(FrozenLoss):
         return same_class, same_class & (samples.ids[0][:, None] != self.pool.ids[0][None])
 
     def prefix_losses(
-        self, vectors: tuple[Tensor, ...], prefix: _Prefix, targets: tuple[Tensor, Tensor], draws: Tensor
+        self, vectors: tuple[Tensor, ...], prefix: Prefix, targets: tuple[Tensor, Tensor], draws: Tensor
     ) -> Tensor:
         same_class, positives = targets
-        logits = vectors[0] @ prefix.cut(self.pool.vectors[0]).T / prefix.temperature
+        logits = vectors[0] @ _cut(prefix, self.pool.vectors[0]).T / prefix.temperature
         negatives = logits.masked_fill(same_class, -torch.inf).logsumexp(1, keepdim=True)
         pair_losses = nn.functional.softplus(negatives - logits).masked_fill(~positives, 0.0)
         return pair_losses.sum(1) / positives.sum(1).clamp(min=1)
@@ -270,12 +254,17 @@ class _FrozenCoSENT(FrozenLoss):
         """Float[n, pool]: 1 where the pool's pair scores lower than the sample, -1 where higher, else 0."""
         return torch.sign(self._labels(samples)[:, None] - self._labels(self.pool)[None])
 
-    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: _Prefix, targets: Tensor, draws: Tensor) -> Tensor:
-        first_texts, second_texts = (prefix.cut(column) for column in self.pool.vectors)
+    def prefix_losses(self, vectors: tuple[Tensor, ...], prefix: Prefix, targets: Tensor, draws: Tensor) -> Tensor:
+        first_texts, second_texts = (_cut(prefix, column) for column in self.pool.vectors)
         pool_logits = (first_texts * second_texts).sum(1) / prefix.temperature
         logits = (vectors[0] * vectors[1]).sum(1) / prefix.temperature
         differences = ((pool_logits[None] - logits[:, None]) * targets).masked_fill(targets == 0, -torch.inf)
         return torch.cat([torch.zeros_like(logits)[:, None], differences], dim=1).logsumexp(1)
+
+
+def _cut(prefix: Prefix, vectors: Tensor) -> Tensor:
+    """The prefixes of Float[n, D], of length 1, in fp32 or finer."""
+    return normalize(vectors[:, : prefix.dim].to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def _drawn(logits: Tensor, draws: Tensor) -> Tensor:

@@ -84,14 +84,19 @@ class Matryoshka(nn.Module):
             raise InputError(f"dims={list(dims)} must be some of {sorted(self.weights)}, and {max(self.weights)} among them")
         self.dims = tuple(dims)
 
+    @property
+    def prefixes(self) -> list[Prefix]:
+        """The prefixes in use, in the order of `dims`; their weights are those in the loss, so divided where it is a mean."""
+        divisor = 1 if self.reduction == "sum" else len(self.dims)
+        return [Prefix(dim, self.weights[dim] / divisor, self.temperatures[dim]) for dim in self.dims]
+
     @full_precision
     def forward(
         self, embeddings: tuple[Tensor, ...], labels: Tensor | None = None, ids: Sequence[Tensor] | None = None
     ) -> Tensor:
         """The wrapped loss over all prefixes: embeddings Float[n_i, D] -> Float[]."""
         check_dims(self.dims, embeddings[0].shape[1])
-        divisor = 1 if self.reduction == "sum" else len(self.dims)
-        prefixes = [_Prefix(dim, self.weights[dim] / divisor, self.temperatures[dim]) for dim in sorted(self.dims)]
+        prefixes = sorted(self.prefixes, key=lambda prefix: prefix.dim)
         targets = self.loss.targets(embeddings, labels, ids)
         vectors = [matrix for pair in self.loss.comparisons(embeddings) for matrix in pair]
         total, losses = _PrefixLosses.apply(self.loss, targets, prefixes, *vectors)
@@ -111,7 +116,9 @@ def check_dims(dims: Sequence[int], full: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Prefix:
+class Prefix:
+    """A prefix length, the weight of its loss, and its temperature."""
+
     dim: int
     weight: float
     temperature: float
@@ -127,7 +134,7 @@ class _PrefixLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: CosineLoss, targets: Any, prefixes: Sequence[_Prefix], *vectors: Tensor
+        ctx: Any, loss: CosineLoss, targets: Any, prefixes: Sequence[Prefix], *vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
         kind = _RowwiseCosines if loss.rowwise else _Cosines
         matrices = [kind(rows, columns, prefixes) for rows, columns in zip(vectors[::2], vectors[1::2], strict=True)]
@@ -160,7 +167,7 @@ class _Cosines:
 
     products: Tensor  # S of the prefixes so far
 
-    def __init__(self, rows: Tensor, columns: Tensor, prefixes: Sequence[_Prefix]):
+    def __init__(self, rows: Tensor, columns: Tensor, prefixes: Sequence[Prefix]):
         self.vectors, self.prefixes = (rows.detach(), columns.detach()), prefixes
         ends = [prefix.dim for prefix in prefixes]
         self.blocks = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
