@@ -23,9 +23,10 @@ test-heavy: $(INSTALLED) ## Run the long tests
 test-lowest: $(LOWEST) ## Run the tests on the lowest versions that pyproject.toml allows
 	$(<D)/bin/python -m pytest
 
-check: $(INSTALLED) ## Check the style
+check: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 fix: $(INSTALLED) ## Mend the style where that can be done by program
 	$(BIN)/ruff check --fix

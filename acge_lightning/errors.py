@@ -1,4 +1,4 @@
-"""The one exception type that means "the input is wrong, and here is how to mend it"."""
+"""Define InputError: the input is wrong, and here is how to mend it."""
 
 
 class InputError(ValueError):
@@ -10,9 +10,9 @@ class InputError(ValueError):
 
 
 def check_unicode(text: str, name: str) -> None:
-    r"""An error if a text holds half of a surrogate pair, which comes of cut JSON escapes and of bytes that are not UTF-8.
+    r"""Raise an InputError if a text has half of a surrogate pair, as cut JSON escapes and bytes that are not UTF-8 give it.
 
-    It is no character, and no tokenizer and no file of ours takes it; what should stand there, only the user knows.
+    It is no character, and no tokenizer and no file of ours takes it; only the user knows what it should be.
 
     >>> check_unicode("caf\udce9", "texts[3]")
     Traceback (most recent call last):
@@ -21,5 +21,5 @@ def check_unicode(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = f"half a surrogate pair at {error.start} of {text!r:.60}"
-        raise InputError(f"{name} has {found}: mend it, or leave it out") from None
+        problem = f"half a surrogate pair at {error.start} of {text!r:.60}"
+        raise InputError(f"{name} has {problem}: mend it, or leave it out") from None

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when first asked for."""
+"""Import the public names of a package when they are first used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy_names(package: str, **modules: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """`__all__`, `__getattr__` and `__dir__` of a package whose modules load when one of their names is used.
+    """Make `__all__`, `__getattr__` and `__dir__` of a package whose modules load when one of their names is used.
 
     Args:
         package: its dotted name, `__name__`.
@@ -22,7 +22,7 @@ def lazy_names(package: str, **modules: str) -> tuple[list[str], Callable[[str],
     module_of = {name: module for module, names in modules.items() for name in names.split()}
     public = sorted(module_of)
 
-    def get(name: str) -> Any:
+    def getattribute(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{module_of[name]}"), name)
@@ -30,4 +30,4 @@ def lazy_names(package: str, **modules: str) -> tuple[list[str], Callable[[str],
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *public})
 
-    return public, get, names
+    return public, getattribute, names

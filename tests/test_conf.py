@@ -190,6 +190,7 @@ def test_an_experiment_trains(file, tmp_path, data, small_encoder, cache):
     assert 0 <= mean <= 1
     outputs = [p for p in ("export", "backbone") if (tmp_path / p).is_dir()]
     assert len(outputs) == 1
+    assert json.loads((tmp_path / outputs[0] / "training.json").read_text())["metrics"]["val/mean"] == mean
     assert json.loads((tmp_path / "result.json").read_text())["after"]["val/mean"] == mean
     assert [p.parent.name for p in tmp_path.rglob("modules.json")] == (["export"] if outputs == ["export"] else [])
 

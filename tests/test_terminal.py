@@ -7,14 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.progress import Progress
 from rich.table import Table
 
 import acge_lightning
-from acge_lightning import terminal
 from acge_lightning.report import tables as report
 from acge_lightning.report.longtail import tables
-from acge_lightning.terminal import Console, end, make_logs_visible, one_line, show, track, visible
+from acge_lightning.terminal import Console, ProgressBar, end, make_logs_visible, one_line, show, track, visible
 
 PACKAGE = Path(acge_lightning.__file__).parent
 HOSTILE = "a\x1b[2J\x1b]0;pwned\x07\x9b31m\r\b\u202eb [bold]c[/bold] [/] :smile:"
@@ -56,10 +54,57 @@ def test_styles_are_kept_on_a_terminal():
     assert r"\x1b[2Jy" in console.file.getvalue()
 
 
-def test_progress_bars(capsys):
-    assert list(track([1, 2], HOSTILE, 2)) == [1, 2]
-    assert_shown(capsys.readouterr().err)
-    assert isinstance(terminal.bar("samples"), Progress)
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_counts_and_rate_and_obeys_no_name(capsys):
+    with ProgressBar(HOSTILE, "texts", 10) as bar:
+        bar.advance(4)
+        bar.print_line(f"{HOSTILE}\n4 texts are done")
+    err = capsys.readouterr().err
+    assert_shown(err)
+    line, last = err.splitlines()[0], err.splitlines()[-1]
+    assert line.endswith(r"\n4 texts are done")
+    assert "4/10 texts" in last
+
+
+def test_a_bar_that_is_not_shown_still_prints_lines(capsys):
+    with ProgressBar("work", "texts", 10, shown=False) as bar:
+        bar.advance(10)
+        bar.print_line("done")
+    assert capsys.readouterr().err == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "left"), [(0.5, "2.0/s", "0:00:45"), (4, "4.0 s each", "0:06:00"), (0.0001, "10,000.0/s", "0:00:01")]
+)
+def test_a_bar_on_a_terminal_shows_rate_and_what_is_left(monkeypatch, seconds, rate, left):
+    """By a clock that goes on by so many seconds an item."""
+    clock, screen = [0.0], Tty()
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with ProgressBar("work", "texts", 100) as bar:
+        for _ in range(10):
+            clock[0] += seconds
+            bar.advance()
+        bar.rename("other work")
+    last = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).strip().splitlines()[-1]
+    assert last.startswith("other work")
+    assert last.endswith(f"10/100 texts {rate} {left}")
+
+
+@pytest.mark.parametrize("items", [["ab", "c"], iter(["ab", "c"])])
+def test_what_is_gone_through_is_counted_by_size(items, capsys):
+    assert list(track(items, HOSTILE, "letters", 3, size=len)) == ["ab", "c"]
+    err = capsys.readouterr().err
+    assert_shown(err)
+    assert "3/3 letters" in err
+    assert list(track("abcd", "work", "letters")) == [*"abcd"]
+    assert "4/4 letters" in capsys.readouterr().err
 
 
 def test_logs(monkeypatch, capsys):
@@ -89,12 +134,13 @@ def test_tables_of_scores_show_names_as_they_are(capsys):
         "differences": [difference | {"difference": 0.1, "low": 0.0, "high": 0.2}],
         "leaks": [],
     }
-    report.show(report.leak_table(result), *report.evaluation_tables(result))
-    report.show(report.score_table({}, {f"{HOSTILE}/mean": 0.5}), report.suite_table({HOSTILE: {HOSTILE: {"main_score": 1.0}}}))
-    report.progress_line(1)(row)
+    show(report.leak_table(result), *report.evaluation_tables(result))
+    show(report.score_table({}, {f"{HOSTILE}/mean": 0.5}), report.suite_table({HOSTILE: {HOSTILE: {"main_score": 1.0}}}))
+    with report.evaluation_progress(2) as add:
+        add(row)
     entry = {"dataset": HOSTILE, "perturbation": HOSTILE, "shots": 1, "encoder": HOSTILE, "dim": 8, "error": None}
     entry |= {"values": dict.fromkeys(("all", "head", "tail"), 0.5), "spread": dict.fromkeys(("all", "head", "tail"), 0.1)}
-    report.show(*tables({"rows": [entry, entry | {"error": HOSTILE}], "differences": []}))
+    show(*tables({"rows": [entry, entry | {"error": HOSTILE}], "differences": []}))
     out, err = capsys.readouterr()
     assert not OBEYED.search(out + err)
     assert_shown(err)

@@ -1,4 +1,4 @@
-"""How many dims an adaptive classifier reads, and what it loses, against one probe on all dims of the same vectors.
+"""Measures how many dims an adaptive classifier reads, and what it loses to one probe on all dims of the same vectors.
 
     python tools/bench_classifier.py [--model PATH] [--data DIR] [--sets NAME …] [--seeds N] [--most N] [--budget SHARE]
 
@@ -42,7 +42,7 @@ PENALTIES = (1.0, 10.0)
 CONSOLE = Console(stderr=True)
 
 
-def trained(data: Path) -> Path:
+def trained_encoder(data: Path) -> Path:
     """Folder of an encoder of 1792 dims, trained if it is not there."""
     folder = ROOT / "outputs" / "bench_classifier"
     if not (folder / "export").is_dir():
@@ -54,30 +54,30 @@ def trained(data: Path) -> Path:
 
 
 def best_probe(vectors: np.ndarray, labels: np.ndarray) -> LogisticRegression:
-    """The one that does best at all dims on held-out training texts."""
-    fit, held, fit_labels, held_labels = train_test_split(vectors, labels, test_size=0.2, random_state=0)
+    """The probe whose C does best at all dims on held-out training texts."""
+    fit, held_out, fit_labels, held_out_labels = train_test_split(vectors, labels, test_size=0.2, random_state=0)
     probes = [LogisticRegression(C=c, max_iter=200) for c in PENALTIES]
-    return max(probes, key=lambda probe: probe.fit(fit, fit_labels).score(held, held_labels))
+    return max(probes, key=lambda probe: probe.fit(fit, fit_labels).score(held_out, held_out_labels))
 
 
-def measured(texts: Texts, embeddings: Embeddings, dims: list[int], args: argparse.Namespace) -> dict[str, Any]:
-    rows = np.sort(np.random.default_rng(0).permutation(len(texts.known))[: args.most])
-    known, labels = embeddings.encode([texts.known[i] for i in rows]).numpy(), texts.known_labels[rows]
-    tested = embeddings.encode(texts.tested).numpy()
-    probe = best_probe(normalize(known), labels)
-    probe.fit(normalize(known), labels)
-    full = float((probe.predict(normalize(tested)) == texts.tested_labels).mean())
+def measure(texts: Texts, embeddings: Embeddings, dims: list[int], args: argparse.Namespace) -> dict[str, Any]:
+    rows = np.sort(np.random.default_rng(0).permutation(len(texts.train))[: args.most])
+    vectors, labels = embeddings.encode([texts.train[i] for i in rows]).numpy(), texts.train_labels[rows]
+    test_vectors = embeddings.encode(texts.test).numpy()
+    probe = best_probe(normalize(vectors), labels)
+    probe.fit(normalize(vectors), labels)
+    full = float((probe.predict(normalize(test_vectors)) == texts.test_labels).mean())
     accuracies, means = [], []
     for seed in range(args.seeds):
         budget, tolerance = (args.budget, 0.0) if args.tolerance is None else (None, args.tolerance)
         cascade = AdaptiveClassifier(dims, probe, tolerance, budget=budget, validation=FOLDS, random_state=seed)
-        cascade.fit(known, labels)
-        told, read = cascade.predict_with_dims(tested)
-        accuracies.append(float((told == texts.tested_labels).mean()))
-        means.append(float(read.mean()))
+        cascade.fit(vectors, labels)
+        predictions, dims_read = cascade.predict_with_dims(test_vectors)
+        accuracies.append(float((predictions == texts.test_labels).mean()))
+        means.append(float(dims_read.mean()))
     return {
-        "learnt_from": len(known),
-        "tested": len(tested),
+        "learnt_from": len(vectors),
+        "tested": len(test_vectors),
         "C": probe.C,
         "full": round(full, 4),
         "adaptive": round(statistics.mean(accuracies), 4),
@@ -85,7 +85,7 @@ def measured(texts: Texts, embeddings: Embeddings, dims: list[int], args: argpar
         "points_lost_worst": round(100 * (full - min(accuracies)), 3),
         "mean_dim": round(statistics.mean(means), 1),
         "mean_dim_worst": round(max(means), 1),
-        "dims_share": round(statistics.mean(means) / known.shape[1], 4),
+        "dims_share": round(statistics.mean(means) / vectors.shape[1], 4),
     }
 
 
@@ -101,23 +101,23 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int, help="the encoder's Matryoshka dims by default")
     args = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    encoder = load(str(args.model or trained(args.data)))
+    encoder = load(str(args.model or trained_encoder(args.data)))
     dims = sorted({*(args.dims or encoder.matryoshka_dims), encoder.dim})
     cache = ROOT / "outputs" / "cache"
-    embeddings, found = Embeddings(encoder, cache / "embeddings"), {}
+    embeddings, results = Embeddings(encoder, cache / "embeddings"), {}
     for dataset in find(args.data, args.sets):
-        texts = Texts.of(dataset, cache)
-        found[dataset.name] = measured(texts, embeddings, dims, args)
-        CONSOLE.print(f"{dataset.name}: {found[dataset.name]}", soft_wrap=True)
-    table = Table(title=f"An adaptive classifier against all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")
-    keys = list(next(iter(found.values())))
+        texts = Texts.from_dataset(dataset, cache)
+        results[dataset.name] = measure(texts, embeddings, dims, args)
+        CONSOLE.print(f"{dataset.name}: {results[dataset.name]}", soft_wrap=True)
+    table = Table(title=f"Adaptive classifier and probe on all {encoder.dim} dims, {args.seeds} seeds", title_justify="left")
+    keys = list(next(iter(results.values())))
     for column in ("data set", *keys):
         table.add_column(column)
-    for name, row in found.items():
+    for name, row in results.items():
         table.add_row(name, *(str(row[key]) for key in keys))
     CONSOLE.print(table)
     settings = {"seeds": args.seeds, "budget": args.budget, "tolerance": args.tolerance}
-    print(json.dumps({"dim": encoder.dim, "dims": dims, **settings, "sets": found}))
+    print(json.dumps({"dim": encoder.dim, "dims": dims, **settings, "sets": results}))
 
 
 if __name__ == "__main__":

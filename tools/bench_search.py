@@ -53,30 +53,31 @@ LINKS, BREADTH, GRAPH_DIM = 32, 128, 256  # of HNSW
 EFFORTS = (256, 512, 1024, 2048, 4096)
 SHORTLISTS = (50, 100, 200, 300, 500, 800, 1200, 2000)
 CONSOLE = Console(stderr=True)
-Grades = list[dict[int, float]]
+Grades = dict[int, float]  # row -> grade of a query
+Judged = dict[str, list[tuple[str, Grades]]]  # split -> (query, grades)
 
 
 @dataclass
 class Queries:
-    """Vectors Float32[q, D], and for each the rows that are right."""
+    """Vectors Float32[q, D], and the grades of each query's relevant rows."""
 
     vectors: np.ndarray
-    grades: Grades
+    grades: list[Grades]
 
-    def some(self, count: int) -> Queries:
-        """Evenly drawn."""
+    def sample(self, count: int) -> Queries:
+        """At most `count` queries, evenly spaced."""
         chosen = np.linspace(0, len(self.vectors) - 1, min(count, len(self.vectors))).round().astype(int)
         return Queries(self.vectors[chosen], [self.grades[i] for i in chosen])
 
 
-def said(text: str, start: float) -> None:
+def show_seconds(text: str, start: float) -> None:
     CONSOLE.print(f"{text}: {time.perf_counter() - start:.0f} s", highlight=False)
 
 
-# ---- what is searched
+# ---- the vectors
 
 
-def trained(out: Path, data: str) -> Path:
+def trained_encoder(out: Path, data: str) -> Path:
     """The folder of the encoder, trained if it is not there."""
     folder = out / "encoder"
     if not (folder / "export" / "modules.json").is_file():
@@ -85,31 +86,31 @@ def trained(out: Path, data: str) -> Path:
         command += [f"trainer.max_steps={STEPS}", "logger=none"]
         command += [f"paths.data_dir={data}", f"paths.output_dir={folder}", f"paths.cache_dir={out / 'rows'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        said("training", start)
+        show_seconds("training", start)
     return folder / "export"
 
 
-def collected(data: Path) -> tuple[list[str], dict[str, list[tuple[str, dict[int, float]]]]]:
-    """ROWS distinct texts, and (query, row -> grade) of the dev and test splits."""
+def collect_texts(data: Path) -> tuple[list[str], Judged]:
+    """ROWS distinct texts, and the judged queries of the dev and test splits."""
     texts: dict[str, int] = {}
-    queries: dict[str, list[tuple[str, dict[int, float]]]] = {"dev": [], "test": []}
+    queries: Judged = {"dev": [], "test": []}
     for folder in sorted((data / "retrieval").iterdir()):
         if folder.name.endswith("_en"):
             continue
-        place = {}
+        row_of_document: dict[str, int] = {}
         for _, row in rows(folder / "corpus.jsonl.gz"):
-            place[str(row["_id"])] = texts.setdefault(f"{row.get('title') or ''} {row['text']}".strip(), len(texts))
-        words = {str(row["_id"]): row["text"] for _, row in rows(folder / "queries.jsonl.gz")}
-        for split, found in queries.items():
-            judged: dict[str, dict[int, float]] = {}
+            row_of_document[str(row["_id"])] = texts.setdefault(f"{row.get('title') or ''} {row['text']}".strip(), len(texts))
+        query_texts = {str(row["_id"]): row["text"] for _, row in rows(folder / "queries.jsonl.gz")}
+        for split, judged_queries in queries.items():
+            judged: dict[str, Grades] = {}
             for file in (folder / "qrels").glob(f"{split}.tsv"):
                 for _, row in rows(file):
                     if float(row["score"]) > 0:
-                        judged.setdefault(row["query-id"], {})[place[row["corpus-id"]]] = float(row["score"])
-            found += [(words[key], grades) for key, grades in judged.items()]
-    asked = {text for found in queries.values() for text, _ in found}
-    others = (row["text"] for file in sorted((data / "unlabelled").glob("*/*.jsonl.gz")) for _, row in rows(file))
-    pool = list(dict.fromkeys(text for text in others if text not in texts and text not in asked))
+                        judged.setdefault(row["query-id"], {})[row_of_document[row["corpus-id"]]] = float(row["score"])
+            judged_queries += [(query_texts[key], grades) for key, grades in judged.items()]
+    query_set = {text for judged_queries in queries.values() for text, _ in judged_queries}
+    unlabelled = (row["text"] for file in sorted((data / "unlabelled").glob("*/*.jsonl.gz")) for _, row in rows(file))
+    pool = list(dict.fromkeys(text for text in unlabelled if text not in texts and text not in query_set))
     drawn = np.random.default_rng(0).permutation(len(pool))[: ROWS - len(texts)]
     documents = [*texts, *(pool[i] for i in np.sort(drawn))]
     if len(documents) < ROWS:
@@ -117,24 +118,25 @@ def collected(data: Path) -> tuple[list[str], dict[str, list[tuple[str, dict[int
     return documents, queries
 
 
-def embedded(out: Path, model: Path, data: Path) -> tuple[np.ndarray, dict[str, Queries], int]:
+def embed_texts(out: Path, model: Path, data: Path) -> tuple[np.ndarray, dict[str, Queries], int]:
     """Float32[ROWS, D] on disk, the queries, and how many rows are documents of the retrieval sets."""
     encoder = load(model)
     folder = out / encoder_hash(encoder)
     if not (folder / "queries.json").is_file():
         start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        documents, queries = collected(data)
+        documents, queries = collect_texts(data)
         table = np.lib.format.open_memmap(folder / "real.npy", "w+", np.float32, (len(documents), DIM))
-        for at in range(0, len(documents), 20_000):
-            table[at : at + 20_000] = encoder.encode(documents[at : at + 20_000]).numpy()
+        for start_row in range(0, len(documents), 20_000):
+            block = slice(start_row, start_row + 20_000)
+            table[block] = encoder.encode(documents[block]).numpy()
         table.flush()
-        for split, found in queries.items():
-            np.save(folder / f"{split}.npy", encoder.encode([text for text, _ in found]).numpy())
-        answers = {split: [sorted(grades.items()) for _, grades in found] for split, found in queries.items()}
-        answers["judged"] = 1 + max(row for found in queries.values() for _, grades in found for row in grades)
+        for split, judged_queries in queries.items():
+            np.save(folder / f"{split}.npy", encoder.encode([text for text, _ in judged_queries]).numpy())
+        answers = {split: [sorted(grades.items()) for _, grades in judged_queries] for split, judged_queries in queries.items()}
+        answers["judged"] = 1 + max(row for pairs in queries.values() for _, grades in pairs for row in grades)
         (folder / "queries.json").write_text(json.dumps(answers))
-        said(f"embedding of {len(documents):,} texts", start)
+        show_seconds(f"embedding of {len(documents):,} texts", start)
     answers = json.loads((folder / "queries.json").read_text())
     queries = {
         split: Queries(np.load(folder / f"{split}.npy"), [dict(map(tuple, pairs)) for pairs in answers[split]])
@@ -152,26 +154,27 @@ def million(file: Path, real: np.ndarray, judged: int) -> np.ndarray:
     short = np.ascontiguousarray(real[:, :256])
     clusters = faiss.Kmeans(256, CLUSTERS, niter=10, seed=0, max_points_per_centroid=64)
     clusters.train(short)
-    home = clusters.index.search(short, 1)[1][:, 0]
-    order = np.argsort(home, kind="stable")
-    sizes = np.bincount(home, minlength=CLUSTERS)
-    first = np.cumsum(sizes) - sizes
+    cluster_of_row = clusters.index.search(short, 1)[1][:, 0]
+    order = np.argsort(cluster_of_row, kind="stable")
+    sizes = np.bincount(cluster_of_row, minlength=CLUSTERS)
+    starts = np.cumsum(sizes) - sizes
     means = np.zeros((CLUSTERS, DIM), np.float32)
     for at in range(0, len(real), 20_000):
-        np.add.at(means, home[at : at + 20_000], real[at : at + 20_000])
+        np.add.at(means, cluster_of_row[at : at + 20_000], real[at : at + 20_000])
     means /= np.maximum(sizes, 1)[:, None]
     draft = file.with_suffix(".draft")
     table = np.lib.format.open_memmap(draft, "w+", np.float16, (MILLION, DIM))
     table[:judged] = real[:judged]
     for at in range(judged, MILLION, 10_000):
         rows = min(10_000, MILLION - at)
-        of = home[rng.integers(0, len(real), rows)]
-        three = [real[order[first[of] + (rng.random(rows) * sizes[of]).astype(np.int64)]] - means[of] for _ in range(3)]
-        made = means[of] + (three[0] + (three[1] - three[2]) / 2**0.5) / 2**0.5
-        table[at : at + rows] = made / np.linalg.norm(made, axis=1, keepdims=True)
+        cluster = cluster_of_row[rng.integers(0, len(real), rows)]
+        drawn = [order[starts[cluster] + (rng.random(rows) * sizes[cluster]).astype(np.int64)] for _ in range(3)]
+        residuals = [real[row] - means[cluster] for row in drawn]
+        vectors = means[cluster] + (residuals[0] + (residuals[1] - residuals[2]) / 2**0.5) / 2**0.5
+        table[at : at + rows] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     table.flush()
     draft.rename(file)
-    said(f"{MILLION:,} synthetic vectors", start)
+    show_seconds(f"{MILLION:,} synthetic vectors", start)
     return np.load(file, mmap_mode="c")
 
 
@@ -185,15 +188,15 @@ def full_dim(vectors: np.ndarray, file: Path) -> tuple[Any, Any]:
         start = time.perf_counter()
         graph = faiss.IndexHNSWFlat(GRAPH_DIM, LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = BREADTH
-        for part in parts(vectors):
-            short = np.ascontiguousarray(part[:, :GRAPH_DIM])
+        for block in blocks_of(vectors):
+            short = np.ascontiguousarray(block[:, :GRAPH_DIM])
             faiss.normalize_L2(short)
             graph.add(short)
         faiss.write_index(graph, str(file))
-        said(f"HNSW of {len(vectors):,} rows", start)
+        show_seconds(f"HNSW of {len(vectors):,} rows", start)
         del graph
-    for part in parts(vectors):
-        flat.add(part)
+    for block in blocks_of(vectors):
+        flat.add(block)
     graph = faiss.read_index(str(file))
     short = faiss.downcast_index(graph.storage)
     short.thisown = True  # goes with the name
@@ -201,8 +204,8 @@ def full_dim(vectors: np.ndarray, file: Path) -> tuple[Any, Any]:
     return flat, graph
 
 
-def parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows at a time, as FAISS takes them."""
+def blocks_of(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Float32[up to 10,000, D] at a time, as FAISS takes them."""
     for at in range(0, len(vectors), 10_000):
         yield np.ascontiguousarray(vectors[at : at + 10_000], dtype=np.float32)
 
@@ -210,46 +213,46 @@ def parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
 def candidates() -> list[list[Stage]]:
     """First stages of several prefixes, each with several shortlists, with a middle stage and without."""
     last, middle = Stage(DIM, store="int8"), Stage(512, 50, "int8")
-    found = []
-    for first in (Stage(dim, 1, "int8") for dim in (128, 256, 512)):
+    pipelines = []
+    for dim in (128, 256, 512):
         for shortlist in SHORTLISTS:
-            start = replace(first, shortlist=shortlist)
-            found += [[start, last], *([[start, middle, last]] if first.dim < middle.dim else [])]
-    return found
+            start = Stage(dim, shortlist, "int8")
+            pipelines += [[start, last], *([[start, middle, last]] if dim < middle.dim else [])]
+    return pipelines
 
 
 def quality(search: Callable[[np.ndarray], np.ndarray], queries: Queries) -> float:
-    """nDCG@10 of what a search finds."""
-    found = np.concatenate([search(queries.vectors[at : at + 64]) for at in range(0, len(queries.vectors), 64)])
-    return mean_ndcg(found.tolist(), queries.grades, K)
+    """nDCG@10 of a search."""
+    rows_of_queries = np.concatenate([search(queries.vectors[at : at + 64]) for at in range(0, len(queries.vectors), 64)])
+    return mean_ndcg(rows_of_queries.tolist(), queries.grades, K)
 
 
 def seconds(search: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int) -> float:
-    """A query, over all of them in batches."""
+    """Seconds a query, over all of them in batches."""
     start = time.perf_counter()
     for at in range(0, len(queries), batch):
         search(queries[at : at + batch])
     return (time.perf_counter() - start) / len(queries)
 
 
-def timed(sides: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, batch: int) -> dict[str, list[float]]:
+def time_sides(sides: dict[str, Callable[[np.ndarray], Any]], queries: np.ndarray, batch: int) -> dict[str, list[float]]:
     """Seconds a query of each side, a number a round; exact ones get fewer queries."""
-    few, many, rounds = (8, 32, 5) if batch == 1 else (batch, 2 * batch, 4)
+    exact_count, count, rounds = (8, 32, 5) if batch == 1 else (batch, 2 * batch, 4)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(-1, rounds):  # the first one warms caches
-        asked = np.roll(queries, -turn * many, axis=0)
+        rolled = np.roll(queries, -turn * count, axis=0)
         for name, search in sides.items():
             exact = name in ("flat", "gemv")
             if turn >= 0:
-                times[name].append(seconds(search, asked[: few if exact else many], batch))
+                times[name].append(seconds(search, rolled[: exact_count if exact else count], batch))
             elif not exact:
-                seconds(search, asked[:many], batch)
+                seconds(search, rolled[:count], batch)
     return times
 
 
-def chosen_effort(graph: Any, queries: Queries, full: float, least: int) -> int:
-    """The lowest efSearch that keeps the share, from a least one on."""
-    for effort in (e for e in EFFORTS if e >= least):
+def choose_effort(graph: Any, queries: Queries, full: float, minimum: int) -> int:
+    """The lowest efSearch, from a minimum on, that keeps the share."""
+    for effort in (e for e in EFFORTS if e >= minimum):
         graph.hnsw.efSearch = effort
         if quality(lambda q: graph.search(q, K)[1], queries) >= TARGET * full:
             break
@@ -262,18 +265,18 @@ def gemv(flat: Any) -> Callable[[np.ndarray], Any]:
     return lambda q: (torch.from_numpy(q) @ table.T).topk(K)
 
 
-def compared(
-    name: str, vectors: np.ndarray, queries: dict[str, Queries], folder: Path, tried: list[list[Stage]], effort: int = 0
+def compare(
+    name: str, vectors: np.ndarray, queries: dict[str, Queries], folder: Path, pipelines: list[list[Stage]], effort: int = 0
 ) -> dict[str, Any]:
     """All sides over the same vectors and queries; HNSW has at least this efSearch."""
     flat, graph = full_dim(vectors, folder / f"{name}.faiss")
-    queries = {split: found.some(QUERIES[name][split]) for split, found in queries.items()}
+    queries = {split: split_queries.sample(QUERIES[name][split]) for split, split_queries in queries.items()}
     test, dev = queries["test"], queries["dev"]
     start = time.perf_counter()
     exact = gemv(flat)  # by far the faster one for many queries
-    full = {split: quality(lambda q: exact(q).indices.numpy(), found) for split, found in queries.items()}
-    graph.hnsw.efSearch = effort = chosen_effort(graph, dev, full["dev"], effort)
-    said(f"{name}: full-dim nDCG@10 {full['test']:.4f}, HNSW efSearch {effort}", start)
+    full = {split: quality(lambda q: exact(q).indices.numpy(), split_queries) for split, split_queries in queries.items()}
+    graph.hnsw.efSearch = effort = choose_effort(graph, dev, full["dev"], effort)
+    show_seconds(f"{name}: full-dim nDCG@10 {full['test']:.4f}, HNSW efSearch {effort}", start)
     index = FunnelIndex.build(vectors, [Stage(DIM, store="int8")], matryoshka_dims=DIMS)
     answer: dict[str, Any] = {
         "rows": len(vectors),
@@ -281,10 +284,10 @@ def compared(
         "ndcg": full["test"],
     }
     cache: dict[Any, Any] = {}
-    kept = {"hnsw": quality(lambda q: graph.search(q, K)[1], test) / full["test"]}
+    hnsw_share = {"hnsw": quality(lambda q: graph.search(q, K)[1], test) / full["test"]}
     for key, batch in (("single", 1), ("batch64", 64)):
         start = time.perf_counter()
-        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=tried, cache=cache)
+        tuned = index.tune(dev.vectors, dev.grades, k=K, target=TARGET, batch=batch, candidates=pipelines, cache=cache)
         tuned.write(folder / f"{name}_{key}" / "funnel.json")
         sides = {
             "flat": lambda q: flat.search(q, K)[1],
@@ -292,8 +295,8 @@ def compared(
             "hnsw": lambda q: graph.search(q, K)[1],
             "funnel": lambda q: index.search(q, K).rows,
         }
-        times = timed(sides, test.vectors, batch)
-        shares = kept | {"funnel": quality(sides["funnel"], test) / full["test"]}
+        times = time_sides(sides, test.vectors, batch)
+        shares = hnsw_share | {"funnel": quality(sides["funnel"], test) / full["test"]}
         ratio = {side: median(a / b for a, b in zip(times[side], times["funnel"], strict=True)) for side in sides}
         answer[key] = {
             "funnel_speedup_at_99": round(ratio["flat"], 2) if shares["funnel"] >= SHARE else None,
@@ -306,16 +309,16 @@ def compared(
             "hnsw_ef_search": effort,
             "bytes_a_vector": {
                 "flat": 4 * DIM,
-                "hnsw": round(4 * DIM + links(graph)),
+                "hnsw": round(4 * DIM + link_bytes(graph)),
                 "funnel": round(sum(index.nbytes) / len(index)),
                 "funnel_in_memory": round(index.nbytes[0] / len(index)),
             },
         }
-        said(f"{name}, {key}: {json.dumps(answer[key], ensure_ascii=False)}", start)
+        show_seconds(f"{name}, {key}: {json.dumps(answer[key], ensure_ascii=False)}", start)
     return answer
 
 
-def links(graph: Any) -> float:
+def link_bytes(graph: Any) -> float:
     """Bytes a row of the graph's neighbours, levels and offsets."""
     graph = graph.hnsw
     return (4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()) / graph.levels.size()
@@ -325,31 +328,31 @@ def main(argv: Sequence[str]) -> None:
     """Real, then million."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("ACGE_DATA", "../shared/data"), help="folder of the data sets")
-    parser.add_argument("--out", default="outputs/bench_search", type=Path, help="where all that is made is kept")
+    parser.add_argument("--out", default="outputs/bench_search", type=Path, help="where models, vectors and indexes are kept")
     parser.add_argument("--model", type=Path, help="folder of an encoder of 1792 dims; one is trained by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-million", action="store_true")
     args = parser.parse_args(argv)
     begin = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    real, queries, judged = embedded(args.out, args.model or trained(args.out, args.data), Path(args.data))
+    real, queries, judged = embed_texts(args.out, args.model or trained_encoder(args.out, args.data), Path(args.data))
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     folder = Path(real.filename).parent
-    answer: dict[str, Any] = {"real": compared("real", real, queries, folder, candidates())}
+    answer: dict[str, Any] = {"real": compare("real", real, queries, folder, candidates())}
     answer["bytes_per_vector_ratio"] = round(answer["real"]["single"]["bytes_a_vector"]["funnel"] / (4 * DIM), 3)
     if not args.skip_million:
         effort = answer["real"]["single"]["hnsw_ef_search"]  # more rows do not need less
         best = [answer["real"][key]["settings"] for key in ("single", "batch64")]
-        tried = [stages for settings in best for stages in longer([Stage(**stage) for stage in settings])]
+        pipelines = [stages for settings in best for stages in with_longer_shortlists([Stage(**stage) for stage in settings])]
         table = million(folder / "million.npy", real, judged)
-        answer["million"] = compared("million", table, queries, folder, tried, effort)
+        answer["million"] = compare("million", table, queries, folder, pipelines, effort)
     answer |= {"threads": args.threads, "seconds": round(time.perf_counter() - begin)}
     print(json.dumps(answer, ensure_ascii=False))
 
 
-def longer(stages: list[Stage]) -> list[list[Stage]]:
-    """The same stages with longer first shortlists: what was best for fewer rows, and what more may need."""
+def with_longer_shortlists(stages: list[Stage]) -> list[list[Stage]]:
+    """The stages that were best for fewer rows, with the same and longer first shortlists, which more rows may need."""
     if len(stages) == 1:
         return candidates()
     return [[replace(stages[0], shortlist=s), *stages[1:]] for s in SHORTLISTS if s >= stages[0].shortlist]

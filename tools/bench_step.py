@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process_memory import memory_mib, reset_peak
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
@@ -45,14 +45,14 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from acge_lightning import load
-from acge_lightning.encoder.build import transformer
+from acge_lightning.encoder.build import quiet, transformer
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.export.sentence_transformers import save_backbone
 from acge_lightning.losses.contrastive import InfoNCE
 from acge_lightning.losses.matryoshka import Matryoshka
+from acge_lightning.terminal import ProgressBar
 from acge_lightning.training.optim import parameter_groups
-from acge_lightning.zoo.model_folder import quiet
 
 Columns = list[list[str]]
 Side = tuple[nn.Module, Callable[[Columns], Tensor]]  # a model, and its loss of texts
@@ -75,7 +75,7 @@ THEIRS: dict[str, dict[str, int]] = {
     **{f"theirs cached {n}": {"mini_batch_size": n} for n in (8, 16, 32)},
     **{f"theirs cached {n} tokens": {"mini_batch_num_tokens": n} for n in (1024, 2048, 4096)},
 }
-OURS = "ours"  # as it comes; all ratios are its
+OURS = "ours"  # all settings at their defaults; all ratios are its
 ALL_OURS: dict[str, dict[str, Any]] = {
     OURS: {},
     **{f"ours {n}": {"batch_tokens": n} for n in (1024, 4096, 8192)},
@@ -145,7 +145,7 @@ def make_side(setting: str, folder: Path) -> Side:
 
 
 def loss_and_gradients(setting: str, folder: Path, columns: Columns) -> tuple[Tensor, dict[str, Tensor]]:
-    """In fp64 and without dropout; gradients by the name of the parameter within the backbone."""
+    """Loss and gradients in fp64 and without dropout; gradients by the name of the parameter within the backbone."""
     model, step = make_side(setting, folder)
     loss = step_of(model.double().eval(), step, columns)
     backbone = model.backbone if setting in ALL_OURS else model[0].auto_model
@@ -159,9 +159,9 @@ def step_of(model: nn.Module, step: Callable[[Columns], Tensor], columns: Column
     return loss.detach()
 
 
-def relative_difference(mine: Tensor, other: Tensor, floor: float) -> float:
+def relative_difference(own: Tensor, other: Tensor, floor: float) -> float:
     """Largest difference over the largest value; `floor` keeps gradients that are 0 but for rounding from counting."""
-    return ((mine - other).abs().max() / other.abs().max().clamp(min=floor)).item()
+    return ((own - other).abs().max() / other.abs().max().clamp(min=floor)).item()
 
 
 def check_equal(folder: Path, shrink: int = 1) -> float:
@@ -172,14 +172,14 @@ def check_equal(folder: Path, shrink: int = 1) -> float:
         expected, gradients = loss_and_gradients(DEFAULT, folder, columns)
         floor = 1e-6 * max(g.abs().max().item() for g in gradients.values())
         for setting in (OURS, "ours recompute", "ours padded", "theirs cached 8"):
-            loss, found = loss_and_gradients(setting, folder, columns)
-            if found.keys() != gradients.keys():
+            loss, own_gradients = loss_and_gradients(setting, folder, columns)
+            if own_gradients.keys() != gradients.keys():
                 sys.exit(f"{mix}: {setting} has gradients of other parameters than {DEFAULT}: nothing is timed")
-            differences = {name: relative_difference(found[name], g, floor) for name, g in gradients.items()}
-            for name, apart in (differences | {"the loss": relative_difference(loss, expected, floor)}).items():
-                if not apart < TOLERANCE:  # NaN too
-                    sys.exit(f"{mix}: {setting} and {DEFAULT} differ by {apart:.1e} in {name}: nothing is timed")
-                worst = max(worst, apart)
+            differences = {name: relative_difference(own_gradients[name], g, floor) for name, g in gradients.items()}
+            for name, difference in (differences | {"the loss": relative_difference(loss, expected, floor)}).items():
+                if not difference < TOLERANCE:  # NaN too
+                    sys.exit(f"{mix}: {setting} and {DEFAULT} differ by {difference:.1e} in {name}: nothing is timed")
+                worst = max(worst, difference)
     return worst
 
 
@@ -192,8 +192,8 @@ def measure(folder: Path, setting: str, mix: str, steps: int, shrink: int = 1) -
     model, step = make_side(setting, folder)
     groups = parameter_groups(model, 0.01) if setting in ALL_OURS else model.parameters()
     optimizer = OPTIMIZER(groups)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    start_mib = memory_mib("VmRSS")
+    reset_peak()
     seconds = []
     for i in range(steps + 1):
         columns = texts(mix, i, shrink)
@@ -201,20 +201,15 @@ def measure(folder: Path, setting: str, mix: str, steps: int, shrink: int = 1) -
         step_of(model, step, columns)
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds[1:], "mib": memory("VmHWM") - before}
-
-
-def memory(field: str) -> float:
-    """MiB of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
+    return {"seconds": seconds[1:], "mib": memory_mib("VmHWM") - start_mib}
 
 
 def spawn(folder: Path, setting: str, mix: str, steps: int, shrink: int = 1) -> Result:
     """`measure` in a process of its own."""
     job = [str(folder), setting, mix, steps, shrink, torch.get_num_threads()]
-    done = subprocess.run([sys.executable, __file__, "--job", json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def run_job(job: str) -> None:
@@ -225,30 +220,29 @@ def run_job(job: str) -> None:
 
 def measure_all(folder: Path, args: argparse.Namespace) -> tuple[dict[str, dict[str, list[Result]]], dict[str, str]]:
     """Results by mix and setting, and each mix's fastest setting of theirs."""
-    first: dict[str, dict[str, list[Result]]] = {}
-    last: dict[str, dict[str, list[Result]]] = {}
+    trial_runs: dict[str, dict[str, list[Result]]] = {}
+    compared_runs: dict[str, dict[str, list[Result]]] = {}
     best: dict[str, str] = {}
     settings = QUICK if args.quick else [*THEIRS, *ALL_OURS]
-    with Progress(console=CONSOLE) as progress:
-        bar = progress.add_task("", total=len(PAIRS) * (len(settings) + 3 * args.rounds))
+    with ProgressBar("", "runs", len(PAIRS) * (len(settings) + 3 * args.rounds)) as bar:
 
         def run(setting: str, mix: str, steps: int) -> Result:
-            progress.update(bar, description=f"{mix}: {setting}")
+            bar.rename(f"{mix}: {setting}")
             result = spawn(folder, setting, mix, steps, shrink_of(args))
-            progress.console.print(f"{mix}: {setting}: {seconds_of([result]):.3f} s, {result['mib']:.0f} MiB")
-            progress.advance(bar)
+            bar.print_line(f"{mix}: {setting}: {seconds_of([result]):.3f} s, {result['mib']:.0f} MiB")
+            bar.advance()
             return result
 
         for mix in PAIRS:
-            first[mix] = {setting: [run(setting, mix, 1)] for setting in settings}
-            best[mix] = min((s for s in settings if s in THEIRS), key=lambda s: seconds_of(first[mix][s]))
+            trial_runs[mix] = {setting: [run(setting, mix, 1)] for setting in settings}
+            best[mix] = min((s for s in settings if s in THEIRS), key=lambda s: seconds_of(trial_runs[mix][s]))
             turns = list(dict.fromkeys([DEFAULT, OURS, best[mix]]))
-            last[mix] = {setting: [] for setting in turns}
+            compared_runs[mix] = {setting: [] for setting in turns}
             for turn in range(args.rounds):
                 for setting in turns if turn % 2 == 0 else reversed(turns):
-                    last[mix][setting].append(run(setting, mix, args.steps))
-            progress.advance(bar, (3 - len(turns)) * args.rounds)
-    return {mix: first[mix] | last[mix] for mix in PAIRS}, best
+                    compared_runs[mix][setting].append(run(setting, mix, args.steps))
+            bar.advance((3 - len(turns)) * args.rounds)
+    return {mix: trial_runs[mix] | compared_runs[mix] for mix in PAIRS}, best
 
 
 def shrink_of(args: argparse.Namespace) -> int:
@@ -268,33 +262,33 @@ def mib_of(results: list[Result]) -> float:
 # ---- the answer
 
 
-def ratios(found: dict[str, list[Result]], best: str) -> dict[str, float]:
+def ratios(results: dict[str, list[Result]], best: str) -> dict[str, float]:
     """The three ratios of a mix."""
-    ours = found[OURS]
-    fastest = min(seconds_of(found[best]), seconds_of(found[DEFAULT]))
+    ours = results[OURS]
+    fastest = min(seconds_of(results[best]), seconds_of(results[DEFAULT]))
     return {
-        "ratio_vs_default": round(seconds_of(found[DEFAULT]) / seconds_of(ours), 3),
+        "ratio_vs_default": round(seconds_of(results[DEFAULT]) / seconds_of(ours), 3),
         "ratio_vs_best": round(fastest / seconds_of(ours), 3),
-        "memory_ratio_vs_default": round(mib_of(ours) / mib_of(found[DEFAULT]), 3),
+        "memory_ratio_vs_default": round(mib_of(ours) / mib_of(results[DEFAULT]), 3),
     }
 
 
-def rows(found: dict[str, dict[str, list[Result]]], best: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    for mix, settings in found.items():
+def rows(results_of: dict[str, dict[str, list[Result]]], best: dict[str, str]) -> Iterator[tuple[str, ...]]:
+    for mix, settings in results_of.items():
         for setting, results in settings.items():
             steps = sum(len(result["seconds"]) for result in results)
-            mark = " (best of theirs)" if setting == best[mix] else " (compared)" if setting == OURS else ""
-            yield mix, setting + mark, f"{seconds_of(results):.3f}", f"{mib_of(results):.0f}", str(steps)
+            note = " (best of theirs)" if setting == best[mix] else " (compared)" if setting == OURS else ""
+            yield mix, setting + note, f"{seconds_of(results):.3f}", f"{mib_of(results):.0f}", str(steps)
 
 
-def show(found: dict[str, dict[str, list[Result]]], best: dict[str, str]) -> None:
+def show(results_of: dict[str, dict[str, list[Result]]], best: dict[str, str]) -> None:
     """The table and the JSON line."""
     title = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     table = Table("mix", "setting", "s a step", "MiB", "steps", title=title)
-    for row in rows(found, best):
+    for row in rows(results_of, best):
         table.add_row(*row)
     Console().print(table)
-    print(json.dumps({mix: ratios(found[mix], best[mix]) for mix in PAIRS}))
+    print(json.dumps({mix: ratios(results_of[mix], best[mix]) for mix in PAIRS}))
 
 
 def main(argv: list[str]) -> None:
@@ -315,8 +309,8 @@ def main(argv: list[str]) -> None:
         with CONSOLE.status("losses and gradients of both sides"):
             worst = check_equal(folder, shrink_of(args))
         CONSOLE.print(f"losses and gradients are equal (largest relative difference {worst:.1e})")
-        found, best = measure_all(folder, args)
-    show(found, best)
+        results_of, best = measure_all(folder, args)
+    show(results_of, best)
 
 
 if __name__ == "__main__":

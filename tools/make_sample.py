@@ -1,4 +1,4 @@
-"""Compose the Chinese sample data of all seven task families: ``python tools/make_sample.py [--out DIR]``.
+"""Composes the Chinese sample data of all seven task families: ``python tools/make_sample.py [--out DIR]``.
 
 A *meaning* is an intent and one value of its slot. A sentence is a phrasing of the intent with synonyms filled in;
 the hash of its letters places it in train, dev or test once for all families, so no split can leak into another.
@@ -53,9 +53,9 @@ def split_of(sentence: str) -> str:
 
 
 def choices(template: str, things: list[str]) -> list[list[str]]:
-    """The parts of a template, each with its choices: ``{}`` is one of the things, ``{词}`` a synonym, else itself."""
-    parts = re.split(r"({.*?})", template)
-    return [things if p == "{}" else SYNONYMS[p[1:-1]] if p.startswith("{") else [p] for p in parts]
+    """The pieces of a template, each with its choices: ``{}`` is one of the things, ``{词}`` a synonym, else itself."""
+    pieces = re.split(r"({.*?})", template)
+    return [things if p == "{}" else SYNONYMS[p[1:-1]] if p.startswith("{") else [p] for p in pieces]
 
 
 def sentences() -> dict[str, dict[Meaning, list[list[str]]]]:
@@ -64,10 +64,10 @@ def sentences() -> dict[str, dict[Meaning, list[list[str]]]]:
     for name, intent in INTENTS.items():
         for value, things in enumerate(SLOTS[intent.slot]):
             for template in intent.say:
-                found: dict[str, list[str]] = {}
+                texts_of_split: dict[str, list[str]] = {}
                 for text in map("".join, product(*choices(template, things))):
-                    found.setdefault(split_of(text), []).append(text if text.endswith("？") else text + "。")
-                for split, texts in found.items():
+                    texts_of_split.setdefault(split_of(text), []).append(text if text.endswith("？") else text + "。")
+                for split, texts in texts_of_split.items():
                     space[split].setdefault(Meaning(name, value), []).append(texts)
     return space
 
@@ -89,9 +89,9 @@ class Composer:
         self.rng = Random(f"{SEED} {family} {split}")
 
     def meaning(self, *conditions: Callable[[Meaning], bool]) -> Meaning:
-        """A meaning for which the first condition holds, or else the next one."""
-        found = (list(filter(condition, self.sentences)) for condition in conditions)
-        return self.rng.choice(next(filter(None, found), list(self.sentences)))
+        """A meaning for which the first condition holds, or else the next one, or else any."""
+        matches = (list(filter(condition, self.sentences)) for condition in conditions)
+        return self.rng.choice(next(filter(None, matches), list(self.sentences)))
 
     def core(self, meaning: Meaning) -> str:
         """A sentence of the meaning."""
@@ -168,12 +168,12 @@ def reranking(c: Composer) -> Iterator[Row]:
     while True:
         m = c.meaning()
         text = c.say(m)
-        others = [c.other_thing, c.other_thing, c.other_intent, c.other_intent]
-        others += c.rng.choices([c.related, c.unrelated], k=c.rng.randint(0, 3))
+        negatives = [c.other_thing, c.other_thing, c.other_intent, c.other_intent]
+        negatives += c.rng.choices([c.related, c.unrelated], k=c.rng.randint(0, 3))
         yield {
             "query": text,
             "positive": [c.say(m) for _ in range(c.rng.randint(1, 3))],
-            "negative": [c.like(text, other(m)) for other in others],
+            "negative": [c.like(text, other(m)) for other in negatives],
         }
 
 
@@ -224,11 +224,11 @@ def corpus() -> dict[tuple[str, int], Row]:
     for number, (name, intent) in enumerate(INTENTS.items()):
         things = list(enumerate(SLOTS[intent.slot])) + [(-1, [SLOT_NAMES[intent.slot]])] * (number % 2)
         for value, names in things:
-            parts = [rng.choice(intent.lead).format(rng.choice(names))]
-            parts += rng.sample(intent.detail, 2 if value >= 0 else 3)
-            parts += rng.sample(DOMAIN_NOTES[name.partition(".")[0]], 2)
+            passage = [rng.choice(intent.lead).format(rng.choice(names))]
+            passage += rng.sample(intent.detail, 2 if value >= 0 else 3)
+            passage += rng.sample(DOMAIN_NOTES[name.partition(".")[0]], 2)
             title = intent.title.format(names[0])
-            docs[name, value] = {"_id": f"d{len(docs)}", "text": "".join(parts), "title": title}
+            docs[name, value] = {"_id": f"d{len(docs)}", "text": "".join(passage), "title": title}
     return docs
 
 
@@ -241,18 +241,18 @@ def queries(c: Composer) -> Iterator[Row]:
 
 def retrieval() -> Iterator[tuple[str, list[Row]]]:
     """Paths and rows of the corpus, the judgements (2: the passage on the meaning, 1: the general one), the queries."""
-    docs, asked = corpus(), []
+    docs, query_rows = corpus(), []
     for split, count in zip(SPLITS, (1000, 150, 150), strict=True):
         judged = []
         for i, row in enumerate(take(queries(Composer("retrieval", split)), count)):
             intent, value = row["meaning"]
-            asked.append({"_id": f"{split}{i}", "text": row["text"]})
+            query_rows.append({"_id": f"{split}{i}", "text": row["text"]})
             for key, score in ((value, 2), (-1, 1)):
                 if (intent, key) in docs:
                     judged.append({"query-id": f"{split}{i}", "corpus-id": docs[intent, key]["_id"], "score": score})
         yield f"qrels/{split}.tsv", judged
     yield "corpus.jsonl.gz", list(docs.values())
-    yield "queries.jsonl.gz", asked
+    yield "queries.jsonl.gz", query_rows
 
 
 def compose() -> dict[str, list[Row]]:
@@ -267,14 +267,14 @@ def compose() -> dict[str, list[Row]]:
 
 def check(files: dict[str, list[Row]]) -> None:
     """Assert that no text is in two of train, dev, test and the corpus."""
-    owner: dict[str, str] = {}
+    split_of_text: dict[str, str] = {}
     for path, rows in files.items():
         for row in rows:
-            part = Path(path).name.partition(".")[0]
-            part = row["_id"].rstrip("0123456789") if part == "queries" else part
+            split = Path(path).name.partition(".")[0]
+            split = row["_id"].rstrip("0123456789") if split == "queries" else split
             for text in texts_of(row):
-                first = owner.setdefault(letters(text), part)
-                assert first == part, f"{text} of {path} is in {first}, too"
+                first_split = split_of_text.setdefault(letters(text), split)
+                assert first_split == split, f"{text} of {path} is in {first_split}, too"
 
 
 def pack(path: str, rows: list[Row]) -> bytes:

@@ -1,4 +1,4 @@
-"""Scores at several dims while training goes on, for a bounded share of its time."""
+"""Scores the encoder at several dims during training, for a bounded share of its time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +15,7 @@ from acge_lightning.data.dataset import CACHE, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.embed.cache import Embeddings
+from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset, find
 from acge_lightning.evaluation.results import Row, means
@@ -27,8 +28,8 @@ class Evaluation(Callback):
     """Every so many steps, scores the encoder on small sets by the protocols of `acge evaluate`.
 
     Logs `eval/<family>/<data set>@<dim>` and `eval/mean@<dim>`. It takes dev splits: test splits do not choose. On several
-    devices each scores some of the sets, and none waits longer than for the slowest of them. A turn is left out while the
-    scoring so far, and once more what it took last, exceed the share.
+    devices each scores some of the sets, and none waits longer than for the slowest of them. A turn is left out if with
+    another as long as the last one scoring would exceed its share.
 
     Args:
         folder: with <family>/<name>/, as for `acge evaluate`.
@@ -72,8 +73,8 @@ class Evaluation(Callback):
             raise InputError(f"callbacks.evaluation.every={every} must be at least 1")
         if not 0 < share <= 1:
             raise InputError(f"callbacks.evaluation.share={share} must be above 0 and at most 1: 0.1 is a tenth of the time")
-        most = MAX_BAD if max_bad_fraction is None else max_bad_fraction
-        self.datasets = find(folder, tasks, "dev", limit, on_bad_row or "raise", most, exclude_own_id)
+        max_bad = MAX_BAD if max_bad_fraction is None else max_bad_fraction
+        self.datasets = find(folder, tasks, "dev", limit, on_bad_row or "raise", max_bad, exclude_own_id)
         self.dims, self.every, self.share = dims, every, share
         self.cache_dir = Path(cache_dir).expanduser()
         self.rows: list[Row] = []
@@ -82,11 +83,11 @@ class Evaluation(Callback):
         self._done = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the sets: what cannot be scored is known before the first step."""
+        """Open the sets, so that errors come before the first step."""
         self._opened = [(dataset, *dataset.open(self.cache_dir)) for dataset in self.datasets]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time runs from here."""
+        """Start the clock."""
         self._begin, self._spent, self._last, self._done = time.monotonic(), 0.0, 0.0, trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -104,13 +105,13 @@ class Evaluation(Callback):
         self._log(trainer)
 
     def _allowed(self, trainer: Trainer) -> bool:
-        """What rank 0 finds of its clock, on all ranks."""
+        """Whether the share allows another turn, by the clock of rank 0, on all ranks."""
         allowed = self._spent + self._last <= self.share * (time.monotonic() - self._begin)
         return bool(trainer.strategy.broadcast(allowed))
 
     def _score(self, trainer: Trainer, pl_module: LightningModule) -> list[Row]:
-        model = Model("encoder", "", pl_module.encoder)
-        embeddings = Embeddings(pl_module.encoder)
+        encoder = cast(Encoder, pl_module.encoder)
+        model, embeddings = Model("encoder", "", encoder), Embeddings(encoder)
         rows: list[Row] = []
         for dataset, data, evaluation_set in self._opened[trainer.global_rank :: trainer.world_size]:
             rows += score(model, dataset, data, evaluation_set, model.dims(self.dims), embeddings)[0]
@@ -119,9 +120,9 @@ class Evaluation(Callback):
     def _gathered(self, trainer: Trainer, rows: list[Row]) -> list[Row]:
         if trainer.world_size == 1:
             return rows
-        of_ranks: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(of_ranks, rows)
-        return [row for of_rank in of_ranks for row in of_rank]
+        rows_by_rank: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(rows_by_rank, rows)
+        return [row for rank_rows in rows_by_rank for row in rank_rows]
 
     def _log(self, trainer: Trainer) -> None:
         values = {f"eval/{r['family']}/{r['dataset']}@{r['dim']}": r["value"] for r in self.rows if r["error"] is None}

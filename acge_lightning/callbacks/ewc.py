@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acge_lightning.continual.anchor import Anchor
@@ -27,10 +27,10 @@ Mode = Literal["gradient", "proximal", "rate"]
 
 
 @dataclass
-class _Part:
-    """The anchored weights of one parameter group, matched."""
+class _AnchoredGroup:
+    """The anchored weights of one parameter group of the optimizer, and their anchor."""
 
-    group: dict[str, Any]
+    options: dict[str, Any]
     names: list[str]
     theta: list[Tensor]
     star: list[Tensor]
@@ -94,27 +94,27 @@ class EWCAnchor(Callback):
         if decay is not None and not 0 <= decay <= 1:
             raise InputError(f"{_KEY}.decay={decay} must be 0 to 1, or null for separate anchors")
         self._digests: list[str] = []
-        self._anchor: Anchor | None = None
-        self._constant = 0.0  # what the penalty of several anchors has at the mean of them
-        self._parts: list[_Part] = []
-        self._now = 0.0
+        self._anchor = Anchor({}, {}, {})
+        self._offset = 0.0  # the penalty of several anchors at their mean
+        self._groups: list[_AnchoredGroup] = []
+        self._step_strength = 0.0
         self._handle: Any = None
         self._logged = -1
 
     def strength(self, step: int) -> float:
         """λ of a step."""
-        return float(np.interp(step, *zip(*self.points, strict=True)))
+        return float(np.interp(step, [s for s, _ in self.points], [value for _, value in self.points]))
 
     # ---- before the first step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the anchors and compare them with the encoder: what cannot work is known before the first score."""
-        if self._anchor is not None:
+        """Read the anchors and compare them with the encoder, so that errors come before the first score."""
+        if self._anchor.theta:
             return
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             name = type(trainer.strategy).__name__
             raise InputError(f"{_KEY} needs whole weights on each device, and {name} divides them: use trainer.strategy=ddp")
-        anchors, parameters = [], dict(pl_module.encoder.named_parameters())
+        anchors, parameters = [], dict(_encoder(pl_module).named_parameters())
         for file in self.files:
             anchors.append(Anchor.load(file))
             try:
@@ -125,7 +125,7 @@ class EWCAnchor(Callback):
                 _LOG.warning("%s has no %s: left free", file, ", ".join(free[:3]) + (" and others" if free[3:] else ""))
         self._digests = [_digest(file) for file in self.files]
         if self.decay is None:
-            self._anchor, self._constant = added(anchors)
+            self._anchor, self._offset = summed(anchors)
         else:
             self._anchor = merged(anchors, self.decay)
 
@@ -138,61 +138,61 @@ class EWCAnchor(Callback):
                 f"{_KEY}: a fused optimizer unscales gradients within its step, too late for the penalty: set "
                 "optim.optimizer.fused=false, or trainer.precision=bf16-mixed"
             )
-        names = {p: name for name, p in pl_module.encoder.named_parameters() if name in self._anchor.theta}
-        self._parts = []
-        for group in optimizer.param_groups:
-            theta = [p for p in group["params"] if p in names]
-            mine = [names[p] for p in theta]
-            near = "cpu" if self.mode == "rate" else None  # there θ* is only for the log
-            star = [self._anchor.theta[n].to(near or p.device) for n, p in zip(mine, theta, strict=True)]
-            fisher = [self._anchor.fisher[n].to(p.device) for n, p in zip(mine, theta, strict=True)]
+        names = {p: name for name, p in _encoder(pl_module).named_parameters() if name in self._anchor.theta}
+        self._groups = []
+        for options in optimizer.param_groups:
+            theta = [p for p in options["params"] if p in names]
+            anchored = [names[p] for p in theta]
+            star_device = "cpu" if self.mode == "rate" else None  # there θ* is only for the log
+            star = [self._anchor.theta[n].to(star_device or p.device) for n, p in zip(anchored, theta, strict=True)]
+            fisher = [self._anchor.fisher[n].to(p.device) for n, p in zip(anchored, theta, strict=True)]
             before = [torch.empty_like(p) for p in theta] if self.mode == "rate" else []
-            self._parts.append(_Part(group, mine, theta, star, fisher, before))
+            self._groups.append(_AnchoredGroup(options, anchored, theta, star, fisher, before))
         self._handle = None if self.mode == "gradient" else optimizer.register_step_post_hook(self._after_step)
-        self._now, self._logged = 0.0, -1
+        self._step_strength, self._logged = 0.0, -1
         mass = self._by_layer(lambda theta, star, fisher: fisher.double().sum())
-        self._write(trainer, {f"ewc/mass/{layer}": m / max(sum(mass.values()), 1e-300) for layer, m in mass.items()})
+        self._log_metrics(trainer, {f"ewc/mass/{layer}": m / max(sum(mass.values()), 1e-300) for layer, m in mass.items()})
 
     # ---- each step
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add the penalty's gradient, or keep the weights as they are before the step."""
-        self._now = self.strength(trainer.global_step)
-        for part in self._parts if self._now else ():
+        self._step_strength = self.strength(trainer.global_step)
+        for group in self._groups if self._step_strength else ():
             if self.mode == "gradient":
-                for weight in part.theta:
-                    weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                add_penalty_gradient_([p.grad for p in part.theta], part.theta, part.star, part.fisher, self._now)
-            elif self.mode == "rate" and part.theta:
-                torch._foreach_copy_(part.before, part.theta)
+                gradients = [_gradient(weight) for weight in group.theta]
+                add_penalty_gradient_(gradients, group.theta, group.star, group.fisher, self._step_strength)
+            elif self.mode == "rate" and group.theta:
+                torch._foreach_copy_(group.before, group.theta)
 
     def _after_step(self, optimizer: Optimizer, *args: Any) -> None:
         """The optimizer has moved the weights (it has not if the loss scaler left out the step)."""
-        for part in self._parts if self._now else ():
+        for group in self._groups if self._step_strength else ():
             if self.mode == "proximal":
-                proximal_(part.theta, part.star, part.fisher, self._now, float(part.group["lr"]))
+                proximal_(group.theta, group.star, group.fisher, self._step_strength, float(group.options["lr"]))
             else:
-                rate_(part.theta, part.before, part.fisher, self._now)
+                rate_(group.theta, group.before, group.fisher, self._step_strength)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Log now and then."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        """Log as often as the trainer does."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        if trainer.global_step % every == 0:
             self._log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the run ends with, and let go of the optimizer."""
         self._log(trainer)
-        self._leave()
+        self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the optimizer."""
-        self._leave()
+        self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._handle, self._parts = None, []
+        self._handle, self._groups = None, []
 
     # ---- log
 
@@ -205,17 +205,20 @@ class EWCAnchor(Callback):
         size = self._by_layer(lambda theta, star, fisher: star.double().square().sum())
         drift = {f"ewc/drift/{layer}": (d / size[layer]) ** 0.5 if size[layer] else 0.0 for layer, d in moved.items()}
         value = sum(self._by_layer(lambda theta, star, fisher: penalty([theta], [star], [fisher], 1.0)).values())
-        self._write(trainer, {"ewc/penalty": self._now * (value + self._constant), "ewc/strength": self._now} | drift)
+        self._log_metrics(
+            trainer, {"ewc/penalty": self._step_strength * (value + self._offset), "ewc/strength": self._step_strength} | drift
+        )
 
-    def _by_layer(self, of: Any) -> dict[str, float]:
-        found: dict[str, Tensor] = {}
-        for part in self._parts:
-            for name, theta, star, fisher in zip(part.names, part.theta, part.star, part.fisher, strict=True):
-                key = layer(name)
-                found[key] = found.get(key, 0.0) + of(theta, star.to(theta.device), fisher)
-        return {key: float(value) for key, value in found.items()}
+    def _by_layer(self, statistic: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """The sum over each layer of a statistic of theta, theta* and F."""
+        totals: dict[str, Tensor | float] = {}
+        for group in self._groups:
+            for name, theta, star, fisher in zip(group.names, group.theta, group.star, group.fisher, strict=True):
+                key = layer_of(name)
+                totals[key] = totals.get(key, 0.0) + statistic(theta, star.to(theta.device), fisher)
+        return {key: float(value) for key, value in totals.items()}
 
-    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def _log_metrics(self, trainer: Trainer, values: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
@@ -232,8 +235,8 @@ class EWCAnchor(Callback):
             raise InputError(f"{_KEY}.anchors ({files}) are not those that the checkpoint was trained with: put them back")
 
 
-def added(anchors: Sequence[Anchor]) -> tuple[Anchor, float]:
-    """One anchor whose penalty is the sum of several anchors' penalties, but for a constant.
+def summed(anchors: Sequence[Anchor]) -> tuple[Anchor, float]:
+    """Sum anchors to one whose penalty is the sum of their penalties, but for a constant.
 
     Σ F_i (θ − θ_i)² = F (θ − θ*)² + c with F = Σ F_i and θ* the mean of the θ_i, weighted by F_i.
 
@@ -253,17 +256,27 @@ def added(anchors: Sequence[Anchor]) -> tuple[Anchor, float]:
     return Anchor(theta, fisher, dict(anchors[-1].meta)), constant
 
 
-def layer(name: str) -> str:
-    """The layer of a parameter: up to its first number, or its first two words.
+def layer_of(name: str) -> str:
+    """The layer of a parameter: the word before its first number and the number, or else its first word.
 
-    >>> layer("backbone.encoder.layer.3.attention.self.query.weight"), layer("backbone.embeddings.word_embeddings.weight")
+    >>> layer_of("backbone.encoder.layer.3.attention.self.query.weight"), layer_of("backbone.embeddings.word_embeddings.weight")
     ('layer 3', 'embeddings')
     """
     numbered = re.match(r"(?:.*?\.)?(\w+)\.(\d+)\.", name)
     if numbered:
         return f"{numbered[1]} {numbered[2]}"
-    parts = name.removeprefix("backbone.").split(".")
-    return parts[0]
+    return name.removeprefix("backbone.").split(".")[0]
+
+
+def _encoder(module: LightningModule) -> nn.Module:
+    return cast(nn.Module, module.encoder)
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """The gradient of a weight, which is 0 where it has none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 def _digest(file: Path) -> str:

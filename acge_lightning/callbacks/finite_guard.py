@@ -1,8 +1,8 @@
-"""Stops a run at the step where a number is not finite, and says which text did it."""
+"""Stops a run at the step where a number is not finite, and names the texts of its batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from acge_lightning.data.batch import TextBatch
 from acge_lightning.errors import InputError
+from acge_lightning.training.optimized_module import OptimizedModule
 
 _SHOWN = 6  # ids and rows of a batch
 
@@ -21,8 +22,8 @@ _SHOWN = 6  # ids and rows of a batch
 class Guard(Callback):
     """Raises within the step in which a loss, a gradient or a weight becomes NaN or infinite.
 
-    Loss and gradient are looked at after the backward pass, before clipping and before the optimizer; so bad ones never reach
-    the weights. Weights are looked at after the optimizer, and again before any checkpoint is written; so the last good
+    Loss and gradient are checked after the backward pass, before clipping and before the optimizer; so bad ones never reach
+    the weights. Weights are checked after the optimizer, and again before any checkpoint is written; so the last good
     checkpoint stays the last. Under 16-mixed infinite gradients are left to the loss scaler, which skips such steps.
 
     Logs `train/grad_norm`, the 2-norm of all gradients before clipping (not under 16-mixed, where they are scaled). While it is
@@ -55,59 +56,61 @@ class Guard(Callback):
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep its loss; looking at it now would make a GPU wait."""
+        """Keep the loss; looking at it now would make a GPU wait."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at losses and gradients."""
+        """Check losses and gradients."""
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
-        watched = [loss.float() for loss in self._losses]
+        checked = [loss.float() for loss in self._losses]
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            watched.append(norm(gradients.values()).float())
-            if not (trainer.global_step + 1) % trainer.log_every_n_steps:
-                pl_module.log("train/grad_norm", watched[-1])
-        if torch.stack(watched).isfinite().all():
+            checked.append(norm(gradients.values()).float())
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+            if (trainer.global_step + 1) % every == 0:
+                pl_module.log("train/grad_norm", checked[-1])
+        if torch.stack(checked).isfinite().all():
             return
         for micro, loss in enumerate(self._losses):
             if not loss.isfinite():
                 raise self._error(trainer, f"the loss is not finite ({loss.item()})", [micro])
-        name = _bad(gradients)
+        name = _not_finite(gradients)
         if name is not None:
             raise self._error(trainer, f"the gradient of {name} is not finite", range(len(self._batches)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the weights if the optimizer changed them."""
+        """Check the weights if the optimizer has changed them."""
         if trainer.global_step != self._step:
-            self._look_at_weights(trainer, pl_module)
+            self._check_weights(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write no bad one."""
-        self._look_at_weights(trainer, pl_module)
+        """Check the weights, so that no bad checkpoint is written."""
+        self._check_weights(trainer, pl_module)
 
-    def _look_at_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = {name: p.detach() for name, p in pl_module.named_parameters() if p.requires_grad}
         if not norm(weights.values()).isfinite():
-            name = _bad(weights)
+            name = _not_finite(weights)
             if name is not None:
                 raise self._error(trainer, f"the weight {name} is not finite after the step", range(len(self._batches)))
 
-    def _error(self, trainer: Trainer, what: str, which: Any) -> InputError:
-        batches = [_described(trainer, self._step, micro, self._batches[micro]) for micro in which]
+    def _error(self, trainer: Trainer, problem: str, micros: Iterable[int]) -> InputError:
+        batches = [_described(trainer, self._step, micro, self._batches[micro]) for micro in micros]
         return InputError(
-            f"step {self._step}: {what}; training stops, the checkpoints before it are good. Its batch: {'; '.join(batches)}. "
+            f"step {self._step}: {problem}; training stops, the checkpoints before it are good. "
+            f"Its batch: {'; '.join(batches)}. "
             "Look at these texts; lower optim.optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
         )
 
 
-def norm(tensors: Any) -> Tensor:
+def norm(tensors: Iterable[Tensor]) -> Tensor:
     """Float[]: the 2-norm of all tensors together; NaN or infinite if any of their values is."""
     return get_total_norm([t.coalesce().values() if t.is_sparse else t for t in tensors])
 
 
-def _bad(tensors: dict[str, Tensor]) -> str | None:
-    """The first that is not finite; None if only the norm of all was too large for its type."""
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor that is not finite; None if only the norm of all was too large for its type."""
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
@@ -115,19 +118,20 @@ def _described(trainer: Trainer, step: int, micro: int, batch: Any) -> str:
     if not isinstance(batch, TextBatch):
         return type(batch).__name__
     ids = [i for column in batch.ids for i in column.tolist()]
-    words = f"task {batch.task}, texts with the ids {_some(ids)}"
-    if hasattr(trainer.datamodule, "rows_of"):
-        words += f", rows {_some(trainer.datamodule.rows_of(step, micro).tolist())} (from 0) of its training data"
+    words = f"task {batch.task}, texts with the ids {_first_few(ids)}"
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    if hasattr(datamodule, "rows_of"):
+        words += f", rows {_first_few(datamodule.rows_of(step, micro).tolist())} (from 0) of its training data"
     return words
 
 
-def _some(numbers: list[int]) -> str:
+def _first_few(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:_SHOWN])) + (f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else "")
 
 
 @contextmanager
-def memory_advice(module: LightningModule) -> Iterator[None]:
-    """Turns "out of memory", on a GPU or a CPU, into advice.
+def memory_advice(module: OptimizedModule) -> Iterator[None]:
+    """Turn "out of memory", on a GPU or a CPU, into advice.
 
     Raises:
         InputError: in its place.
@@ -135,8 +139,7 @@ def memory_advice(module: LightningModule) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not known:
+        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)):
             raise
         tokens = module.batch_tokens or module.encoder.batch_tokens
         remedies = [f"module.batch_tokens={max(1, tokens // 2)}"]

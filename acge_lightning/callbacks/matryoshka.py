@@ -1,15 +1,18 @@
-"""Which Matryoshka prefixes a step trains, as a function of the step."""
+"""Chooses the Matryoshka prefixes that a step trains, as a function of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from acge_lightning.errors import InputError
 from acge_lightning.losses.matryoshka import Matryoshka
+
+if TYPE_CHECKING:
+    from acge_lightning.training.embedding_module import EmbeddingModule
 
 
 class MatryoshkaSchedule(Callback):
@@ -21,7 +24,7 @@ class MatryoshkaSchedule(Callback):
     Args:
         at: optimizer step -> dims from then on. Before the first of them all dims are trained.
         coarse_to_fine: optimizer steps. Training begins with the full size and the shortest prefix; the others come in one
-            after the other, shortest first and evenly spread, and at this step all are there.
+            after the other, shortest first and at equal distances, and at this step all are there.
         random: how many prefixes beside the full size are drawn at each step, without replacement.
         seed: of the draws.
 
@@ -47,10 +50,10 @@ class MatryoshkaSchedule(Callback):
         random: int | None = None,
         seed: int = 0,
     ):
-        given = {"at": at, "coarse_to_fine": coarse_to_fine, "random": random}
-        if sum(value is not None for value in given.values()) != 1:
+        schedules = {"at": at, "coarse_to_fine": coarse_to_fine, "random": random}
+        if sum(value is not None for value in schedules.values()) != 1:
             raise InputError("callbacks.matryoshka_schedule takes exactly one of at, coarse_to_fine and random")
-        for name, value in given.items():
+        for name, value in schedules.items():
             if isinstance(value, int) and value < 1:
                 raise InputError(f"callbacks.matryoshka_schedule.{name}={value} must be at least 1")
         self.at = None if at is None else {int(step): tuple(dims) for step, dims in sorted(at.items())}
@@ -66,30 +69,35 @@ class MatryoshkaSchedule(Callback):
         short = sorted(all_dims)[:-1]
         if self.at is not None:
             begun = [dims for start, dims in self.at.items() if start <= step]
-            chosen = begun[-1] if begun else all_dims
+            chosen = begun[-1] if begun else tuple(all_dims)
         elif self.random is not None:
             drawn = np.random.default_rng([self.seed, step]).choice(short, self.random, replace=False).tolist()
             chosen = (max(all_dims), *drawn)
         else:
-            more = min(len(short) - 1, (len(short) - 1) * step // self.coarse_to_fine)
-            chosen = (max(all_dims), *short[: 1 + more])
+            added = min(len(short) - 1, (len(short) - 1) * step // (self.coarse_to_fine or 1))
+            chosen = (max(all_dims), *short[: 1 + added])
         return tuple(sorted(chosen, reverse=True))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what there is to choose from: what cannot work is known before the first step."""
-        made = next((loss for loss in pl_module.losses.values() if isinstance(loss, Matryoshka)), None)
-        if made is None:
+        """Check the schedule with the module's dims, so that errors come before the first step."""
+        module = _embedding_module(pl_module)
+        matryoshka = next((loss for loss in module.losses.values() if isinstance(loss, Matryoshka)), None)
+        if matryoshka is None:
             raise InputError("a schedule of Matryoshka dims has none to choose from: set matryoshka, for example to halves")
-        self._all = tuple(made.weights)
+        self._all = tuple(matryoshka.weights)
         if self.random is not None and self.random > len(self._all) - 1:
             raise InputError(f"callbacks.matryoshka_schedule.random={self.random}: there are {len(self._all) - 1} prefixes")
         for step in self.at or [0]:
-            pl_module.set_matryoshka_dims(self.dims(step, self._all))
+            module.set_matryoshka_dims(self.dims(step, self._all))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Choose the dims of this step."""
-        pl_module.set_matryoshka_dims(self.dims(trainer.global_step, self._all))
+        _embedding_module(pl_module).set_matryoshka_dims(self.dims(trainer.global_step, self._all))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All dims again."""
-        pl_module.set_matryoshka_dims(self._all)
+        """Train all dims again."""
+        _embedding_module(pl_module).set_matryoshka_dims(self._all)
+
+
+def _embedding_module(module: LightningModule) -> EmbeddingModule:
+    return cast("EmbeddingModule", module)  # the only kind that trains prefixes

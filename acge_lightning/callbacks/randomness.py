@@ -1,4 +1,4 @@
-"""Random numbers of a training step as a function of the seed and the step."""
+"""Makes the random numbers of a training step a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StepRandomness(Callback):
         step = trainer.global_step
         self._micro = self._micro + 1 if step == self._step else 0
         self._step = step
-        words = np.random.SeedSequence([self.seed, step, self._micro, trainer.global_rank]).generate_state(3, np.uint64)
-        torch.manual_seed(int(words[0] >> np.uint64(1)))
-        np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))
-        random.seed(int(words[2]))
+        seeds = np.random.SeedSequence([self.seed, step, self._micro, trainer.global_rank]).generate_state(3, np.uint64)
+        torch.manual_seed(int(seeds[0] >> np.uint64(1)))
+        np.random.seed(int(seeds[1] & np.uint64(0xFFFFFFFF)))
+        random.seed(int(seeds[2]))

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: save, then leave."""
+"""Saves a checkpoint and ends the run on SIGTERM, SIGINT and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
 
 
 class Signals(Callback):
-    """Writes `interrupted.ckpt` after the step at which a signal came, and ends the process.
+    """Writes `interrupted.ckpt` after the step at which a signal arrived, and ends the process.
 
     SIGTERM ends it with exit code 143, SIGINT (Ctrl-C) with 130, SIGUSR1 with 0: a scheduler that sends it wants the job to end
     well and to be put in the queue again. Under Lightning's SLURM environment with requeueing, SIGUSR1 does what Lightning
@@ -38,31 +38,31 @@ class Signals(Callback):
 
     def __init__(self, dirpath: str | Path):
         self.path = Path(dirpath) / "interrupted.ckpt"
-        self._came, self._leaving = 0, False
-        self._before: dict[int, Any] = {}
+        self._signal, self._leaving = 0, False
+        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, in place of Lightning."""
-        self._came = 0
+        """Take the signals, in place of Lightning."""
+        self._signal = 0
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _EXIT}
+            self._handlers = {number: signal.signal(number, self._receive) for number in _EXIT}
 
-    def _note(self, number: int, frame: Any) -> None:
-        if number == self._came == signal.SIGINT:
+    def _receive(self, number: int, frame: Any) -> None:
+        if number == self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self._came = number
+        self._signal = number
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After a step, unless a validation or a new round comes next: those look for themselves."""
-        if between_steps(trainer) and self._agreed(trainer):
-            self._leave(trainer)
+        if between_steps(trainer) and self._agreed_signal(trainer):
+            self._save_and_exit(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before a validation within the training."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._agreed(trainer):
-            self._leave(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._agreed_signal(trainer):
+            self._save_and_exit(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """In it, on one device: several, which may differ in their number of batches, go through with it."""
@@ -71,8 +71,8 @@ class Signals(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last step."""
-        if self._agreed(trainer):
-            self._leave(trainer)
+        if self._agreed_signal(trainer):
+            self._save_and_exit(trainer)
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -87,27 +87,27 @@ class Signals(Callback):
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
 
-    def _agreed(self, trainer: Trainer) -> int:
-        """The signal that came, on whichever device."""
+    def _agreed_signal(self, trainer: Trainer) -> int:
+        """The signal that arrived, on whichever device."""
         if trainer.world_size > 1:
-            came = torch.tensor(self._came, device=trainer.strategy.root_device)
-            self._came = int(trainer.strategy.reduce(came, reduce_op="max"))
-        return self._came
+            received = torch.tensor(self._signal, device=trainer.strategy.root_device)
+            self._signal = int(trainer.strategy.reduce(received, reduce_op="max"))
+        return self._signal
 
-    def _leave(self, trainer: Trainer) -> None:
-        came, self._came, self._leaving = signal.Signals(self._came), 0, True
+    def _save_and_exit(self, trainer: Trainer) -> None:
+        received, self._signal, self._leaving = signal.Signals(self._signal), 0, True
         environment = trainer._accelerator_connector.cluster_environment
-        if came == signal.SIGUSR1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._before[came](came, None)
+        if received == signal.SIGUSR1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._handlers[received](received, None)
             self._leaving = False
             return
         trainer.save_checkpoint(self.path)
         self._leaving = False
         self._stop_listening()
-        _LOG.warning("%s: step %d is in %s; go on with resume=auto", came.name, trainer.global_step, self.path)
-        raise SystemExit(_EXIT[came])
+        _LOG.warning("%s: step %d is in %s; go on with resume=auto", received.name, trainer.global_step, self.path)
+        raise SystemExit(_EXIT[received])
 
     def _stop_listening(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self._handlers = {}

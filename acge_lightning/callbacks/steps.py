@@ -1,4 +1,4 @@
-"""Checkpoints every so many steps, at places where a resumed run goes on exactly."""
+"""Writes a checkpoint every so many steps, where a resumed run goes on exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 class StepCheckpoint(Callback):
     """Keeps one checkpoint of the last steps, `recent.ckpt`, beside the best and the last validated one.
 
-    It is written at the first plain place (see `between_steps`) after every `every` steps.
+    It is written where `between_steps` first allows it after every `every` steps.
 
     Three settings of Lightning are not exact, and no part of the defaults. `ModelCheckpoint(every_n_train_steps=…)` also writes
     where a validation is due; a run that goes on from there leaves that validation out, and may choose another best
@@ -42,12 +42,12 @@ class StepCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here; let validations begin at the end of a step."""
         self._saved = trainer.global_step
-        asked, together, batches = trainer.val_check_batch, trainer.accumulate_grad_batches, trainer.num_training_batches
-        if isinstance(asked, int) and asked % together and asked != batches:
-            trainer.val_check_batch = min(-(-asked // together) * together, batches)
+        interval, accumulated, batches = trainer.val_check_batch, trainer.accumulate_grad_batches, trainer.num_training_batches
+        if isinstance(interval, int) and interval % accumulated and interval != batches:
+            trainer.val_check_batch = min(-(-interval // accumulated) * accumulated, batches)
             message = "validating every %d batches and not %d: their gradients are accumulated over %d"
-            _LOG.warning(message, trainer.val_check_batch, asked, together)
-        if trainer.check_val_every_n_epoch is None and batches % together:
+            _LOG.warning(message, trainer.val_check_batch, interval, accumulated)
+        if trainer.check_val_every_n_epoch is None and batches % accumulated:
             _LOG.warning(
                 "a validation may fall within a step; a run that goes on from it may differ: set check_val_every_n_epoch=1"
             )
@@ -56,7 +56,8 @@ class StepCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time."""
-        if trainer.global_step - self._saved >= self.every and between_steps(trainer) and not trainer.fast_dev_run:
+        trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        if trainer.global_step - self._saved >= self.every and between_steps(trainer) and not trial:
             self._saved = trainer.global_step
             trainer.save_checkpoint(self.path)
 
@@ -66,4 +67,5 @@ def between_steps(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     if loop._should_accumulate() or loop._num_ready_batches_reached() or trainer.should_stop:
         return False
-    return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and not loop._should_check_val_fx(fetcher)

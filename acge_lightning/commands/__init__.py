@@ -1,1 +1,1 @@
-"""The commands: what `python train.py` and `acge` run."""
+"""Run the commands of `python train.py` and `acge`."""

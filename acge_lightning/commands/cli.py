@@ -1,4 +1,4 @@
-"""The command line: `acge train …`, `acge evaluate …`, `acge models`. A command is loaded when it is called."""
+"""Run the command line: `acge train …`, `acge evaluate …`, `acge models`. A command is loaded when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def call(name: str, words: int) -> None:
 
     Args:
         name: one of `COMMANDS`.
-        words: of `sys.argv` that start it; the others are its arguments.
+        words: how many of `sys.argv` start it; the others are its arguments.
     """
     if name == "models":
         from acge_lightning.commands import models

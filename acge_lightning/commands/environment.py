@@ -1,4 +1,4 @@
-"""What a program may find missing: a home folder, a terminal that has all characters, somebody who reads what it prints."""
+"""Make up for what a program may lack: a home folder, a terminal with all characters, a reader of its output."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from acge_lightning.terminal import show
 
 
 def ensure_home() -> None:
-    """Give a process without one a home folder and a user's name, for the caches of libraries; the folder goes at its end."""
+    """Give a process without a home folder one, and a user's name, for the caches of libraries; it is removed at the end."""
     if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know
         folder = tempfile.mkdtemp(prefix="acge-home-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["HOME"] = folder
         os.environ.setdefault("USER", str(os.getuid()))
-        told = f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them"
-        show(told, stderr=True)
+        message = f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them"
+        show(message, stderr=True)
 
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """In the block, printing never fails: characters that the terminal lacks become `?`, and what nobody reads is lost.
+    """Let printing never fail in the block: characters that the terminal lacks become `?`, output without a reader is lost.
 
     Raises:
         SystemExit: after the block, if output was lost to anything but a closed pipe, such as a full disk.
@@ -47,7 +47,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def _fill_standard_handles() -> None:
-    """Open /dev/null where a standard stream was closed, or the next file would get its number and whatever is printed."""
+    """Open /dev/null for closed standard streams, or the next file would get their numbers and whatever is printed."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -59,10 +59,11 @@ def _fill_standard_handles() -> None:
 
 
 class _Output:
-    """A text stream that goes on to /dev/null once it cannot be written to."""
+    """A text stream that continues to /dev/null once it cannot be written to."""
 
     def __init__(self, stream: Any):
-        self._stream, self.lost = stream, None
+        self._stream = stream
+        self.lost: int | None = None  # number of the error by which output was lost
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 

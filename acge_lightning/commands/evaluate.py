@@ -1,4 +1,4 @@
-"""`acge evaluate`: encoders scored on folders of data sets, or by mteb on its suites."""
+"""`acge evaluate`: score encoders on folders of data sets, or by mteb on its suites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from acge_lightning.evaluation.datasets import find
 from acge_lightning.evaluation.mteb.benchmark import suite_scores
 from acge_lightning.evaluation.results import failures
 from acge_lightning.evaluation.scoring import evaluate, open_models
-from acge_lightning.report.tables import evaluation_tables, leak_table, progress_line, suite_table
+from acge_lightning.report.tables import evaluation_progress, evaluation_tables, leak_table, suite_table
 from acge_lightning.terminal import show
 
 
@@ -28,8 +28,9 @@ def run(cfg: DictConfig) -> None:
         show(suite_table(scores), f"The results, in mteb's format, are in {folder}")
         return
     datasets = find(config["paths"]["data_dir"], tasks, **reading)
-    line = progress_line(len(models) * len(datasets))
-    result = evaluate(models, datasets, config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"], line)
+    settings = config["dims"], config["out"], config["paths"]["cache_dir"], config["processes"]
+    with evaluation_progress(len(models) * len(datasets)) as show_row:
+        result = evaluate(models, datasets, *settings, show_row)
     show(leak_table(result), *evaluation_tables(result), f"The scores are in {config['out']}")
     failed = failures(result)
     if failed:

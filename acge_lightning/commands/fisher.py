@@ -1,4 +1,4 @@
-"""`acge fisher`: which weights old tasks depend on, kept as an anchor."""
+"""`acge fisher`: estimate which weights old tasks depend on, and save them as an anchor."""
 
 from __future__ import annotations
 

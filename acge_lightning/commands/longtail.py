@@ -1,4 +1,4 @@
-"""`acge longtail`: few-shot, long-tailed classification at every size of an embedding."""
+"""`acge longtail`: score few-shot, long-tailed classification at every size of an embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from acge_lightning.evaluation.longtail import Protocol, longtail
 from acge_lightning.evaluation.longtail_results import read
 from acge_lightning.evaluation.scoring import open_models
 from acge_lightning.report.longtail import save_figures, tables
-from acge_lightning.terminal import show, track
+from acge_lightning.terminal import show
 
 
 def run(cfg: DictConfig) -> None:
@@ -24,8 +24,8 @@ def run(cfg: DictConfig) -> None:
     datasets = find(config["paths"]["data_dir"], tasks, **reading)
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
-    given = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
-    result = longtail(models, datasets, protocol, **given, show=lambda jobs, n, name: track(jobs, name, n))
+    settings = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}
+    result = longtail(models, datasets, protocol, **settings, progress=True)
     pictures = ", ".join(str(file) for file in save_figures(read(Path(config["out"])) or result, config["out"]))
     show(*tables(result), f"The scores are in {config['out']}, the pictures in {pictures}")
     if any(row["error"] for row in result["rows"]):

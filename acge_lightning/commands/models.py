@@ -1,4 +1,4 @@
-"""`acge models`: the encoders that have a name."""
+"""`acge models`: list the encoders that have a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command as a Hydra program over `conf/`: its arguments, what is refused before it runs, and how its errors are told."""
+"""Run a command as a Hydra program over `conf/`: read its arguments, refuse unsafe configs, report its errors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _QUIET = (
 
 
 def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callable[..., None]:
-    """A Hydra program: composes `conf/<name>.yaml`, runs the job, and says what is wrong with the input in one message.
+    """Make a Hydra program: it composes `conf/<name>.yaml`, runs the job, and says in one message what is wrong with the input.
 
     Args:
         name: of the config and of the command.
-        job: what is run with the config; `run` of `acge_lightning.commands.<name>` by default, imported once it is composed.
+        job: the function of the config; `run` of `acge_lightning.commands.<name>` by default, imported once it is composed.
 
     Returns:
         A function of the number of words of `sys.argv` that start the program; the others are its arguments.
@@ -49,7 +49,7 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
         _quieten()
         end_with_parent()
         set_command(words)
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             _check_trusted(cfg, overrides("task"))
             _check_size(cfg)
@@ -57,12 +57,12 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
             return (job or import_module(f"acge_lightning.commands.{name}").run)(cfg)
         except (InputError, ChildProcessError) as error:
             message = concealed(str(error), cfg)
-            if not several:
+            if not is_multirun:
                 end(message)
             show(f"\nerror: {one_line(message)}", stderr=True)
         except Exception:
             message = concealed(traceback.format_exc(), cfg)
-            if not several:
+            if not is_multirun:
                 sys.exit(visible(message))
             show(message, stderr=True)
         return math.nan  # the other jobs go on, and the summary names this one
@@ -71,11 +71,11 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
 
     def command(count: int = 1) -> None:
         make_logs_visible()
-        start, given = sys.argv[:count], sys.argv[count:]
+        start, typed = sys.argv[:count], sys.argv[count:]
         try:
-            flags, others = read_flags(given)
+            flags, rest = read_flags(typed)
             words[:] = [*start, *flags]
-            sys.argv = [" ".join(start), *arguments(others)]
+            sys.argv = [" ".join(start), *arguments(rest)]
         except InputError as error:
             end(error)
         ensure_home()
@@ -85,30 +85,32 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
     return command
 
 
-def _check_trusted(cfg: DictConfig, given: list[str]) -> None:
-    """Whatever way `trusted` has found into the config: it counts if the command line names it."""
-    if cfg.get("trusted") and not any(text.lstrip("+").startswith("trusted=") for text in given):
+def _check_trusted(cfg: DictConfig, task_overrides: list[str]) -> None:
+    """Refuse a `trusted` that the command line does not name, however it came into the config."""
+    if cfg.get("trusted") and not any(text.lstrip("+").startswith("trusted=") for text in task_overrides):
         raise InputError("trusted counts from the command line only: take it out of the YAML, and give trusted=[…] there")
 
 
 def _check_size(cfg: DictConfig) -> None:
-    """Files that are small each may double each other."""
+    """Refuse a config whose interpolations make it too large, though its files are small."""
     if explodes(OmegaConf.to_container(cfg, resolve=False)):
         raise InputError(
             "the config is refused, for its interpolations, written out, are too large: take out what refers to others"
         )
 
 
-def _drop_unchosen(cfg: DictConfig, given: list[str]) -> None:
-    """Forget what an experiment sets for its own tasks where the command line has put others in their place.
+def _drop_unchosen(cfg: DictConfig, task_overrides: list[str]) -> None:
+    """Drop what an experiment sets for its own tasks if the command line has chosen others.
 
-    Hydra replaces a choice of tasks by `task=[…]`, but keeps the weights and limits that the experiment's body gives the
+    Hydra replaces a choice of tasks by `task=[…]`, but keeps the weights and limits that the experiment's body sets for the
     former ones. What the command line itself sets for a task that is not chosen stays, and is an error later.
     """
-    if not any(text.startswith("task=") for text in given) or not cfg.get("task"):
+    if not any(text.startswith("task=") for text in task_overrides) or not cfg.get("task"):
         return
-    named = {text.lstrip("+~").partition("=")[0].split(".")[1] for text in given if text.lstrip("+~").startswith("task.")}
-    chosen = [n for n in cfg.task if n in named or OmegaConf.select(cfg.task, f"{n}.data._target_") is not None]
+    configured_tasks = {
+        text.lstrip("+~").partition("=")[0].split(".")[1] for text in task_overrides if text.lstrip("+~").startswith("task.")
+    }
+    chosen = [n for n in cfg.task if n in configured_tasks or OmegaConf.select(cfg.task, f"{n}.data._target_") is not None]
     cfg.task = OmegaConf.masked_copy(cfg.task, chosen)
 
 

@@ -1,4 +1,4 @@
-"""`acge report`: one page that compares runs and evaluations."""
+"""`acge report`: write one page that compares runs and evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`acge search`: texts of files, indexed and searched from the terminal."""
+"""`acge search`: index texts of files, and search them from the terminal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from acge_lightning.search.manifest import MANIFEST
 from acge_lightning.search.stages import as_stages, label
 from acge_lightning.search.storage import check_folder
 from acge_lightning.search.text_files import digest, list_files, read_texts
-from acge_lightning.terminal import one_line, show
+from acge_lightning.terminal import one_line, shortened, show
 from acge_lightning.zoo.pretrained import load
 
-_WIDEST = 200  # characters of a query or a hit that are shown
+_WIDEST = 200  # characters of a query or a hit
 
 
 def run(cfg: DictConfig) -> None:
-    """Answer the queries of the config, or those that are typed."""
+    """Answer the queries of the config, or those of the standard input."""
     search(plain(cfg))
 
 
@@ -40,41 +40,43 @@ def search(config: Mapping[str, Any]) -> None:
         config: plain data of `conf/search.yaml`.
 
     Raises:
-        InputError: anything in the config or the files that cannot work.
+        InputError: a value of the config, or a file, cannot work.
     """
     encoder = load(config["model"], device=config["device"])
     index = _index(config, encoder)
     if config["tune"] is not None:
-        _tune(config, index)
+        _tune(config, index, encoder)
     query = config["query"]
     if query is None:
-        asked, failed = _answer(_typed_queries(), index, config["k"])
-        if failed:
-            show(f"{failed} of {asked} queries had no answer", stderr=True)
+        query_count, failure_count = _answer(_typed_queries(), index, encoder, config["k"])
+        if failure_count:
+            show(f"{failure_count} of {query_count} queries had no answer", stderr=True)
     else:
-        asked, failed = _answer(map(str, query if isinstance(query, list) else [query]), index, config["k"])
-        if failed:
-            raise InputError(f"{failed} of {asked} queries had no answer: the reasons are above")
+        query_count, failure_count = _answer(
+            map(str, query if isinstance(query, list) else [query]), index, encoder, config["k"]
+        )
+        if failure_count:
+            raise InputError(f"{failure_count} of {query_count} queries had no answer: the reasons are above")
 
 
 # ---- answers
 
 
-def _answer(queries: Iterable[str], index: FunnelIndex, k: int) -> tuple[int, int]:
+def _answer(queries: Iterable[str], index: FunnelIndex, encoder: Encoder, k: int) -> tuple[int, int]:
     """Show the hits of each query; return how many queries there were, and how many had no answer."""
-    asked = failed = 0
+    query_count = failure_count = 0
     for query in queries:
-        asked += 1
+        query_count += 1
         try:
-            show(*_hits(query, index, k))
+            show(*_hits(query, index, encoder, k))
         except InputError as error:  # the others are answered all the same
-            failed += 1
-            show(one_line(f"{_shortened(query)!r} has no answer: {error}"), stderr=True)
-    return asked, failed
+            failure_count += 1
+            show(one_line(f"{shortened(query, _WIDEST)!r} has no answer: {error}"), stderr=True)
+    return query_count, failure_count
 
 
 def _typed_queries() -> Iterator[str]:
-    """Lines of the standard input that are not blank; bytes that are no text become lone surrogates."""
+    """Read the lines of the standard input that are not blank; bytes that are not UTF-8 become lone surrogates."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
@@ -86,32 +88,28 @@ def _typed_queries() -> Iterator[str]:
             yield line
 
 
-def _hits(query: str, index: FunnelIndex, k: int) -> tuple[Table, str]:
-    """A table of the hits, and a line about the time that they took."""
+def _hits(query: str, index: FunnelIndex, encoder: Encoder, k: int) -> tuple[Table, str]:
+    """Search; make a table of the hits, and a line about the time that they took."""
     start = time.perf_counter()
-    vector = index.encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
+    vector = encoder.encode(query, index.dim, prompt=index.prompts.get("query"))
     encoding_seconds = time.perf_counter() - start
     hits = index.search(vector, k)
-    table = Table(title=_shortened(query), title_justify="left", title_style="bold")
+    table = Table(title=shortened(query, _WIDEST), title_justify="left", title_style="bold")
     table.add_column("cosine", justify="right")
     table.add_column("where", overflow="fold")
     table.add_column("text", overflow="fold")
     texts = index.rows.texts_of(hits.rows[0][hits.rows[0] >= 0])
     for score, source, text in zip(hits.scores[0].tolist(), hits.ids[0], texts, strict=False):
-        table.add_row(f"{score:.4f}", one_line(source), _shortened(text))
+        table.add_row(f"{score:.4f}", one_line(source), shortened(text, _WIDEST))
     stages = [f"{stage.label} {seconds * 1e3:.2f} ms" for stage, seconds in zip(index.stages, hits.seconds, strict=True)]
     return table, f"of {len(index):,} texts; query encoded {encoding_seconds * 1e3:.2f} ms, {', '.join(stages)}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 # ---- the index
 
 
 def _index(config: Mapping[str, Any], encoder: Encoder) -> FunnelIndex:
-    """The index that is kept, if it is of this source, model and settings; else a new one, kept in its place."""
+    """Load the saved index, if it is of this source, model and settings; else build and save a new one."""
     source = Path(config["source"]).expanduser()
     folder = None if config["index"] is None else Path(config["index"]).expanduser()
     if folder is not None:
@@ -134,7 +132,7 @@ def _index(config: Mapping[str, Any], encoder: Encoder) -> FunnelIndex:
 
 
 def _kept_index(folder: Path, encoder: Encoder, state: Mapping[str, Any]) -> FunnelIndex | None:
-    """The index of a folder; None if there is none, or if its state is another: a line says why."""
+    """Load the index of a folder; None if there is none, or if its state is another, which a line says."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -167,7 +165,7 @@ def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_apart(queries: Path, files: Iterable[Path]) -> None:
-    """An error if queries to tune with are indexed too: each would find itself."""
+    """Refuse queries to tune with that are indexed too: each would find itself."""
     shared = {file.resolve() for file in list_files(queries)} & {file.resolve() for file in files}
     if shared:
         raise InputError(
@@ -175,17 +173,17 @@ def _check_apart(queries: Path, files: Iterable[Path]) -> None:
         )
 
 
-def _tune(config: Mapping[str, Any], index: FunnelIndex) -> None:
-    """Tune the index by the queries of files, write and draw what was tried, and keep the index."""
+def _tune(config: Mapping[str, Any], index: FunnelIndex, encoder: Encoder) -> None:
+    """Tune the index by the queries of files, write and draw the settings that were tried, and save the index."""
     source, folder = Path(config["tune"]).expanduser(), Path(config["out"]).expanduser()
     check_replaceable(folder / "funnel.json", b'"points"', "what acge search has tried")
     ids, queries = zip(*read_texts(source, list_files(source), **_reading(config)), strict=True)
-    vectors = index.encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
-    kept = index.has_direction(vectors)
-    if not kept.all():
-        dropped = [query_id for query_id, is_kept in zip(ids, kept.tolist(), strict=True) if not is_kept]
+    vectors = encoder.encode(queries, index.dim, prompt=index.prompts.get("query"))
+    usable = index.has_direction(vectors)
+    if not usable.all():
+        dropped = [query_id for query_id, is_usable in zip(ids, usable.tolist(), strict=True) if not is_usable]
         show(f"{len(dropped)} of {len(queries)} queries have no direction and are left out: {', '.join(dropped[:10])}")
-    tuned = index.tune(vectors[kept], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
+    tuned = index.tune(vectors[usable], target=config["target"], measure="recall", batch=1, k=config["k"], progress=True)
     tuned.write(folder / "funnel.json")
     try:
         from acge_lightning.report.tuning import save_tuning_figure

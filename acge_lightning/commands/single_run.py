@@ -1,4 +1,4 @@
-"""The main job: train an encoder on several tasks, evaluate it, hand it over."""
+"""Train an encoder on several tasks, evaluate it and export it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from acge_lightning.config.secrets import recorded
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
-from acge_lightning.encoder.pca import evenly, rotate_to_components
+from acge_lightning.encoder.pca import rotate_to_components, sample_texts
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import lock, unwritten
+from acge_lightning.files.atomic import lock, write_error
 from acge_lightning.files.folder import check_target
 from acge_lightning.report.runs import read_runs
-from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, show, write_result
+from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, write_result
+from acge_lightning.terminal import show
 from acge_lightning.training.checkpoint import SafeCheckpointIO
 from acge_lightning.training.resume import Resume, checkpoint_to_resume, put_aside
 
@@ -51,10 +52,10 @@ def train(cfg: DictConfig) -> float:
         cfg: composed from `conf/train.yaml`.
 
     Returns:
-        `val/mean` of what was exported, for sweeps.
+        `val/mean` of the exported encoder, for sweeps.
 
     Raises:
-        InputError: anything in the config or the data that cannot work.
+        InputError: a value of the config, or the data, cannot work.
     """
     config = checked(cfg)
     folder = Path(config["paths"]["output_dir"])
@@ -63,7 +64,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
-    for name in ("export", "backbone"):  # one of which is written at the end
+    for name in ("export", "backbone"):  # one of them is written at the end
         check_target(folder / name)
     check_result(folder)
     seed_everything(config["seed"], workers=True, verbose=False)
@@ -80,7 +81,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
     texts = Texts(mixture.train_texts)
     encoder = make_encoder(cfg, texts)
     if config["components"]:
-        encoder = rotate_to_components(encoder, evenly(texts, config["components"]))
+        encoder = rotate_to_components(encoder, sample_texts(texts, config["components"]))
     mixture.bind(encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
@@ -113,7 +114,7 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain data; its own keys have values that can work."""
+    """Convert the config to plain data, and check the values of its own keys."""
     config = plain(cfg)
     if config["paths"]["output_dir"].startswith("~"):
         cfg.paths.output_dir = os.path.expanduser(config["paths"]["output_dir"])
@@ -130,20 +131,20 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_fresh(folder: Path, checkpoints: Path, resume: str | None) -> None:
-    """Refuse to begin a run where another one has been: its export and its checkpoints would be replaced.
+    """Refuse a new run in the folder of another one: its export and its checkpoints would be replaced.
 
     Args:
         folder: of the run.
-        checkpoints: its folder of them.
-        resume: None for a new run; `auto` may begin anew where no checkpoint is good.
+        checkpoints: the folder of the run's checkpoints.
+        resume: None for a new run; `auto` may start anew if no checkpoint is good.
 
     Raises:
         InputError: the folder holds a finished run, or checkpoints.
     """
-    found = [folder / "result.json", *(sorted(checkpoints.glob("*.ckpt")) if resume is None else [])]
-    if there := [str(file.relative_to(folder)) for file in found if file.is_file()]:
+    files = [folder / "result.json", *(sorted(checkpoints.glob("*.ckpt")) if resume is None else [])]
+    if existing := [str(file.relative_to(folder)) for file in files if file.is_file()]:
         advice = "resume=auto goes on with it, and " if resume is None else ""
-        raise InputError(f"{folder} holds a run already ({there[0]}): {advice}a new run needs a folder of its own")
+        raise InputError(f"{folder} holds a run already ({existing[0]}): {advice}a new run needs a folder of its own")
 
 
 @contextmanager
@@ -151,23 +152,23 @@ def in_use(folder: Path) -> Iterator[None]:
     """Lock a run's folder while the block runs, if this is the process of the first device.
 
     Raises:
-        InputError: another run works there, or a file cannot be written, as the disk is full or the folder read-only.
+        InputError: another run uses it, or a file cannot be written, as the disk is full or the folder read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"paths.output_dir={folder} is a file: name a folder")
-    with ExitStack() as held:
-        if not rank_zero_only.rank:
-            held.enter_context(lock(folder / ".lock", wait=False))
+    with ExitStack() as locks:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]  # lightning sets it on the function
+            locks.enter_context(lock(folder / ".lock", wait=False))
         try:
             yield
         except OSError as error:
             if error.errno not in _UNWRITTEN:
                 raise
-            raise unwritten(Path(error.filename or folder), error) from error
+            raise write_error(Path(error.filename or folder), error) from error
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> None:
-    """Values that Lightning takes, and that only fail, or do nothing, later."""
+    """Refuse values that Lightning accepts, and that fail later, or do nothing."""
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval"):
         if isinstance(settings.get(key), (int, float)) and settings[key] <= 0:
             raise InputError(f"trainer.{key}={settings[key]} must be above 0")
@@ -182,7 +183,7 @@ def _check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def make_tasks(cfg: DictConfig) -> dict[str, Task]:
-    """The tasks of the mixture, by name."""
+    """Make the tasks of the mixture, by name."""
     if not cfg.get("task"):
         raise InputError("there is no task to train on: choose some, for example task=[sample_sts,sample_retrieval]")
     return {str(name): Task(**_task(cfg, str(name))) for name in cfg.task}
@@ -190,21 +191,21 @@ def make_tasks(cfg: DictConfig) -> dict[str, Task]:
 
 def _task(cfg: DictConfig, name: str) -> dict[str, Any]:
     node = cfg.task[name]
-    known = ("data", "loss", "metric", "weight", "loss_weight")
+    allowed_keys = ("data", "loss", "metric", "weight", "loss_weight")
     for key in node:
-        if key not in known:
-            raise InputError(f"task.{name}.{key} is unknown: choose from {list(known)}")
+        if key not in allowed_keys:
+            raise InputError(f"task.{name}.{key} is unknown: choose from {list(allowed_keys)}")
     if not node.get("data"):
         raise InputError(f"task.{name}.data is missing: say which data module and path")
-    asked = {key: cfg.get(key) for key in ("on_bad_row", "max_bad_fraction")}  # of all tasks, where a task says nothing
-    rules = {key: value for key, value in asked.items() if value is not None and key not in node.data}
-    parts = {"data": instantiate(node.data, trusted=cfg.trusted, **rules)}
-    parts |= {key: instantiate(node.get(key), trusted=cfg.trusted) for key in known[1:3]}
-    return parts | {key: node[key] for key in known[3:] if node.get(key) is not None}
+    defaults = {key: cfg.get(key) for key in ("on_bad_row", "max_bad_fraction")}  # of all tasks, unless a task sets them
+    rules = {key: value for key, value in defaults.items() if value is not None and key not in node.data}
+    arguments = {"data": instantiate(node.data, trusted=cfg.trusted, **rules)}
+    arguments |= {key: instantiate(node.get(key), trusted=cfg.trusted) for key in allowed_keys[1:3]}
+    return arguments | {key: node[key] for key in allowed_keys[3:] if node.get(key) is not None}
 
 
 def make_encoder(cfg: DictConfig, texts: Iterable[str]) -> Encoder:
-    """The encoder; a tokenizer that is not there yet is first learnt from the training texts."""
+    """Make the encoder; a tokenizer that does not exist yet is first learnt from the training texts."""
     tokenizer = cfg.encoder.get("tokenizer")
     if isinstance(tokenizer, DictConfig):
         learnt = instantiate(tokenizer, texts=texts, trusted=cfg.trusted)
@@ -213,7 +214,7 @@ def make_encoder(cfg: DictConfig, texts: Iterable[str]) -> Encoder:
 
 
 def make_trainer(cfg: DictConfig) -> Trainer:
-    """The Trainer with its callbacks and loggers."""
+    """Make the Trainer with its callbacks and loggers."""
     loggers = instantiate_all(cfg.get("logger"), trusted=cfg.trusted)
     callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
     if not loggers:
@@ -225,7 +226,7 @@ def make_trainer(cfg: DictConfig) -> Trainer:
 
 
 def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:
-    """Scores of the dev splits, and of the test splits if asked for."""
+    """Score the dev splits, and with `test` the test splits."""
     trainer.validate(module, mixture, verbose=False)
     scores = _scores(trainer, "val/")
     if test:
@@ -239,14 +240,14 @@ def _scores(trainer: Trainer, prefix: str) -> dict[str, float]:
 
 
 def take_best(trainer: Trainer, module: LightningModule) -> None:
-    """Put back the weights of the best checkpoint, if one was kept."""
-    kept = trainer.checkpoint_callback
-    if isinstance(kept, ModelCheckpoint) and kept.best_model_path:
-        module.load_state_dict(SafeCheckpointIO().load_checkpoint(kept.best_model_path)["state_dict"])
+    """Load the weights of the best checkpoint, if one was saved."""
+    callback = trainer.checkpoint_callback
+    if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+        module.load_state_dict(SafeCheckpointIO().load_checkpoint(callback.best_model_path)["state_dict"])
 
 
 def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Scores, after: Scores, steps: int) -> dict[str, Any]:
-    """How the model was made, as plain data: config, versions, data and scores."""
+    """Record how the model was made, as plain data: config, versions, data and scores."""
     packages = ("acge_lightning", "torch", "lightning", "transformers", "tokenizers")
     return {
         "config": config,
@@ -262,7 +263,7 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
 
 
 def draw(trainer: Trainer, folder: Path) -> None:
-    """The run's figures, as in its report, to those of its loggers that take pictures."""
+    """Log the run's figures, as in its report, with those of its loggers that take pictures."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, (TensorBoardLogger, WandbLogger))]
     if not loggers:
         return
@@ -272,14 +273,14 @@ def draw(trainer: Trainer, folder: Path) -> None:
     except InputError as error:
         show(f"The loggers get no figures: {error}")
         return
-    shown = figures(read_runs([str(folder)]))
+    run_figures = figures(read_runs([str(folder)]))
     for logger in loggers:
-        log_figures(logger, shown, trainer.global_step)
+        log_figures(logger, run_figures, trainer.global_step)
 
 
 @contextmanager
 def closing(loggers: Iterable[Logger]) -> Iterator[None]:
-    """Close the loggers after the block, as failed if it fails, so that the next job of a multirun starts its own."""
+    """Close the loggers after the block, as failed if it raises, so that the next job of a multirun starts its own."""
     status = "failed"
     try:
         yield
@@ -293,24 +294,24 @@ def closing(loggers: Iterable[Logger]) -> Iterator[None]:
 
 @contextmanager
 def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
-    """What Lightning says against a setting of its Trainer, as of any other key: in one message."""
+    """Turn Lightning's errors about settings of its Trainer into an InputError that names the key."""
     try:
         yield
     except (MisconfigurationException, ValueError) as error:
-        named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in settings]
-        if isinstance(error, InputError) or not (named or isinstance(error, MisconfigurationException)):
+        setting_names = [name for name in re.findall(r"`(\w+)`", str(error)) if name in settings]
+        if isinstance(error, InputError) or not (setting_names or isinstance(error, MisconfigurationException)):
             raise
-        where, message = f".{named[0]}={settings[named[0]]}" if named else "", str(error).strip()
-        if "val_check_interval" in named:  # Lightning's advice is to score nothing
+        where, message = f".{setting_names[0]}={settings[setting_names[0]]}" if setting_names else "", str(error).strip()
+        if "val_check_interval" in setting_names:  # Lightning would advise to skip the scores
             message = f"{message.partition('. ')[0]}; trainer.check_val_every_n_epoch=null counts steps across rounds"
         raise InputError(f"trainer{where}: {message}") from error
 
 
 def wait_for_ranks(trainer: Trainer) -> None:
-    """Until the processes that this one has started for the other devices have ended.
+    """Wait until the processes that this one has started for the other devices have ended.
 
     Raises:
-        ChildProcessError: one of them failed. One that a signal ended has done its work by now, so that is a warning.
+        ChildProcessError: one of them failed. If a signal ended it, its work was done already: that is a warning.
     """
     for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", ()), 1):
         if process.wait() > 0:
@@ -320,6 +321,6 @@ def wait_for_ranks(trainer: Trainer) -> None:
 
 
 def disconnect() -> None:
-    """Leave the group of the devices: threads of gloo may abort a process that ends within it (NCCL's is left by Lightning)."""
+    """Leave the process group: threads of gloo may abort a process that ends within it (Lightning leaves NCCL's)."""
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""`acge train`: one run, or several stages one after the other."""
+"""`acge train`: train one run, or several stages one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`acge vocabulary`: a vocabulary learnt from the texts of tasks."""
+"""`acge vocabulary`: learn a vocabulary from the texts of tasks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Configs: where YAML files come from, what they may name, how objects are made of them, what is recorded."""
+"""Read configs: where YAML files come from, what they may name, how objects are built from them, what is recorded."""

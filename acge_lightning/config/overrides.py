@@ -1,4 +1,4 @@
-"""Arguments of the command line as a person means them, written in the grammar of Hydra."""
+"""Rewrite the arguments of the command line in Hydra's grammar, as a person means them."""
 
 from __future__ import annotations
 
@@ -22,62 +22,61 @@ _TEXT = re.compile(  # keys whose values are texts, names and paths
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
-def arguments(given: Sequence[str]) -> list[str]:
-    """What the shell hands over, each `key=value` with the quotes that Hydra wants around it.
+def arguments(words: Sequence[str]) -> list[str]:
+    """Put the quotes that Hydra needs around each `key=value` of the shell.
 
-    Values of keys that hold texts, names or paths are taken as they are typed; of other keys, those that Hydra cannot read.
-    Hydra's own forms keep their meaning: `null`, `[a,b]`, `{name: a}`, `${…}` (but in a query), what is quoted as a whole, and
-    with `-m` sweeps.
+    Values of keys that hold texts, names or paths are literal; of other keys, those that Hydra cannot parse. Hydra's own forms
+    keep their meaning: `null`, `[a,b]`, `{name: a}`, `${…}` (but in a query), a value quoted as a whole, and with `-m` sweeps.
 
     Raises:
         InputError: a mapping with names that Hydra cannot read.
     """
-    several = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(given))
-    return [_argument(argument, several) for argument in given]
+    is_multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words))
+    return [_argument(argument, is_multirun) for argument in words]
 
 
-def _argument(argument: str, several: bool) -> str:
-    r"""One of them.
+def _argument(argument: str, is_multirun: bool) -> str:
+    r"""Rewrite one argument.
 
     >>> [_argument(a, False) for a in ("query=[求助] 怎么办", "model=my model", "k=3", "runs=[运行 1,b]", "query=null")]
     ['query="[求助] 怎么办"', 'model=my model', 'k=3', 'runs=["运行 1",b]', 'query=null']
     """
     key, equals, value = argument.partition("=")
-    found = _KEY.fullmatch(key)
-    return f"{key}={_value(value, found[2], several)}" if equals and found else argument
+    match = _KEY.fullmatch(key)
+    return f"{key}={_value(value, match[2], is_multirun)}" if equals and match else argument
 
 
 def restated(override: str) -> str:
-    """An override of a job, as Hydra has it, in a form that `arguments` leaves alone."""
+    """Rewrite an override of a job, as Hydra has it, in a form that `arguments` does not change."""
     parsed = _parser().parse_override(override)
     value = parsed.value()
     return f"{parsed.get_key_element()}={quote(value)}" if isinstance(value, str) else override
 
 
 def quote(text: str) -> str:
-    r"""In double quotes: backslashes before a quote, or at the end, are doubled.
+    r"""Put a text in double quotes; backslashes before a quote, or at the end, are doubled.
 
     >>> print(quote('say "a\\b\\"'))
     "say \"a\b\\\""
     """
-    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
 
 
-def _value(value: str, key: str, several: bool) -> str:
+def _value(value: str, key: str, is_multirun: bool) -> str:
     text, parsed = _TEXT.fullmatch(key) is not None, _parsed(value)
     if parsed is not None and (not text or _is_plain(value, parsed, key)):
         return value
-    if several and (parsed is None or parsed.is_sweep_override()):
-        parts = _split(value) or [value]
-        if len(parts) > 1:
-            return ",".join(_value(part.strip(), key, False) for part in parts)
+    if is_multirun and (parsed is None or parsed.is_sweep_override()):
+        items = _split(value) or [value]
+        if len(items) > 1:
+            return ",".join(_value(item.strip(), key, False) for item in items)
         if parsed is not None:  # choice(…), range(…)
             return value
     return _container(value, key) or quote(value if _interpolates(value, key) else _escaped(value))
 
 
 def _is_plain(value: str, parsed: Override, key: str) -> bool:
-    """Whether Hydra reads a text as it stands: its letters, null, or something wholly in quotes."""
+    """Tell whether Hydra reads a text unchanged: as its letters, as null, or as a quoted whole."""
     if parsed.is_sweep_override():
         return False
     if value[:1] in ("'", '"') or parsed.value() is None:
@@ -86,7 +85,7 @@ def _is_plain(value: str, parsed: Override, key: str) -> bool:
 
 
 def _interpolates(value: str, key: str) -> bool:
-    """Whether it has an interpolation, as OmegaConf reads it; a query is only ever what it says."""
+    """Tell whether OmegaConf reads an interpolation in a value; a query never has one."""
     if key == "query" or not re.search(r"(?<!\\)\$\{", value):
         return False
     try:
@@ -96,48 +95,48 @@ def _interpolates(value: str, key: str) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """With no interpolation in it."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    """Escape all interpolations of a text."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def _container(value: str, key: str) -> str | None:
-    """A list or a mapping with each of its items quoted as needed; None for what is neither."""
-    parts = _split(value[1:-1]) if value[:1] + value[-1:] in ("[]", "{}") else None
-    if parts is None or not all(part.strip() for part in parts):
-        return value if parts == [""] else None
+    """Quote each item of a list or a mapping as needed; None for other values."""
+    items = _split(value[1:-1]) if value[:1] + value[-1:] in ("[]", "{}") else None
+    if items is None or not all(pair.strip() for pair in items):
+        return value if items == [""] else None
     if value[0] == "[":
-        return f"[{','.join(_value(part.strip(), key, False) for part in parts)}]"
-    items = [part.partition(":") for part in parts]
-    if key == "query" or not all(colon for _, colon, _ in items):
+        return f"[{','.join(_value(pair.strip(), key, False) for pair in items)}]"
+    pairs = [pair.partition(":") for pair in items]
+    if key == "query" or not all(colon for _, colon, _ in pairs):
         return None
-    for name, _, _ in items:
+    for name, _, _ in pairs:
         if not _NAME.fullmatch(name.strip()):
             raise InputError(f"{key}={value}: the command line takes names of ASCII letters only: change {name.strip()!r}")
-    return "{" + ",".join(f"{name.strip()}: {_value(item.strip(), key, False)}" for name, _, item in items) + "}"
+    return "{" + ",".join(f"{name.strip()}: {_value(item.strip(), key, False)}" for name, _, item in pairs) + "}"
 
 
 def _split(text: str) -> list[str] | None:
-    """The parts between commas that are in no quotes and no brackets; None if a bracket or a quote is left open."""
-    parts, open_, quoted, start = [], [], "", 0
-    for place, letter in enumerate(text):
-        before = text[start:place].rstrip()
-        if quoted:
-            quoted = "" if letter == quoted and not before.endswith("\\") else quoted
+    """Split a text at commas outside of quotes and brackets; None if a bracket or a quote stays open."""
+    items, closing_brackets, open_quote, start = [], [], "", 0
+    for position, letter in enumerate(text):
+        before = text[start:position].rstrip()
+        if open_quote:
+            open_quote = "" if letter == open_quote and not before.endswith("\\") else open_quote
         elif letter in "'\"" and (not before or before[-1] in "[{(:,"):
-            quoted = letter
+            open_quote = letter
         elif letter in _PAIRS:
-            open_.append(_PAIRS[letter])
+            closing_brackets.append(_PAIRS[letter])
         elif letter in _PAIRS.values():
-            if not open_ or open_.pop() != letter:
+            if not closing_brackets or closing_brackets.pop() != letter:
                 return None
-        elif letter == "," and not open_:
-            parts.append(text[start:place])
-            start = place + 1
-    return None if open_ or quoted else [*parts, text[start:]]
+        elif letter == "," and not closing_brackets:
+            items.append(text[start:position])
+            start = position + 1
+    return None if closing_brackets or open_quote else [*items, text[start:]]
 
 
 def _parsed(value: str) -> Override | None:
-    """As Hydra reads it, if it can."""
+    """Parse a value by Hydra's grammar; None if it does not fit."""
     try:
         return _parser().parse_override(f"key={value}")
     except (HydraException, ValueError, RecursionError):  # also of a number with thousands of digits

@@ -1,4 +1,4 @@
-"""Continual learning: what holds old tasks while a new one is learnt, and how much was forgotten."""
+"""Continual learning: holding old tasks while a new one is learnt, and measures of forgetting."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Where an encoder's weights were and how much each of them mattered, in one file."""
+"""Anchors: an encoder's weights and the importance of each of them, in one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = "acge_lightning.continual.anchor/1"
 
 @dataclass(frozen=True)
 class Anchor:
-    """theta*, importance and provenance of an encoder.
+    """The weights theta* of an encoder, their importance and their provenance.
 
     Args:
         theta: parameter name of the `Encoder` -> Float32 (or Float64), its value; never rounded to less than fp32, whose
@@ -45,7 +45,7 @@ class Anchor:
     meta: dict[str, Any]
 
     def check(self, parameters: Mapping[str, Tensor]) -> list[str]:
-        """Names of the parameters that the anchor does not know, which it leaves free.
+        """Compare the anchor with an encoder; returns the names of the parameters that it lacks and so leaves free.
 
         Raises:
             InputError: a parameter of the anchor is not among them or has another shape; the message names the first such.
@@ -70,12 +70,12 @@ class Anchor:
         scales: dict[str, float] = {}
         for name, values in self.fisher.items():
             values = values.detach().cpu()
-            kept = values.flatten(1).any(1).nonzero().flatten() if values.dim() > 1 else None
-            if kept is not None and 2 * len(kept) < len(values):
-                tensors[f"rows/{name}"], values = kept, values[kept]
+            rows = values.flatten(1).any(1).nonzero().flatten() if values.dim() > 1 else None
+            if rows is not None and 2 * len(rows) < len(values):
+                tensors[f"rows/{name}"], values = rows, values[rows]
             if bf16:
-                top = float(values.max()) if values.numel() else 0.0
-                scales[name] = 2.0 ** math.floor(math.log2(top)) if 0 < top < math.inf else 1.0
+                largest = float(values.max()) if values.numel() else 0.0
+                scales[name] = 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
                 values = (values / scales[name]).to(torch.bfloat16)
             tensors[f"fisher/{name}"] = _plain(values)
         header = {"format": FORMAT, "meta": self.meta, "scales": scales}
@@ -96,10 +96,11 @@ class Anchor:
             InputError: no such file, or not an anchor: weights that are not finite, importances that are not, or below 0.
         """
         try:
-            with safe_open(file, "pt") as opened, safe_open(file, "pt") as again:  # two maps: one goes with what is made anew
+            # two maps of the file: that of the fisher is let go where its rows are copied into whole tensors
+            with safe_open(file, "pt") as opened, safe_open(file, "pt") as second:
                 header = json.loads((opened.metadata() or {}).get("acge", "{}"))
                 keys = opened.keys()
-                tensors = {key: (opened if key.startswith("theta/") else again).get_tensor(key) for key in keys}
+                tensors = {key: (opened if key.startswith("theta/") else second).get_tensor(key) for key in keys}
         except FileNotFoundError:
             raise InputError(f"{file}: there is no such file: make it with `acge fisher`") from None
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -108,28 +109,29 @@ class Anchor:
             raise InputError(f"{file} is no anchor of this version ({FORMAT}): make it with `acge fisher`")
         theta = {key.removeprefix("theta/"): values for key, values in tensors.items() if key.startswith("theta/")}
         try:
-            fisher = dict(_whole(theta, tensors, header))
-            _check(theta, fisher)
+            fisher = dict(_whole_importances(theta, tensors, header))
+            _check_values(theta, fisher)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{file}: its parts do not fit together ({reason}): make it again with `acge fisher`") from error
         if not mmap:
-            theta, fisher = ({name: values.clone() for name, values in part.items()} for part in (theta, fisher))
+            theta, fisher = ({name: values.clone() for name, values in by_name.items()} for by_name in (theta, fisher))
         return cls(theta, fisher, header["meta"])
 
 
 _REMEDY = "take the anchor of the encoder that this one was made from"
 
 
-def _whole(
+def _whole_importances(
     theta: Mapping[str, Tensor], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
     """The importance of each parameter, all rows, scale undone; a ValueError or one like it if it is not of theta's shape."""
-    scales, known = header["scales"], {f"{part}/{name}" for part in ("theta", "fisher", "rows") for name in theta}
+    scales = header["scales"]
     if not isinstance(scales, dict) or not isinstance(header["meta"], dict) or not theta:
         raise ValueError("its header has another form, or it holds no weights")
-    if tensors.keys() - known:
-        raise ValueError(f"{min(tensors.keys() - known)} belongs to no weights")
+    strangers = tensors.keys() - {f"{kind}/{name}" for kind in ("theta", "fisher", "rows") for name in theta}
+    if strangers:
+        raise ValueError(f"{min(strangers)} belongs to no weights")
     for name, star in theta.items():
         values = tensors[f"fisher/{name}"]
         if name in scales:
@@ -148,11 +150,11 @@ def _whole(
         yield name, values
 
 
-def _check(theta: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
-    """A ValueError unless weights are finite, of fp32 or fp64, and importances finite and 0 or above."""
+def _check_values(theta: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless weights are finite, of fp32 or fp64, and importances finite and 0 or above."""
     wide = (torch.float32, torch.float64)
-    for kind, part, dtypes in (("theta", theta, wide), ("fisher", fisher, (*wide, torch.bfloat16))):
-        for name, values in part.items():
+    for kind, tensors, dtypes in (("theta", theta, wide), ("fisher", fisher, (*wide, torch.bfloat16))):
+        for name, values in tensors.items():
             if values.dtype not in dtypes:
                 raise ValueError(f"{kind}/{name} is of {values.dtype}")
             low, high = map(float, values.aminmax()) if values.numel() else (0.0, 0.0)  # NaN if one is
@@ -163,5 +165,5 @@ def _check(theta: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
 
 
 def _plain(values: Tensor) -> Tensor:
-    """On the CPU, contiguous, and not a part of something larger."""
+    """A copy on the CPU, contiguous and without gradient."""
     return values.detach().to("cpu", copy=True).contiguous()

@@ -40,10 +40,10 @@ def penalty(theta: Sequence[Tensor], theta_star: Sequence[Tensor], fisher: Seque
     >>> penalty([torch.tensor([3.0, 1.0])], [torch.zeros(2)], [torch.tensor([2.0, 0.0])], 0.5).item()
     4.5
     """
-    parts = [
+    terms = [
         (f.to(_wide(x)) * (x - star.to(x.device)).square()).sum() for x, star, f in zip(theta, theta_star, fisher, strict=True)
     ]
-    return 0.5 * strength * torch.stack(parts).sum()
+    return 0.5 * strength * torch.stack(terms).sum()
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def rate_(theta: Sequence[Tensor], before: Sequence[Tensor], fisher: Sequence[Te
 
 
 def merged(anchors: Sequence[Anchor], decay: float) -> Anchor:
-    """One anchor of several, old to new: theta* of the last, F = gamma F_old + F_new.
+    """Merge anchors, old to new, into one: theta* of the last, F = gamma F_old + F_new.
 
     A parameter that the last ones lack keeps the theta* that it had.
 
@@ -128,27 +128,28 @@ def merged(anchors: Sequence[Anchor], decay: float) -> Anchor:
 
 
 @torch.no_grad()
-def _pull_(theta: Sequence[Tensor], towards: Sequence[Tensor], fisher: Sequence[Tensor], strength: float) -> None:
-    """Add c / (1 + c) (towards - theta) with c = strength F: nothing for c = 0, all the way for c = inf."""
-    for x, goal, f in _blocks(theta, towards, fisher):
+def _pull_(theta: Sequence[Tensor], goal: Sequence[Tensor], fisher: Sequence[Tensor], strength: float) -> None:
+    """Add c / (1 + c) (goal - theta) with c = strength F: nothing for c = 0, all the way for c = inf."""
+    for x, target, f in _blocks(theta, goal, fisher):
         share = (f.to(_wide(x)) * strength).reciprocal_().add_(1).reciprocal_()
-        x.add_(share.mul_(goal - x))
+        x.add_(share.mul_(target - x))
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of the tensor, or fp32 if that is finer."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Matching parts of matching tensors, on the device of the first list's."""
+    """Matching slices of matching tensors, on the device of those of the first list."""
     for tensors in zip(*lists, strict=True):
-        first = tensors[0]
-        if any(t.shape != first.shape for t in tensors):
+        weights = tensors[0]
+        if any(t.shape != weights.shape for t in tensors):
             raise InputError(f"shapes {[tuple(t.shape) for t in tensors]} differ: give tensors of the same parameter")
         if not all(t.is_contiguous() for t in tensors):
-            yield tuple(t.to(first.device) for t in tensors)
+            yield tuple(t.to(weights.device) for t in tensors)
             continue
         flat = [t.detach().view(-1) for t in tensors]
-        size = _BLOCK.get(first.device.type, _GPU_BLOCK)
-        for start in range(0, first.numel(), size):
-            yield tuple(t[start : start + size].to(first.device, non_blocking=True) for t in flat)
+        size = _BLOCK.get(weights.device.type, _GPU_BLOCK)
+        for start in range(0, weights.numel(), size):
+            yield tuple(t[start : start + size].to(weights.device, non_blocking=True) for t in flat)

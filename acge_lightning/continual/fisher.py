@@ -1,4 +1,4 @@
-"""From an encoder and its old tasks to an anchor: which weights the tasks depend on, sample by sample."""
+"""The Fisher information of an encoder's weights on its old tasks, sample by sample: it makes anchors."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from torch import Tensor, nn
 
 from acge_lightning.continual.anchor import FORMAT as ANCHOR
 from acge_lightning.continual.anchor import Anchor
-from acge_lightning.continual.pool_loss import Embedded, Estimator, FrozenLoss, against
+from acge_lightning.continual.pool_loss import Embedded, Estimator, FrozenLoss, frozen_loss
 from acge_lightning.continual.sample_gradients import SampleGradients
 from acge_lightning.data.batch import TextBatch
 from acge_lightning.data.collate import Collate
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.data.task import Task
-from acge_lightning.encoder.encoder import Encoder
+from acge_lightning.encoder.encoder import Encoder, evaluation_mode
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, lock, whole
 from acge_lightning.losses.matryoshka import Matryoshka, check_dims
+from acge_lightning.terminal import ProgressBar
 
 _LOG = logging.getLogger(__name__)
 _SAVED = 1  # version of the files of kept sums
 _SAVE_EVERY = 30.0  # seconds
 _NORMALISATION = "each task's mean over the entries of rows that are not all 0 is 1; then the tasks' weighted mean, likewise"
-Advance = Callable[[int], None]
 
 
 def fisher(
@@ -58,7 +58,7 @@ def fisher(
 ) -> Anchor:
     """The diagonal Fisher information of an encoder's weights on some tasks, and the weights: an anchor.
 
-    F_k = mean over samples i of (d loss_i / d theta_k)^2, with each sample's loss against a frozen pool (`frozen`), so that
+    F_k = mean over samples i of (d loss_i / d theta_k)^2, with each sample's loss against a frozen pool (`pool_loss`), so that
     neither a batch's size nor its company changes it. The F of each task is divided by its mean over the weights that the task
     reaches (all but the all-zero rows: tokens that do not occur), so temperature, kind of loss and size of the model cancel:
     lambda is the strength, per weight, of an L2 pull to theta* that spends as much in all. Then tasks are averaged by weight.
@@ -69,7 +69,7 @@ def fisher(
         encoder: as trained; left as it is.
         tasks: name -> task, of which the training rows, the loss and the weight (0: left out) are taken.
         dims: prefix sizes of the losses; None: those that the encoder was trained for.
-        estimator: `empirical`, `true` or `mas`, see `pool_loss.against`.
+        estimator: `empirical`, `true` or `mas`, see `pool_loss.frozen_loss`.
         samples: most samples of a task.
         pool: most rows of a task that are frozen; at most half of its rows. None of them is a sample.
         seed: of the choice of rows, and of drawn targets.
@@ -90,17 +90,18 @@ def fisher(
         raise InputError(f"samples={samples} and pool={pool} must be at least 1 and 2")
     estimator = "true" if estimator is True else estimator  # what YAML and the command line make of the word
     dims = tuple(encoder.matryoshka_dims if dims is None else dims)
-    rank, world = _place()
+    rank, world = _rank_and_world()
     meta = {"encoder": encoder_hash(encoder), "dim": encoder.dim, "dims": list(dims), "estimator": estimator, "seed": seed}
-    works = {name: _Work(encoder, name, task, dims, estimator, samples, pool, seed) for name, task in tasks.items()}
+    works = {name: _TaskSamples(encoder, name, task, dims, estimator, samples, pool, seed) for name, task in tasks.items()}
     files = {}
-    with _bar(sum(-(-work.samples // world) for work in works.values()), progress and rank == 0) as advance:
+    total = sum(-(-work.samples // world) for work in works.values())
+    with ProgressBar("fisher", "samples", total, shown=progress and rank == 0) as bar:
         for name, work in works.items():
             settings = [work.describe(), meta, batch_tokens, rank, world, _SAVED]
             key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
             file = None if state is None else Path(state) / f"{name}.{rank}.safetensors"
             files[name] = _Sums(file, key, encoder, len(range(rank, work.samples, world)))
-            _add_up(encoder, work, files[name], batch_tokens, advance, rank, world)
+            _add_up(encoder, work, files[name], batch_tokens, bar, rank, world)
     found, means = _combined(works, files)
     theta = {
         name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
@@ -115,43 +116,43 @@ def fisher(
 
 
 def write_anchor(
-    file: str | Path, encoder: Encoder, tasks: Mapping[str, Task], bf16: bool = False, **how: Any
+    file: str | Path, encoder: Encoder, tasks: Mapping[str, Task], bf16: bool = False, **settings: Any
 ) -> tuple[Path, Anchor]:
-    """What `fisher` finds, in a file. Until that is written, the sums are kept beside it, in `<its name>.parts`.
+    """Write what `fisher` gives to a file. Until that is there, the sums are kept beside it, in `<its name>.parts`.
 
     Args:
         file: `….safetensors`.
         encoder: as in `fisher`.
         tasks: as in `fisher`.
         bf16: as in `Anchor.save`.
-        how: the other arguments of `fisher`.
+        settings: the other arguments of `fisher`.
 
     Raises:
         InputError: as `fisher`; the file is there and is no anchor; another process makes it; the disk is full, and the sums
             are kept for the next call.
     """
-    file, first = Path(file), _place()[0] == 0
+    file, is_main = Path(file), _rank_and_world()[0] == 0
     check_replaceable(file, ANCHOR.encode(), "an anchor")
     state = file.with_suffix(".parts")
-    with lock(state / ".lock", wait=False) if first else nullcontext():
-        anchor = fisher(encoder, tasks, **how, state=state)
-        if first:
+    with lock(state / ".lock", wait=False) if is_main else nullcontext():
+        anchor = fisher(encoder, tasks, **settings, state=state)
+        if is_main:
             anchor.save(file, bf16)
-            for part in _parts(state, anchor.meta["tasks"]):
-                part.unlink(missing_ok=True)
-    if first:
+            for sum_file in _sum_files(state, anchor.meta["tasks"]):
+                sum_file.unlink(missing_ok=True)
+    if is_main:
         with suppress(OSError):  # something else is there
             state.rmdir()
     return file, anchor
 
 
-def _parts(state: Path, tasks: Iterable[str]) -> list[Path]:
+def _sum_files(state: Path, tasks: Iterable[str]) -> list[Path]:
     """The files of the sums of some tasks and all processes."""
-    return [state / f"{name}.{rank}.safetensors" for name in tasks for rank in range(_place()[1])]
+    return [state / f"{name}.{rank}.safetensors" for name in tasks for rank in range(_rank_and_world()[1])]
 
 
-class _Work:
-    """A task's loss, its samples and its pool; texts are read and encoded when the work begins."""
+class _TaskSamples:
+    """A task's loss, its samples and its pool; texts are read and encoded in `begin`."""
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class _Work:
         if dims:
             check_dims(dims, encoder.dim)
             self.loss = Matryoshka(self.loss, dims)
-        against(self.loss, _nothing(encoder), estimator)  # what cannot work is said before anything is computed
+        frozen_loss(self.loss, _nothing(encoder), estimator)  # so errors come before anything is computed
         self.rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         self.collate = Collate(name, task.data, encoder)
         task.data.open()
@@ -178,8 +179,8 @@ class _Work:
             raise InputError(f"task {name} has {rows} training rows: at least 4 are needed, to be pool and samples")
         order = task.data.order(self.rng, self.rng.random(rows), batch_sizes(rows, task.data.batch_size))
         self.frozen = order[: 2 * min(pool, rows // 2) : 2]  # of each group of a label one half
-        rest = np.setdiff1d(np.arange(rows), self.frozen)
-        self.chosen = self.rng.permutation(rest)[:samples]
+        remaining = np.setdiff1d(np.arange(rows), self.frozen)
+        self.chosen = self.rng.permutation(remaining)[:samples]
         self.samples = len(self.chosen)
 
     def begin(self) -> tuple[TextBatch, FrozenLoss, Tensor]:
@@ -196,11 +197,11 @@ class _Work:
         if len(batch.columns) > 2:
             negatives = _encoded(self.encoder, batch.columns[2:])[0], torch.cat(batch.ids[2:])
         vectors = _encoded(self.encoder, pool.columns)
-        loss = against(self.loss, Embedded(vectors, pool.labels, pool.ids), self.estimator, negatives)
-        return batch, loss, torch.from_numpy(self.rng.random((len(batch), loss.draws))).to(self.encoder.device)
+        loss = frozen_loss(self.loss, Embedded(vectors, pool.labels, pool.ids), self.estimator, negatives)
+        return batch, loss, torch.from_numpy(self.rng.random((len(batch), loss.draws_per_sample))).to(self.encoder.device)
 
     def describe(self) -> dict[str, Any]:
-        """Where its share of the anchor comes from, as plain data."""
+        """The provenance of the task's share of the anchor, as plain data."""
         inner = self.loss.loss if isinstance(self.loss, Matryoshka) else self.loss
         settings = {k: v for k, v in vars(inner).items() if k != "training" and not k.startswith("_")}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
@@ -215,47 +216,47 @@ class _Work:
 
 
 def _add_up(
-    encoder: Encoder, work: _Work, sums: _Sums, batch_tokens: int | None, advance: Advance, rank: int, world: int
+    encoder: Encoder, work: _TaskSamples, sums: _Sums, batch_tokens: int | None, bar: ProgressBar, rank: int, world: int
 ) -> None:
     """Add this process's share of a task's samples, from where its file ends."""
     mine = torch.arange(rank, work.samples, world)
     if sums.done >= len(mine):
-        advance(len(mine))
+        bar.advance(len(mine))
         return
     batch, loss, draws = work.begin()
     columns = [column.select(mine) for column in batch.columns[: loss.columns]]
     lengths = torch.stack([column.lengths for column in columns]).sum(0)
     done = 0
-    with SampleGradients(encoder, absolute=work.estimator == "mas") as found:
-        sums.share(found.totals)
+    with SampleGradients(encoder, absolute=work.estimator == "mas") as gradients:
+        sums.count_into(gradients.totals)
         for chunk in Tokens(lengths[:0], lengths).chunks(batch_tokens or encoder.batch_tokens, packed=True):
             done += len(chunk)
             if done > sums.done:
                 rows = mine[chunk].to(encoder.device)
-                found.add([column.select(chunk) for column in columns], _losses(loss, batch, rows, draws))
+                gradients.add([column.select(chunk) for column in columns], _losses(loss, batch, rows, draws))
                 sums.keep(done, last=done == len(mine))
-            advance(len(chunk))
+            bar.advance(len(chunk))
 
 
 def _losses(loss: FrozenLoss, batch: TextBatch, rows: Tensor, draws: Tensor) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """The losses of some of a chunk's samples, from their vectors."""
+    """A function that gives the losses of some of a chunk's samples, from their vectors."""
 
     def losses(vectors: tuple[Tensor, ...], which: Tensor) -> Tensor:
-        places = rows[which.to(rows.device)]
-        labels = batch.labels if batch.labels is None or batch.labels.dim() == 2 else batch.labels[places]
-        ids = tuple(column[places] for column in batch.ids[: loss.columns])
-        return loss(Embedded(vectors, labels, ids), draws[places])
+        chosen = rows[which.to(rows.device)]
+        labels = batch.labels if batch.labels is None or batch.labels.dim() == 2 else batch.labels[chosen]
+        ids = tuple(column[chosen] for column in batch.ids[: loss.columns])
+        return loss(Embedded(vectors, labels, ids), draws[chosen])
 
     return losses
 
 
 class _Sums:
-    """Sums of one process and task over at most so many samples, in memory, and in a file if there is one."""
+    """Sums of one process and task over at most `limit` samples, in memory, and in a file if there is one."""
 
-    def __init__(self, file: Path | None, key: str, encoder: Encoder, most: int):
-        self.file, self.key, self.most, self.done = file, key, most, 0
-        self.like = {name: (p.shape, p.dtype) for name, p in encoder.named_parameters()}
-        self.totals: dict[str, Tensor] | None = None
+    def __init__(self, file: Path | None, key: str, encoder: Encoder, limit: int):
+        self.file, self.key, self.limit, self.done = file, key, limit, 0
+        self.layout = {name: (p.shape, p.dtype) for name, p in encoder.named_parameters()}
+        self.totals: dict[str, Tensor] = {}  # empty where nothing has been counted, or where they are only in the file
         self._saved = time.monotonic()
         if file is not None and file.is_file():
             self._open(file)
@@ -275,21 +276,21 @@ class _Sums:
             _LOG.warning("%s cannot be read (%s): its task is begun anew", file, error)
 
     def _check(self, totals: Mapping[str, Tensor], done: int) -> None:
-        """A ValueError unless these are sums of squares, or of what is not negative either, of this encoder's weights."""
-        if {name: (p.shape, p.dtype) for name, p in totals.items()} != self.like or not 0 <= done <= self.most:
+        """Raise a ValueError unless these are sums of squares, or of what is not negative either, of this encoder's weights."""
+        if {name: (p.shape, p.dtype) for name, p in totals.items()} != self.layout or not 0 <= done <= self.limit:
             raise ValueError("it holds other weights, or more samples than there are")
         wrong = [name for name, p in totals.items() if p.numel() and not 0 <= float(p.min()) <= float(p.max()) < math.inf]
         if wrong:
             raise ValueError(f"{wrong[0]} holds a sum that is negative, infinite or NaN")
 
-    def share(self, totals: dict[str, Tensor]) -> None:
-        """Count into these tensors from now on, beginning with what is there already."""
-        for name, values in (self.totals or {}).items():
+    def count_into(self, totals: dict[str, Tensor]) -> None:
+        """Count into these tensors from now on, beginning with the sums so far."""
+        for name, values in self.totals.items():
             totals[name].copy_(values)
         self.totals = totals
 
     def keep(self, done: int, last: bool) -> None:
-        """So many samples are in; write it down at times, and at the end."""
+        """Note that `done` samples are counted; write the file every half minute, and at the end."""
         self.done = done
         if self.file is not None and (last or time.monotonic() - self._saved > _SAVE_EVERY):
             with whole(self.file) as draft:
@@ -297,27 +298,27 @@ class _Sums:
                 save_file(totals, draft, {"key": self.key, "done": str(done)})
             self._saved = time.monotonic()
         if last and self.file is not None:
-            self.totals = None  # read again when all tasks are there
+            self.totals = {}  # read again when all tasks are there
 
     def take(self, encoder: Encoder) -> dict[str, Tensor]:
         """The sums over all processes."""
-        if self.totals is None and self.file is not None and self.done:
+        if not self.totals and self.file is not None and self.done:
             self._open(self.file)
-            if self.totals is None:
+            if not self.totals:
                 raise InputError(f"{self.file}, the sums of a task, was changed meanwhile: run this again, alone")
         totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in encoder.named_parameters()}
-        for name, values in (self.totals or {}).items():
+        for name, values in self.totals.items():
             totals[name].copy_(values)
-        self.totals = None
-        if _place()[1] > 1:
+        self.totals = {}
+        if _rank_and_world()[1] > 1:
             for values in totals.values():
                 dist.all_reduce(values)
         return totals
 
 
-def _combined(works: Mapping[str, _Work], files: Mapping[str, _Sums]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _combined(works: Mapping[str, _TaskSamples], files: Mapping[str, _Sums]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The normalised importance of all tasks, and each task's mean before."""
-    found: dict[str, Tensor] = {}
+    importance: dict[str, Tensor] = {}
     means: dict[str, float] = {}
     for name, work in works.items():
         totals = files[name].take(work.encoder)
@@ -326,10 +327,10 @@ def _combined(works: Mapping[str, _Work], files: Mapping[str, _Sums]) -> tuple[d
             raise InputError(f"task {name}: the sum of squared gradients is {mean}: its samples and its loss say nothing")
         means[name] = mean / work.samples
         for key, values in totals.items():
-            part = values.cpu() * (work.task.weight / mean)
-            found[key] = found[key] + part if key in found else part
-    mean = mean_of_rows(found)
-    return {key: values / mean for key, values in found.items()}, means
+            weighted = values.cpu() * (work.task.weight / mean)
+            importance[key] = importance[key] + weighted if key in importance else weighted
+    mean = mean_of_rows(importance)
+    return {key: values / mean for key, values in importance.items()}, means
 
 
 def mean_of_rows(values: Mapping[str, Tensor]) -> float:
@@ -343,16 +344,13 @@ def mean_of_rows(values: Mapping[str, Tensor]) -> float:
     return sum(float(table.double().sum()) for table in tables) / max(1, count)
 
 
-# ---- the encoder, the processes, the bar
+# ---- the encoder, the processes
 
 
 @torch.no_grad()
 def _encoded(encoder: Encoder, columns: Sequence[Tokens]) -> tuple[Tensor, ...]:
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    vectors = encoder(Tokens.cat(columns))
-    for module, mode in modes:
-        module.training = mode
+    with evaluation_mode(encoder):
+        vectors = encoder(Tokens.cat(columns))
     return vectors.split([len(column) for column in columns])
 
 
@@ -361,7 +359,7 @@ def _nothing(encoder: Encoder) -> Embedded:
     return Embedded((empty, empty), None, (ids, ids))
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_world() -> tuple[int, int]:
     """The number of this process, and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -381,15 +379,3 @@ def processes(device: str | None) -> Iterator[str | None]:
         yield f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else device
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Advance]:
-    if not shown:
-        yield lambda count: None
-        return
-    from acge_lightning.terminal import bar
-
-    with bar("samples") as progress:
-        job = progress.add_task("fisher", total=total)
-        yield lambda count: progress.advance(job, count)

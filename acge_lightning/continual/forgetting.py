@@ -1,4 +1,4 @@
-"""What training on one task after another did to all of them: measures on a matrix of scores.
+"""Measures of what training on one task after another did to all of them, from a matrix of scores.
 
 `matrix` is Float[T, T]: row i, column j holds the score of task j after training on task i; what has not been measured is NaN.
 `start` is Float[T]: the scores before the first.
@@ -52,7 +52,7 @@ def gain(matrix: ArrayLike, start: ArrayLike) -> float:
 
 
 def measures(matrix: ArrayLike, start: ArrayLike) -> dict[str, float]:
-    """All of them, and `mean`: that of all tasks at the end."""
+    """All measures of this file, and `mean`: the mean score of all tasks at the end."""
     return {
         "mean": _mean(_square(matrix)[-1]),
         "gain": gain(matrix, start),
@@ -70,14 +70,14 @@ def stage_means(scores: Mapping[str, Mapping[str, float]], stages: Mapping[str, 
     >>> stage_means({"a": {"x": 0.5, "y": 0.7}, "b": {"x": 0.6}}, {"first": ["x", "no dev split"], "second": ["y"]}).tolist()
     [[0.5, 0.7], [0.6, nan]]
     """
-    known = {name for found in scores.values() for name in found}
-    scored = [[name for name in names if name in known] for names in stages.values()]
-    rows = [[_mean([found.get(name, np.nan) for name in names]) for names in scored] for found in scores.values()]
+    scored = {name for by_name in scores.values() for name in by_name}
+    stage_names = [[name for name in names if name in scored] for names in stages.values()]
+    rows = [[_mean([by_name.get(name, np.nan) for name in names]) for names in stage_names] for by_name in scores.values()]
     return np.array(rows, dtype=float).reshape(len(scores), len(stages))
 
 
 def old_index_recall(queries: Tensor, documents: Tensor, labels: Tensor, k: int = 10) -> float:
-    """Recall of queries embedded by one encoder among documents embedded by another: what an index is worth that stays.
+    """Recall of queries embedded by a new encoder among documents embedded by the old one: what the old index is still worth.
 
     Args:
         queries: Float[n, D], the new encoder's vectors of all numbered texts.
@@ -85,10 +85,10 @@ def old_index_recall(queries: Tensor, documents: Tensor, labels: Tensor, k: int 
         labels: Float64[r, 5] or Float64[r, 3] judgements, as in `metrics`.
         k: length of the ranking.
     """
-    asking = torch.zeros(len(queries), dtype=torch.bool)
-    asking[labels[labels[:, -2] >= 0, 0].long()] = True  # not those of documents that are only there to be found
+    is_query = torch.zeros(len(queries), dtype=torch.bool)
+    is_query[labels[labels[:, -2] >= 0, 0].long()] = True  # without the documents that no query judges
     metric = Retrieval(k)
-    return metric.values(metric.units(torch.where(asking[:, None], queries, documents), labels))["recall"]
+    return metric.values(metric.units(torch.where(is_query[:, None], queries, documents), labels))["recall"]
 
 
 def _square(matrix: ArrayLike) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from acge_lightning.encoder.dropout import Linear
-from acge_lightning.encoder.encoder import Encoder, StaticBackbone
-from acge_lightning.encoder.packed_attention import PACKED, fits, is_packed, packed_states, pool_packed
+from acge_lightning.encoder.encoder import Encoder, StaticBackbone, evaluation_mode
+from acge_lightning.encoder.packing import fits, is_packed, packed_states, pool_packed
 from acge_lightning.encoder.tokens import Tokens
 
 Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 _CACHED = 1 << 18  # entries of a weight that are squared together, so that they stay in the cores' caches
-_KINDS = (nn.Linear, Linear, nn.LayerNorm, nn.Embedding)
+_KINDS = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 class SampleGradients:
@@ -29,7 +29,7 @@ class SampleGradients:
     one sample's give its gradient of the weight as one product, which is squared, added to the sum and forgotten. So gradients
     are held of one sample and one layer only, and the passes cost what they cost in training.
 
-    Static encoders and the architectures of `packed_attention.MODEL_TYPES` go this way; any other goes sample by sample,
+    Static encoders and the architectures of `packing.MODEL_TYPES` go this way; any other goes sample by sample,
     several times slower. Used as a context, within which the encoder is in evaluation mode (no dropout) and its parameters
     need no gradient:
 
@@ -40,48 +40,40 @@ class SampleGradients:
     >>> from acge_lightning.encoder.vocabulary import train_vocabulary
     >>> from acge_lightning.encoder.build import static
     >>> encoder = static(train_vocabulary(["a b c", "b c"], "bpe", 9), dim=2)
-    >>> with SampleGradients(encoder) as found:
-    ...     found.add([encoder.tokenize(["a", "b", "b"])], lambda vectors, rows: vectors[0].sum(1))
-    >>> found.totals["backbone.embedding.weight"].sum(1).tolist()[2:4]  # a once, b twice, two dims each
+    >>> with SampleGradients(encoder) as gradients:
+    ...     gradients.add([encoder.tokenize(["a", "b", "b"])], lambda vectors, rows: vectors[0].sum(1))
+    >>> gradients.totals["backbone.embedding.weight"].sum(1).tolist()[2:4]  # a once, b twice, two dims each
     [2.0, 4.0]
     """
 
     def __init__(self, encoder: Encoder, absolute: bool = False):
         self.encoder, self.absolute = encoder, absolute
         self.totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in encoder.named_parameters()}
-        self.together = _is_known(encoder)
+        self.together = _is_readable(encoder)
         self._rows: dict[int, _Rows] = {}
 
     def __enter__(self) -> SampleGradients:
         """Ready the encoder."""
-        backbone = self.encoder.backbone
-        self._modes = [(module, module.training) for module in self.encoder.modules()]
-        self._needed = [(p, p.requires_grad) for p in self.encoder.parameters()]
-        self._attention = None
-        self.encoder.eval()
-        self._hooks = []
-        for p, _ in self._needed:
-            p.requires_grad_(not self.together)
-        if not self.together:
-            return self
-        if not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
-            self._attention = backbone.config._attn_implementation
-            backbone.set_attn_implementation(PACKED)
-        for name, module in self.encoder.named_modules():
-            if isinstance(module, _KINDS):
-                self._hooks.append(module.register_forward_hook(self._watch(name)))
+        backbone: Any = self.encoder.backbone  # of one of many classes of transformers
+        with ExitStack() as restore:
+            restore.enter_context(evaluation_mode(self.encoder))
+            for p in self.encoder.parameters():
+                restore.callback(p.requires_grad_, p.requires_grad)
+                p.requires_grad_(not self.together)
+            if self.together and not isinstance(backbone, StaticBackbone) and not is_packed(backbone):
+                restore.callback(backbone.set_attn_implementation, backbone.config._attn_implementation)
+                from acge_lightning.encoder.packed_attention import use_packed_attention
+
+                use_packed_attention(backbone)
+            for name, module in self.encoder.named_modules() if self.together else ():
+                if isinstance(module, _KINDS):
+                    restore.callback(module.register_forward_hook(self._watch(name)).remove)
+            self._restore = restore.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Leave it as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        for p, needed in self._needed:
-            p.requires_grad_(needed)
-        for module, mode in self._modes:
-            module.training = mode
-        if self._attention:
-            self.encoder.backbone.set_attn_implementation(self._attention)
+        self._restore.close()
 
     def add(self, columns: Sequence[Tokens], losses: Losses) -> None:
         """Add the squared gradients of n samples.
@@ -100,8 +92,8 @@ class SampleGradients:
             row = torch.tensor([i])
             loss = losses(tuple(self.encoder(column.select(row)) for column in columns), row).sum()
             if loss.requires_grad:
-                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-                for name, gradient in zip(parameters, found, strict=True):
+                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         self._sum(self.totals[name], gradient)
 
@@ -135,24 +127,24 @@ class SampleGradients:
             if torch.is_grad_enabled():
                 if isinstance(module, nn.Embedding):
                     output.requires_grad_()  # where the backward pass ends
-                given = args[0].detach()
-                output.register_hook(lambda gradient: self._meet(name, module, given, gradient))
+                inputs = args[0].detach()
+                output.register_hook(lambda gradient: self._add_layer(name, module, inputs, gradient))
 
         return hook
 
-    def _meet(self, name: str, module: nn.Module, given: Tensor, gradient: Tensor) -> None:
+    def _add_layer(self, name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         gradient = gradient.flatten(0, -2)
         rows = self._rows[len(gradient)]
         gradient = rows.sorted(gradient)
-        weight = self.totals.get(f"{name}.weight")
+        weight: Any = self.totals.get(f"{name}.weight")  # None of a LayerNorm without one
         if isinstance(module, nn.Embedding):
-            self._add_rows(weight, module.padding_idx, rows, rows.sorted(given.flatten()), gradient)
+            self._add_rows(weight, module.padding_idx, rows, rows.sorted(inputs.flatten()), gradient)
             return
-        given = rows.sorted(given.flatten(0, -2))
+        inputs = rows.sorted(inputs.flatten(0, -2))
         if isinstance(module, nn.Linear):
-            self._add_products(weight, rows, given, gradient)
+            self._add_products(weight, rows, inputs, gradient)
         elif weight is not None:
-            normed = layer_norm(given, module.normalized_shape, None, None, module.eps)
+            normed = layer_norm(inputs, module.normalized_shape, None, None, module.eps)
             weight.add_(self._size(rows.sums(normed.mul_(gradient))).sum(0))
         if getattr(module, "bias", None) is not None:
             self.totals[f"{name}.bias"].add_(self._size(rows.sums(gradient)).sum(0))
@@ -161,22 +153,22 @@ class SampleGradients:
         """Of an embedding: the gradients of a sample's rows with the same id add up before they are squared."""
         if padding is not None:
             gradient = gradient.masked_fill((ids == padding)[:, None], 0)
-        keys, place = torch.unique(rows.sample * len(total) + ids, return_inverse=True)
-        sums = gradient.new_zeros(len(keys), gradient.shape[1]).index_add_(0, place, gradient)
+        keys, key_index = torch.unique(rows.sample * len(total) + ids, return_inverse=True)
+        sums = gradient.new_zeros(len(keys), gradient.shape[1]).index_add_(0, key_index, gradient)
         total.index_add_(0, keys % len(total), self._size(sums))
 
-    def _add_products(self, total: Tensor, rows: _Rows, given: Tensor, gradient: Tensor) -> None:
+    def _add_products(self, total: Tensor, rows: _Rows, inputs: Tensor, gradient: Tensor) -> None:
         """Of a matrix: the outer products of a sample's rows add up before they are squared."""
         if len(rows.bounds) == len(gradient) + 1 and max(b - a for a, b in pairwise(rows.bounds)) == 1:
-            total.addmm_(self._size(gradient).T, self._size(given))
+            total.addmm_(self._size(gradient).T, self._size(inputs))
             return
         step = max(1, _CACHED // total.shape[1])
         for top in range(0, len(total), step):
-            part, by_output = total[top : top + step], gradient[:, top : top + step].T
-            product = torch.empty_like(part)
+            block, by_output = total[top : top + step], gradient[:, top : top + step].T
+            product = torch.empty_like(block)
             for start, end in pairwise(rows.bounds):
-                torch.mm(by_output[:, start:end], given[start:end], out=product)
-                self._sum(part, product)
+                torch.mm(by_output[:, start:end], inputs[start:end], out=product)
+                self._sum(block, product)
 
     def _size(self, gradient: Tensor) -> Tensor:
         return gradient.abs() if self.absolute else gradient.square()
@@ -211,9 +203,9 @@ class _Rows:
         return values.new_zeros(len(self.bounds) - 1, values.shape[1]).index_add_(0, self.sample, values)
 
 
-def _is_known(encoder: Encoder) -> bool:
+def _is_readable(encoder: Encoder) -> bool:
     """Whether every parameter is that of a layer which we can read, and each used once."""
-    backbone = encoder.backbone
+    backbone: Any = encoder.backbone
     if not isinstance(backbone, StaticBackbone) and not fits(backbone.config):
         return False
     own = [name for name, module in encoder.named_modules() if type(module) in _KINDS]

@@ -1,4 +1,4 @@
-"""What holds old tasks while a new one is learnt: an anchor, replay, a mean of weights, or several of them."""
+"""Strategies against forgetting: an anchor, replay, a mean of weights, or several of them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def ones(encoder: Encoder) -> Anchor:
 def replay_weights(
     tasks: Mapping[str, Task], old: Collection[str], share: float, temperature: float = 1.0
 ) -> tuple[dict[str, float], int]:
-    """Weights of a mixture in which old tasks have a share of the batches, and how many batches make a round then.
+    """Weights of a mixture in which old tasks have a share of the batches, and the number of batches of a round.
 
     A round holds the batches of the new tasks once, as it would without replay, and the old ones' share on top.
 
@@ -80,25 +80,25 @@ def replay_weights(
     data = {name: task.data for name, task in tasks.items() if task.weight > 0}
     batches = {name: len(batch_sizes(len(rows), rows.batch_size)) for name, rows in data.items()}
     drawn = {name: tasks[name].weight * count ** (1 / temperature) for name, count in batches.items()}
-    of_old = sum(drawn[name] for name in drawn if name in old)
-    of_new = sum(drawn[name] for name in drawn if name not in old)
-    factor = share / (1 - share) * of_new / of_old
+    drawn_old = sum(drawn[name] for name in drawn if name in old)
+    drawn_new = sum(drawn[name] for name in drawn if name not in old)
+    factor = share / (1 - share) * drawn_new / drawn_old
     weights = {name: task.weight * (factor if name in old else 1.0) for name, task in tasks.items()}
-    new = sum(count for name, count in batches.items() if name not in old)
-    return weights, max(1, round(new / (1 - share)))
+    new_batches = sum(count for name, count in batches.items() if name not in old)
+    return weights, max(1, round(new_batches / (1 - share)))
 
 
 @torch.no_grad()
 def averaged(old: Encoder, new: Encoder, share: float) -> Encoder:
-    """An encoder of weights (1 - share) * old + share * new.
+    """Average two encoders: the weights are (1 - share) * old + share * new.
 
     Raises:
         InputError: they are not of one architecture.
     """
-    made = copy.deepcopy(new)
+    merged = copy.deepcopy(new)
     before = dict(old.named_parameters())
-    for name, weight in made.named_parameters():
+    for name, weight in merged.named_parameters():
         if name not in before or before[name].shape != weight.shape:
             raise InputError(f"strategy.merge: {name} is not the same in the encoder before: weights cannot be averaged")
         weight.copy_(torch.lerp(before[name].to(weight), weight, share))
-    return made
+    return merged

@@ -67,7 +67,9 @@ class JudgedQueries:
     @property
     def corpus(self) -> tuple[pa.ChunkedArray, np.ndarray] | None:
         """The texts of all documents, on disk, and `document_rows`; None if the judged texts are all there are."""
-        return None if self.documents is None else (self.documents.column("text"), self.document_rows)
+        if self.documents is None or self.document_rows is None:
+            return None
+        return self.documents.column("text"), self.document_rows
 
     @property
     def note(self) -> str | None:
@@ -229,13 +231,14 @@ class JudgementFiles:
         lines = list(self._lines())
         if not lines and not self.issues.skipped:
             raise InputError(f"{self.files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
-        origin, query, document, grade = zip(*lines, strict=True) if lines else ((), (), (), ())
+        query, document = [line[1] for line in lines], [line[2] for line in lines]
+        grade = [line[3] for line in lines]
         resolved, matched = [], np.ones(len(lines), dtype=bool)
         for store, names, plural in ((queries, query, "queries"), (corpus, document, "documents")):
             numbers = _rows_of(pa.chunked_array([pa.array(names, pa.large_string())]), store)
             for i in np.flatnonzero(matched & (numbers < 0)).tolist():
                 row = {"query-id": query[i], "corpus-id": document[i], "score": grade[i]}
-                self.issues.bad(*origin[i], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
+                self.issues.bad(*lines[i][0], row, RowError(None, f"{names[i]!r} is not among the {plural}"))
             matched &= numbers >= 0
             resolved.append(numbers)
         self.unmatched = int((~matched).sum())
@@ -246,6 +249,8 @@ class JudgementFiles:
         for file in self.files:
             for line, row in rows(file, _FIELDS):
                 try:
+                    if isinstance(row, RowError):
+                        raise row
                     query, document, grade = _judgement(row)
                 except RowError as error:
                     if self.on_bad_row == "raise":
@@ -257,10 +262,8 @@ class JudgementFiles:
                     yield (file, line), query, document, grade
 
 
-def _judgement(row: dict[str, Any] | RowError) -> tuple[str, str, float]:
+def _judgement(row: dict[str, Any]) -> tuple[str, str, float]:
     """The names of a query and a document, and a grade."""
-    if isinstance(row, RowError):
-        raise row
     if not row.keys() >= _FIELDS:
         raise RowError(None, f"has {sorted(row)}, not query-id, corpus-id and score: mend the header line")
     return identifier(row["query-id"], "query-id"), identifier(row["corpus-id"], "corpus-id"), number(row, "score")

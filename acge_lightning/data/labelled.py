@@ -22,14 +22,14 @@ class ClusteringDataset(RowDataset):
 
     Args:
         per_label: texts of one label that come together in a batch.
-        **others: as in `TaskDataset`.
+        **kwargs: as in `TaskDataset`.
     """
 
     family = "clustering"
     record = LabelledRecord
 
-    def __init__(self, *args: Any, per_label: int = 4, **others: Any):
-        super().__init__(*args, **others)
+    def __init__(self, *args: Any, per_label: int = 4, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         if per_label < 2:
             raise InputError(f"per_label={per_label} gives a text no partner of its label: give at least 2")
         self.per_label = per_label
@@ -103,13 +103,13 @@ class ClassificationDataset(ClusteringDataset):
         shots: training texts a class that the probe may learn from (MTEB: 8 to 32).
         draws: how often they are drawn (MTEB: 10); the same ones as in MTEB for the same rows.
         seed: of the draws.
-        **others: as in `ClusteringDataset`.
+        **kwargs: as in `ClusteringDataset`.
     """
 
     family = "classification"
 
-    def __init__(self, *args: Any, shots: int = 16, draws: int = 1, seed: int = 42, **others: Any):
-        super().__init__(*args, **others)
+    def __init__(self, *args: Any, shots: int = 16, draws: int = 1, seed: int = 42, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         if shots < 1:
             raise InputError(f"shots={shots} leaves the probe nothing to learn from: give at least 1")
         if not 1 <= draws <= 62:

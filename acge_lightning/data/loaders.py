@@ -24,9 +24,9 @@ class StepDataset(Dataset):
 
     def __getitem__(self, step: int) -> TextBatch:
         batch = self.sampler[step]
-        mine = device_rows(len(batch.positions), self.rank, self.world)
-        more = batch.random_negatives[self.rank :: self.world]
-        return self.collates[batch.task].training(batch.positions[mine], batch.draws[mine], more)
+        own_rows = device_rows(len(batch.positions), self.rank, self.world)
+        random_negatives = batch.random_negatives[self.rank :: self.world]
+        return self.collates[batch.task].training(batch.positions[own_rows], batch.draws[own_rows], random_negatives)
 
 
 def device_rows(rows: int, rank: int, world: int) -> slice:
@@ -61,7 +61,7 @@ def batches_before(batches: int, accumulate: int, step: int) -> int:
 class LateLoader(DataLoader):
     """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`."""
 
-    def __iter__(self) -> Iterator[TextBatch]:
+    def __iter__(self) -> Iterator[TextBatch]:  # type: ignore[override]  # DataLoader declares its own iterator class
         yield from super().__iter__()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from acge_lightning.data.collate import Collate
@@ -60,7 +60,7 @@ class MixtureDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.resume_changed_data = resume_changed_data
-        self.sampler: TaskBatchSampler | None = None
+        self._sampler: TaskBatchSampler | None = None
         self._fingerprints: dict[str, str] = {}
         self._evaluations: dict[tuple[str, Role], EvaluationSet | None] = {}
         self._collates: dict[str, Collate] = {}
@@ -80,8 +80,16 @@ class MixtureDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check all files and open them; warn of rows that training leaves out, and of evaluation rows that it sees."""
-        if self.sampler is not None:
-            return
+        self._sampler = self.sampler
+
+    @property
+    def sampler(self) -> TaskBatchSampler:
+        """The batches of the training tasks; the first call opens the files, as `setup` does."""
+        if self._sampler is None:
+            self._sampler = self._checked_sampler()
+        return self._sampler
+
+    def _checked_sampler(self) -> TaskBatchSampler:
         for data in self.tasks.values():
             data.open()
         for name, data in self.training_tasks.items():
@@ -90,9 +98,10 @@ class MixtureDataModule(LightningDataModule):
             except InputError as error:
                 raise InputError(f"task {name} has nothing to learn: {error}") from None
         weights = {name: self.weights.get(name, 1.0) for name in self.training_tasks}
-        self.sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
+        sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
         for name, role, leaked, total in self.leaked():
             _LOG.warning("%s: %d of the %d %s rows are also training rows", name, leaked, total, role)
+        return sampler
 
     def evaluation(self, name: str, role: Role) -> EvaluationSet | None:
         """A task's evaluation split, put together once."""
@@ -122,7 +131,6 @@ class MixtureDataModule(LightningDataModule):
 
     def coverage(self) -> dict[str, Coverage]:
         """What of each training task's rows the trainer's devices take."""
-        self.setup()
         world, batches = 1, 0
         if self.trainer is not None:
             world, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
@@ -159,9 +167,10 @@ class MixtureDataModule(LightningDataModule):
 
     def rows_of(self, step: int, micro: int) -> np.ndarray:
         """Numbers (see `Split.file_rows`) of the rows that this device has in batch `micro`, from 0, of an optimizer step."""
-        batch = self.sampler[batches_before(len(self.sampler), self.trainer.accumulate_grad_batches, step) + micro]
-        mine = device_rows(len(batch.positions), self.trainer.global_rank, self.trainer.world_size)
-        return self.tasks[batch.task].train.file_rows(batch.positions[mine])
+        trainer = self._attached_trainer
+        batch = self.sampler[batches_before(len(self.sampler), trainer.accumulate_grad_batches, step) + micro]
+        own_rows = device_rows(len(batch.positions), trainer.global_rank, trainer.world_size)
+        return self.tasks[batch.task].train.file_rows(batch.positions[own_rows])
 
     # ---- loaders
 
@@ -176,23 +185,30 @@ class MixtureDataModule(LightningDataModule):
             raise InputError("the data needs an encoder's tokenizer: call bind(encoder) before its loaders are asked for")
         return self._collates
 
+    @property
+    def _attached_trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise InputError("the data has no Trainer, whose devices each take some rows: give it to Trainer.fit")
+        return self.trainer
+
     def train_dataloader(self) -> DataLoader:
         """One batch a step."""
-        self.setup()
-        trainer = self.trainer
-        steps = StepDataset(self.sampler, self.collates, trainer.global_rank, trainer.world_size)
+        collates, trainer = self.collates, self._attached_trainer
+        steps = StepDataset(self.sampler, collates, trainer.global_rank, trainer.world_size)
         self._warn_of_rows_left_out()
         order = StepSampler(self.sampler, trainer)
         pin = torch.cuda.is_available()
         return LateLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
 
     def _warn_of_rows_left_out(self) -> None:
-        devices = self.trainer.world_size
+        trainer = self._attached_trainer
         for name, task in self.coverage().items():
-            if not task.whole and self.trainer.global_rank == 0:
+            if not task.whole and trainer.global_rank == 0:
                 share, size = task.used / task.rows, self.tasks[name].batch_size
                 _LOG.warning("%s: an epoch trains on %d of %d rows (%.1f %%)", name, task.used, task.rows, 100 * share)
-                _LOG.warning("%s: choose a batch_size that divides by the %d devices (it is %d)", name, devices, size)
+                _LOG.warning(
+                    "%s: choose a batch_size that divides by the %d devices (it is %d)", name, trainer.world_size, size
+                )
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a task that has a dev split."""
@@ -204,11 +220,13 @@ class MixtureDataModule(LightningDataModule):
 
     def _loaders(self, role: Role) -> list[DataLoader]:
         self.setup()
-        collates, trainer = self.collates, self.trainer
+        collates, trainer = self.collates, self._attached_trainer
+        sets = {name: self.evaluation(name, role) for name in self.evaluated(role)}
         return [
             DataLoader(
-                EvaluationTexts(self.evaluation(name, role), collates[name], trainer.global_rank, trainer.world_size),
+                EvaluationTexts(evaluation_set, collates[name], trainer.global_rank, trainer.world_size),
                 batch_size=None,
             )
-            for name in self.evaluated(role)
+            for name, evaluation_set in sets.items()
+            if evaluation_set is not None
         ]

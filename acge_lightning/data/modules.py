@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
-from torch import nn
 from torch.utils.data import DataLoader
 
 from acge_lightning.data.dataset import TaskDataset
@@ -17,7 +16,7 @@ from acge_lightning.data.pair import PairDataset, STSDataset
 from acge_lightning.data.retrieval import RerankingDataset, RetrievalDataset
 from acge_lightning.data.unlabelled import UnlabelledDataset
 from acge_lightning.encoder.encoder import Encoder
-from acge_lightning.losses.contrastive import CoSENT, InfoNCE, LabelContrast, SimCSE
+from acge_lightning.losses.contrastive import CoSENT, CosineLoss, InfoNCE, LabelContrast, SimCSE
 from acge_lightning.metrics.task_metrics import (
     AveragePrecision,
     EmbeddingMetric,
@@ -32,7 +31,7 @@ from acge_lightning.metrics.task_metrics import (
 class TaskDataModule(TaskDataset, LightningDataModule):
     """Lightning's hooks for a data set, as a mixture of one task; the family's data set stands before it among the bases."""
 
-    default_loss: ClassVar[Callable[[], nn.Module]]
+    default_loss: ClassVar[Callable[[], CosineLoss]]
     default_metric: ClassVar[type[EmbeddingMetric] | None]
     _encoder: Encoder | None = None
 

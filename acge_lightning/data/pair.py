@@ -10,7 +10,7 @@ import torch
 from acge_lightning.data.dataset import NO_ROWS, Examples
 from acge_lightning.data.epoch import deal_by_rank
 from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
-from acge_lightning.data.records import PairRecord, ScoredPairRecord
+from acge_lightning.data.records import PairRecord, Record, ScoredPairRecord
 from acge_lightning.data.rows import RowDataset, Rows
 
 
@@ -21,7 +21,7 @@ class STSDataset(RowDataset):
     """
 
     family = "sts"
-    record = ScoredPairRecord
+    record: ClassVar[type[Record]] = ScoredPairRecord
     label: ClassVar[str] = "score"
 
     def keys(self, split: Rows) -> np.ndarray:

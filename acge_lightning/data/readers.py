@@ -157,8 +157,8 @@ def _tsv(lines: Iterable[str], file: Path) -> Iterator[Values]:
         except csv.Error as error:
             yield number, error
     if quoted:
-        told = "%s: %d lines, first line %d, quote a value as csv does; in .tsv a quote is a character: save it as .csv"
-        _LOG.warning(told, file, len(quoted), quoted[0])
+        message = "%s: %d lines, first line %d, quote a value as csv does; in .tsv a quote is a character: save it as .csv"
+        _LOG.warning(message, file, len(quoted), quoted[0])
 
 
 class _Lines:
@@ -207,8 +207,8 @@ def _csv(text: Iterable[str], file: Path) -> Iterator[Values]:
         if len(taken) > 3 and width > 1 and all(line.count(",") == width - 1 for line in taken):
             doubtful.append(start)
     if doubtful:
-        told = "%s: %d rows, first line %d, hold a quoted value of lines that look like rows themselves: check their quotes"
-        _LOG.warning(told, file, len(doubtful), doubtful[0])
+        message = "%s: %d rows, first line %d, hold a quoted value of lines that look like rows themselves: check their quotes"
+        _LOG.warning(message, file, len(doubtful), doubtful[0])
 
 
 def _taken(lines: _Lines, taken: list[str]) -> Iterator[str]:
@@ -241,7 +241,7 @@ def _alone(line: str, width: int) -> list[str] | csv.Error:
 
 
 def _opened(taken: list[str]) -> int:
-    """The place of the line on which the last quoted value of some lines begins."""
+    """The number, from 0, of the line on which the last quoted value of some lines begins."""
     text = "".join(taken)
     starts = [value.start() for value in _QUOTED.finditer(text)]
     return text.count("\n", 0, starts[-1]) if starts else 0
@@ -250,7 +250,7 @@ def _opened(taken: list[str]) -> int:
 def _table(read: Iterator[Values], file: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """(line, row) of all rows but the first, which names the columns."""
     tabs = file.name.removesuffix(".gz").endswith(".tsv")
-    kind, mend, more = ("tsv", "line breaks", "a value holds no tab") if tabs else ("csv", "quotes", "quote those with ','")
+    kind, mend, remedy = ("tsv", "line breaks", "a value holds no tab") if tabs else ("csv", "quotes", "quote those with ','")
     header: list[str] | None = None
     for number, values in read:
         if isinstance(values, csv.Error):
@@ -260,7 +260,7 @@ def _table(read: Iterator[Values], file: Path) -> Iterator[tuple[int, dict[str, 
         elif header is None:
             header = _distinct(values, file) or None
         elif any(extra := values[len(header) :]):
-            yield number, RowError(None, f"has {len(extra)} values more than the header: {more}")
+            yield number, RowError(None, f"has {len(extra)} values more than the header: {remedy}")
         elif values:
             yield number, dict(zip(header, values, strict=False))
 
@@ -280,11 +280,11 @@ def _parquet(file: Path, fields: Collection[str] | None) -> Iterator[tuple[int, 
     try:
         parquet = pq.ParquetFile(file, memory_map=True)
         names = _distinct(parquet.schema_arrow.names, file)
-        others = dict.fromkeys(name for name in names if fields is not None and name not in fields)
-        for batch in parquet.iter_batches(batch_size=4096, columns=[name for name in names if name not in others]):
+        unread = dict.fromkeys(name for name in names if fields is not None and name not in fields)
+        for batch in parquet.iter_batches(batch_size=4096, columns=[name for name in names if name not in unread]):
             for row in _converted(batch):
                 number += 1
-                yield number, row if isinstance(row, RowError) else row | others
+                yield number, row if isinstance(row, RowError) else row | unread
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as parquet ({_first_line(error)}): copy it again") from error
 

@@ -41,15 +41,15 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
         exclude_own_id: leave the document that has the query's own `_id` out of its ranking, where queries are documents
             themselves, as in BEIR's ArguAna and Quora.
-        **others: as in `TaskDataset`; prompt roles are `query` and `document`.
+        **kwargs: as in `TaskDataset`; prompt roles are `query` and `document`.
     """
 
     family = "retrieval"
     role_names = ("query", "document")
     in_batch: ClassVar[bool] = True  # whether the positives of other queries are negatives
 
-    def __init__(self, *args: Any, negatives: int = 1, exclude_own_id: bool = False, **others: Any):
-        super().__init__(*args, **others)
+    def __init__(self, *args: Any, negatives: int = 1, exclude_own_id: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         if negatives < 0:
             raise InputError(f"negatives={negatives} must be 0 or more")
         self.negatives, self.exclude_own_id = negatives, exclude_own_id
@@ -98,13 +98,15 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         split = self.train
         start, count = split.offsets[positions], split.positives[positions]
         positive = start + (draws * count).astype(np.int64)
-        others = split.offsets[positions + 1] - start - count
-        if not self.negatives or not others.any():
+        negative_counts = split.offsets[positions + 1] - start - count
+        if not self.negatives or not negative_counts.any():
             return positive, NO_ROWS
         step = np.arange(self.negatives)
-        offset = (draws * 2**20 % 1 * others).astype(np.int64)  # other digits of the draw, so as not to follow the positive
-        turn = (offset[:, None] + step) % np.maximum(others, 1)[:, None]
-        return positive, ((start + count)[:, None] + turn)[step < others[:, None]]
+        offset = (draws * 2**20 % 1 * negative_counts).astype(
+            np.int64
+        )  # other digits of the draw, so as not to follow the positive
+        turn = (offset[:, None] + step) % np.maximum(negative_counts, 1)[:, None]
+        return positive, ((start + count)[:, None] + turn)[step < negative_counts[:, None]]
 
     def texts_of(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each query and the positive drawn for it (negatives that come twice are dropped from the batch instead)."""
@@ -188,7 +190,7 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         """
         if not self.exclude_own_id:
             return np.full(len(split), -1)
-        if not (split.own_documents >= 0).any():
+        if split.own_documents is None or not np.any(split.own_documents >= 0):
             raise InputError(f"{self.path}: exclude_own_id=true, but no query has the _id of a document: leave it out")
         return split.own_documents
 
@@ -215,14 +217,14 @@ class RerankingDataset(RetrievalDataset):
 
     Args:
         negatives: texts of its list that a query brings along.
-        **others: as in `TaskDataset`; prompt roles are `query` and `document`.
+        **kwargs: as in `TaskDataset`; prompt roles are `query` and `document`.
     """
 
     family = "reranking"
     in_batch = False
 
-    def __init__(self, *args: Any, negatives: int = 7, **others: Any):
-        super().__init__(*args, negatives=negatives, **others)
+    def __init__(self, *args: Any, negatives: int = 7, **kwargs: Any):
+        super().__init__(*args, negatives=negatives, **kwargs)
         if self.exclude_own_id:
             raise InputError(
                 "exclude_own_id=true is for retrieval from a corpus: candidates of reranking are listed, leave it out"
@@ -249,5 +251,6 @@ def _first_equal(texts: pa.ChunkedArray) -> np.ndarray:
         for start in range(0, len(batch), _BLOCK)
         for text in batch.slice(start, _BLOCK).to_pylist()
     )
-    _, first, which = np.unique(np.frombuffer(b"".join(digests), dtype=np.int64), return_index=True, return_inverse=True)
-    return first[which]
+    hashes = np.frombuffer(b"".join(digests), dtype=np.int64)
+    _, first_rows, distinct = np.unique(hashes, return_index=True, return_inverse=True)
+    return first_rows[distinct]

@@ -105,10 +105,10 @@ class RowDataset(TaskDataset[Rows]):
         values, counts = np.unique(labels, return_counts=True)
         if len(values) < 2:
             raise InputError(f"its {len(labels)} training rows all have the {name} {values[0]}: rows of another one are needed")
-        others, batches = len(labels) - counts.max(), len(batch_sizes(len(labels), self.batch_size))
-        if others < batches:
+        minority, batches = len(labels) - counts.max(), len(batch_sizes(len(labels), self.batch_size))
+        if minority < batches:
             _LOG.warning(
                 "%s: only %d of %d training rows have another %s than %s, so %d of %d batches of an epoch teach nothing: raise "
                 "batch_size, or add such rows",
-                self.path, others, len(labels), name, values[counts.argmax()], batches - others, batches,
+                self.path, minority, len(labels), name, values[counts.argmax()], batches - minority, batches,
             )  # fmt: skip

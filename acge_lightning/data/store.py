@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
@@ -20,7 +19,7 @@ import pyarrow as pa
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import draft, sweep, to_disk
+from acge_lightning.files.atomic import draft, replace_file, sweep
 
 _LOG = logging.getLogger(__name__)
 VERSION = 3  # of what reading a file means
@@ -191,10 +190,10 @@ class RowIssues:
             with self.quarantine.open("a", encoding="utf-8", errors="backslashreplace") as handle:
                 handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
 
-    def document(self, file: Path, line: int, row: Mapping[str, Any], made: DocumentRecord) -> None:
+    def document(self, file: Path, line: int, row: Mapping[str, Any], parsed: DocumentRecord) -> None:
         """Take note of what is odd in a query or a document that is kept."""
-        self.spaced += isinstance(row["_id"], str) and made.key != row["_id"]
-        if not made.text:
+        self.spaced += isinstance(row["_id"], str) and parsed.key != row["_id"]
+        if not parsed.text:
             self.first_empty = self.first_empty or f"{file}, line {line}"
             self.empty += 1
 
@@ -238,20 +237,19 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
     with draft(target) as new, draft(quarantine_file(target)) as bad:
         issues = RowIssues(bad if on_bad_row == "quarantine" else None)
         blocks = _blocks(_records(files, record, columns, on_bad_row, issues), _schema(record))
-        first = next(blocks, None)
-        if first is None:
+        first_block = next(blocks, None)
+        if first_block is None:
             raise InputError(issues.reason(files[0]))
-        with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-            for block in chain([first], blocks):
+        with pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, first_block.schema) as writer:
+            for block in chain([first_block], blocks):
                 writer.write_batch(block)
             counted = {name: value for name, value in vars(issues).items() if name != "quarantine"}
-            writer.write_batch(first[:0], {"left": json.dumps(counted)})  # known only now
+            writer.write_batch(first_block[:0], {"left": json.dumps(counted)})  # counted only now
         with new.open("rb+") as content:
             content.write(hashlib.file_digest(content, "sha256").digest())  # at its end, where the reading has come
         if issues.quarantine is not None and issues.skipped:
-            os.replace(issues.quarantine, quarantine_file(target))
-        to_disk(new)
-        os.replace(new, target)
+            replace_file(quarantine_file(target), issues.quarantine)
+        replace_file(target, new)
 
 
 def _records(
@@ -264,21 +262,21 @@ def _records(
             try:
                 if isinstance(row, RowError):
                     raise row
-                made = record.parse(renamed := _renamed(row, columns))
-                if isinstance(made, DocumentRecord):
-                    earlier, number = read.setdefault(made.key, (file, line))
+                parsed = record.parse(renamed := _renamed(row, columns))
+                if isinstance(parsed, DocumentRecord):
+                    earlier, number = read.setdefault(parsed.key, (file, line))
                     if (earlier, number) != (file, line):
-                        raise RowError("_id", f"is {made.key!r}, as in {earlier}, line {number}: give each its own")
-                    issues.document(file, line, renamed, made)
+                        raise RowError("_id", f"is {parsed.key!r}, as in {earlier}, line {number}: give each its own")
+                    issues.document(file, line, renamed, parsed)
             except RowError as error:
                 if on_bad_row == "raise":
                     raise InputError(f"{file}, line {line}: {error}") from None
                 issues.bad(file, line, row, error)
                 continue
-            if made is None:
+            if parsed is None:
                 issues.neutral += 1
             else:
-                yield made
+                yield parsed
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:

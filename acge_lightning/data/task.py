@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-from torchmetrics import Metric
-
 from acge_lightning.data.dataset import TaskDataset
 from acge_lightning.errors import InputError
+from acge_lightning.losses.contrastive import CosineLoss
+from acge_lightning.metrics.task_metrics import EmbeddingMetric
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Task:
     """
 
     data: TaskDataset
-    loss: nn.Module | None = None
-    metric: Metric | None = None
+    loss: CosineLoss | None = None
+    metric: EmbeddingMetric | None = None
     weight: float = 1.0
     loss_weight: float = 1.0
 
@@ -49,17 +48,22 @@ class Task:
         if self.metric is not None and self.data.family == "unlabelled":
             raise InputError("task.….metric: unlabelled texts have nothing to be scored by: leave it out")
 
-    def training_loss(self) -> nn.Module:
+    def training_loss(self) -> CosineLoss:
         """The loss, or a new one of the family's own.
 
         Raises:
             InputError: neither is there, as `data` is a plain data set.
         """
-        if self.loss is None and not hasattr(self.data, "default_loss"):
+        if self.loss is not None:
+            return self.loss
+        default_loss = getattr(self.data, "default_loss", None)  # of a data module
+        if default_loss is None:
             raise InputError(f"task.….loss is missing: {type(self.data).__name__} names none of its own, a data module does")
-        return self.loss or self.data.default_loss()
+        return default_loss()
 
-    def evaluation_metric(self) -> Metric | None:
+    def evaluation_metric(self) -> EmbeddingMetric | None:
         """The metric, or a new one of the family's own; None if there is none."""
-        own = getattr(self.data, "default_metric", None)
-        return self.metric or (own and own())
+        if self.metric is not None:
+            return self.metric
+        default_metric = getattr(self.data, "default_metric", None)
+        return default_metric and default_metric()

@@ -24,14 +24,14 @@ class UnlabelledDataset(RowDataset):
         augment: how the second view is made. `none`: the same text, so the views differ by dropout only; `span_crop`: a
             contiguous part of it (50 to 90 % of the characters); `char_delete`: a tenth of the characters removed;
             `char_repeat`: up to a third of them doubled (ESimCSE, Wu et al. 2021, arXiv 2109.04380, by character).
-        **others: as in `TaskDataset`.
+        **kwargs: as in `TaskDataset`.
     """
 
     family = "unlabelled"
     record = TextRecord
 
-    def __init__(self, *args: Any, augment: Augment = "none", holdout: float = 0.0, **others: Any):
-        super().__init__(*args, holdout=holdout, **others)
+    def __init__(self, *args: Any, augment: Augment = "none", holdout: float = 0.0, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "holdout": holdout})
         if augment not in get_args(Augment):
             raise InputError(f"augment={augment!r} is unknown: choose from {list(get_args(Augment))}")
         self.augment: Augment = augment

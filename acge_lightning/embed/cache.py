@@ -23,11 +23,11 @@ from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import sweep, whole
 
 _LOG = logging.getLogger(__name__)
-_KEY, _CHECK = 16, 8  # bytes of a text's hash, and of the digest of that and its vector
+_KEY, _CHECK = 16, 8  # bytes of a text's hash, and of the digest of that hash and the vector
 _HEAD = np.dtype([("key", f"V{_KEY}"), ("check", f"V{_CHECK}")])
-_ROOM = 20 * 2**30  # bytes on the disk, for the vectors of all encoders
-_FOLDER = re.compile("[0-9a-f]{24}")  # of an encoder
-_OURS = (".vectors", ".npy")  # the latter of an earlier version
+_MAX_BYTES = 20 * 2**30  # bytes on the disk, for the vectors of all encoders
+_FOLDER = re.compile("[0-9a-f]{24}")  # the name of an encoder's
+_SUFFIXES = (".vectors", ".npy")  # the latter of an earlier version
 
 
 class Embeddings:
@@ -47,38 +47,38 @@ class Embeddings:
         self.encoder = encoder
         self.hash = "" if folder is None else encoder_hash(encoder)
         self.folder = None if folder is None else Path(folder) / self.hash
-        self._kept: dict[bytes, tuple[_Block, int]] = {}
+        self._by_key: dict[bytes, tuple[_Block, int]] = {}
         if self.folder is not None:
-            self._read()
+            self._read(self.folder)
 
-    def _read(self) -> None:
+    def _read(self, folder: Path) -> None:
         with suppress(OSError):  # one that cannot be written
-            os.utime(self.folder)
-        for file in self.folder.glob("*.npy"):  # of an earlier version, without checks
+            os.utime(folder)
+        for file in folder.glob("*.npy"):  # of an earlier version, without checks
             with suppress(OSError):
                 file.unlink()
-        for file in sorted(self.folder.glob("*.vectors")):
+        for file in sorted(folder.glob("*.vectors")):
             try:
-                block = _Block.of(file, self.encoder.dim)
+                block = _Block.read(file, self.encoder.dim)
             except FileNotFoundError:  # another process made room
                 continue
             except (OSError, ValueError) as error:
                 _drop(file, error)
                 continue
-            self._kept |= {key: (block, i) for i, key in enumerate(block.keys)}
+            self._by_key |= {key: (block, i) for i, key in enumerate(block.keys)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of vectors that lie in a folder another process gets the folder, not the vectors: it maps the files itself."""
-        return self.__dict__ | ({} if self.folder is None else {"_kept": {}})
+        """Leave out vectors that lie in a folder: another process gets the folder, and maps the files itself."""
+        return self.__dict__ | ({} if self.folder is None else {"_by_key": {}})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files of the folder."""
         self.__dict__ |= state
         if self.folder is not None:
-            self._read()
+            self._read(self.folder)
 
-    def of(self, evaluation_set: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
-        """Float32[texts, D]: of length 1, in the order of the texts, each with the prompt of its role."""
+    def encode_set(self, evaluation_set: EvaluationSet, prompts: Mapping[str, str] | None = None) -> Tensor:
+        """Embed the texts of a set: Float32[texts, D], of length 1, in their order, each with the prompt of its role."""
         start, vectors = 0, []
         for end, role in evaluation_set.roles:
             prompt = (prompts or {}).get(role)
@@ -87,9 +87,9 @@ class Embeddings:
         return torch.cat(vectors)
 
     def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
-        """The same for a list of texts with one prompt."""
-        lead = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
-        keys = [hashlib.blake2b(lead + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
+        """Embed a list of texts with one prompt: Float32[texts, D], of length 1."""
+        prefix = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
+        keys = [hashlib.blake2b(prefix + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
         rows: dict[bytes, list[int]] = {}
         for row, key in enumerate(keys):
             rows.setdefault(key, []).append(row)
@@ -102,8 +102,8 @@ class Embeddings:
             else:
                 result[positions] = vector
         if missing:
-            new = [texts[rows[key][0]] for key in missing]
-            vectors = self.encoder.encode(new, self.encoder.dim, prompt=prompt).numpy()
+            new_texts = [texts[rows[key][0]] for key in missing]
+            vectors = self.encoder.encode(new_texts, self.encoder.dim, prompt=prompt).numpy()
             for key, vector in zip(missing, vectors, strict=True):
                 result[rows[key]] = vector
             self._keep(missing, vectors)
@@ -111,40 +111,42 @@ class Embeddings:
 
     def _vector(self, key: bytes) -> np.ndarray | None:
         """The vector of a key, if there is one and it is what was written; else its file is dropped."""
-        if key not in self._kept:
+        if key not in self._by_key:
             return None
-        block, row = self._kept[key]
+        block, row = self._by_key[key]
         if block.is_whole(row):
             return block.vectors[row]
-        _drop(block.file, "a vector is not the one that was written")
-        self._kept = {other: kept for other, kept in self._kept.items() if kept[0] is not block}
+        if block.file is not None:
+            _drop(block.file, "a vector is not the one that was written")
+        self._by_key = {other: entry for other, entry in self._by_key.items() if entry[0] is not block}
         return None
 
     def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
         block = _Block(keys, vectors)
-        self._kept |= {key: (block, i) for i, key in enumerate(keys)}
-        if self.folder is None or not np.isfinite(vectors).all():  # nobody wants those of a broken encoder again
+        self._by_key |= {key: (block, i) for i, key in enumerate(keys)}
+        if self.folder is None or not np.isfinite(vectors).all():  # those of a broken encoder are not kept
             return
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]
         try:
             with whole(self.folder / f"{name}.vectors") as draft:
                 block.write(draft)
             sweep(self.folder)
-            self._make_room()
+            self._make_room(self.folder)
         except (OSError, InputError) as error:
             _LOG.warning("embeddings are not kept for the next time: %s", error)
 
-    def _make_room(self) -> None:
-        """Delete the vectors of encoders that were used long ago, but never this one's."""
-        others = [f for f in self.folder.parent.iterdir() if _FOLDER.fullmatch(f.name) and f != self.folder]
-        taken = _bytes(self.folder)
-        for folder in sorted(others, key=_used, reverse=True):
-            taken += _bytes(folder)
-            if taken > _ROOM:
+    @staticmethod
+    def _make_room(own_folder: Path) -> None:
+        """Delete the vectors of the encoders that were used longest ago, but never those of this one."""
+        folders = [f for f in own_folder.parent.iterdir() if _FOLDER.fullmatch(f.name) and f != own_folder]
+        total = _bytes(own_folder)
+        for folder in sorted(folders, key=_last_used, reverse=True):
+            total += _bytes(folder)
+            if total > _MAX_BYTES:
                 sweep(folder)
                 for file in _files(folder):
                     file.unlink(missing_ok=True)
-                with suppress(OSError):  # something else lies in it
+                with suppress(OSError):  # it holds other files
                     folder.rmdir()
 
 
@@ -165,8 +167,8 @@ class _Block:
     checks: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def of(cls, file: Path, dim: int) -> _Block:
-        """Those of a file; a ValueError or OSError if it is damaged."""
+    def read(cls, file: Path, dim: int) -> _Block:
+        """Map the vectors of a file; a ValueError or OSError if it is damaged."""
         with file.open("rb") as content:
             try:
                 head = np.load(content, allow_pickle=False)
@@ -181,7 +183,7 @@ class _Block:
         return cls(head["key"].tolist(), vectors, file, head["check"].tolist())
 
     def write(self, file: Path) -> None:
-        """Into a file."""
+        """Write keys, checks and vectors to a file."""
         head = np.empty(len(self.keys), dtype=_HEAD)
         head["key"] = np.frombuffer(b"".join(self.keys), dtype=_HEAD["key"])
         checks = b"".join(_check(key, vector) for key, vector in zip(self.keys, self.vectors, strict=True))
@@ -205,8 +207,8 @@ def _drop(file: Path, reason: object) -> None:
         file.unlink(missing_ok=True)
 
 
-def _used(folder: Path) -> float:
-    """When it was last; another process may have deleted it meanwhile."""
+def _last_used(folder: Path) -> float:
+    """When a folder was last used; 0 if another process has deleted it meanwhile."""
     try:
         return folder.stat().st_mtime
     except OSError:
@@ -214,7 +216,7 @@ def _used(folder: Path) -> float:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [file for file in folder.glob("*") if file.name.endswith(_OURS)]
+    return [file for file in folder.glob("*") if file.name.endswith(_SUFFIXES)]
 
 
 def _bytes(folder: Path) -> int:

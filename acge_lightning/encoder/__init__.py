@@ -1,4 +1,4 @@
-"""The encoder: text in, embeddings out; how a fresh one is built, and its vocabulary."""
+"""The encoder: text in, embeddings out; building a fresh one, and learning its vocabulary."""
 
 from typing import TYPE_CHECKING
 

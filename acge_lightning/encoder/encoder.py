@@ -1,10 +1,9 @@
-"""Text in, embeddings out: the importable model. Imports neither Lightning nor Hydra."""
+"""The encoder: text in, embeddings out."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,18 +11,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from acge_lightning.encoder.dropout import packed_weights, use_packed_weights
-from acge_lightning.encoder.packed_attention import is_packed, packed_states, pool_packed
-from acge_lightning.encoder.tokens import Tokens
-from acge_lightning.encoder.truncation import Words, cut
+from acge_lightning.encoder.cores import map_on_cores
+from acge_lightning.encoder.packing import is_packed, packed_states, pool_packed
+from acge_lightning.encoder.tokens import Tokenize, Tokens
 from acge_lightning.errors import InputError, check_unicode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Pooling = Literal["mean", "cls", "last"]
-_BLOCK = 4096  # texts tokenised together in `encode`
-_STARTING = threading.Lock()  # held while the number of threads that torch gives to new ones is not ours
+_TEXTS_AT_ONCE = 4096  # tokenised together in `encode`
 
 
 def pool(hidden: Tensor, mask: Tensor, mode: Pooling) -> Tensor:
@@ -61,115 +58,19 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return normalize(a, dim=-1) @ normalize(b, dim=-1).T
 
 
-def _on_cores(job: Callable[[Tensor], Tensor], items: Sequence[Tensor], model: nn.Module, rows: int) -> list[Tensor]:
-    """As `map`; where no gradient is wanted, each item on one core, several at a time: cores that share an item wait more.
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode (no dropout) for a while; each of its modules is then back in the mode it was in.
 
-    Args:
-        job: encodes an item by `model`.
-        items: rows of texts.
-        model: whose weights are put in order once, for all items.
-        rows: tokens an item.
+    Gradients are left alone: `torch.no_grad` is for those.
     """
-    with _STARTING:
-        cores = torch.get_num_threads()
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cores == 1 or len(items) < cores:
-        return [job(item) for item in items]
-    weights = packed_weights(model, rows)
-    started = threading.Barrier(cores + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # torch gives a thread its number when first asked, and would undo the next line later
-        torch.set_num_threads(1)  # of this thread, and of all that meet torch from now on
-        use_packed_weights(weights)
-        started.wait()
-
-    with ThreadPoolExecutor(cores, initializer=begin) as pool:
-        with _STARTING:
-            try:
-                results = pool.map(torch.no_grad()(job), items)  # at least as many as cores, so that all threads start
-                started.wait()
-            except BaseException:
-                started.abort()
-                raise
-            finally:
-                torch.set_num_threads(cores)  # those of the pool keep to one
-        return list(results)
-
-
-class Tokenize:
-    """Texts to `Tokens`: a fast tokenizer, its truncation and its special tokens in one picklable callable.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        max_length: most tokens of a text, special tokens included; longer texts are cut and keep their closing token. Of a
-            text of over 2**16 characters that has less than a token in 256 (`cut`), no more is looked at.
-        special_tokens: whether the tokenizer's own special tokens ([CLS], [SEP] …) are added.
-
-    Raises:
-        InputError: a `max_length` that leaves no room for a token of the text beside the special ones; no token to pad with.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, special_tokens: bool = True):
-        added = tokenizer.num_special_tokens_to_add() if special_tokens else 0
-        if max_length <= added:
-            raise InputError(
-                f"max_length={max_length} does not fit: {added} special tokens leave no room for a text, "
-                f"give at least {added + 1}"
-            )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if tokenizer.pad_token_id is None:
-            raise InputError("the tokenizer has no token to pad texts with: set its pad_token to one of its tokens")
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.special_tokens = special_tokens
-        self._words: Words | None = None
-
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of the texts; an empty list gives no rows.
-
-        Raises:
-            InputError: a text with a lone surrogate.
-        """
-        if not texts:
-            return Tokens.from_lists([])
-        try:
-            return Tokens.from_lists(self._encoded([self._cut(text) for text in texts])["input_ids"])
-        except TypeError:  # which says neither what is wrong nor where
-            for i, text in enumerate(texts):
-                check_unicode(text, f"texts[{i}]")
-            raise
-
-    def _encoded(self, texts: list[str], **options: Any) -> Any:
-        return self.tokenizer(
-            texts,
-            add_special_tokens=self.special_tokens,
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            **options,
-        )
-
-    def _cut(self, text: str) -> str:
-        """As much of a text as its tokens are of."""
-
-        def words() -> Words:
-            if self._words is None:
-                self._words = Words.of(self.tokenizer)
-            return self._words
-
-        def tokens(part: str) -> tuple[int, int]:
-            found = self._encoded([part], return_offsets_mapping=True)
-            return len(found["input_ids"][0]), max((end for _, end in found["offset_mapping"][0]), default=0)
-
-        return cut(text, self.max_length, words, tokens)
-
-    @property
-    def pad_id(self) -> int:
-        """The id that fills rows up."""
-        return int(self.tokenizer.pad_token_id)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class StaticBackbone(nn.Module):
@@ -196,16 +97,29 @@ class StaticBackbone(nn.Module):
 
 
 class Dense(nn.Module):
-    """The head after pooling: a linear map, then an activation named by its class in `torch.nn` (default: none)."""
+    """The head after pooling: a linear map, then an activation.
+
+    Args:
+        in_features: size of a pooled vector.
+        out_features: size of an embedding.
+        bias: whether the map adds a bias.
+        activation: name of its class in `torch.nn`; `Identity` for none.
+
+    Raises:
+        InputError: a size below 1; an activation that torch does not have, or that needs arguments.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Identity"):
         super().__init__()
-        known = vars(nn.modules.activation)
-        choice = nn.Identity if activation == "Identity" else known.get(activation)
         if activation not in ("Identity", *nn.modules.activation.__all__):
             raise InputError(f"activation {activation!r} is not a class of torch.nn: try Identity, Tanh or GELU")
+        if min(in_features, out_features) < 1:
+            raise InputError(f"a Dense head from {in_features} to {out_features} dims is not possible: sizes begin at 1")
         self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.activation = choice()
+        try:
+            self.activation: nn.Module = getattr(nn, activation)()
+        except TypeError as error:
+            raise InputError(f"activation {activation!r} needs arguments ({error}): try Identity, Tanh or GELU") from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Float[n, in_features] -> Float[n, out_features]."""
@@ -225,9 +139,11 @@ class Encoder(nn.Module):
         truncate_dim: the dim that `encode` gives when it is called without one; None for all.
     """
 
+    backbone: StaticBackbone | PreTrainedModel
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: StaticBackbone | PreTrainedModel,
         tokenize: Tokenize,
         pooling: Pooling = "mean",
         dense: Dense | None = None,
@@ -243,6 +159,12 @@ class Encoder(nn.Module):
         self.prompts = dict(prompts or {})
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.truncate_dim = None if truncate_dim is None else self.check_dim(truncate_dim)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore an encoder that another process pickled: its attention may not be registered in this one yet."""
+        super().__setstate__(state)
+        if is_packed(self.backbone):
+            import acge_lightning.encoder.packed_attention  # noqa: F401 (registers it with transformers)
 
     @property
     def dim(self) -> int:
@@ -286,21 +208,21 @@ class Encoder(nn.Module):
             return torch.zeros(0, self.dim, device=self.device)
         packed = is_packed(self.backbone) and bool(tokens.lengths.all())
         batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
-        alone = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
-        order = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if alone else 1))
+        on_cores = packed and tokens.ids.device.type == "cpu" and not self.training  # dropout's draws have an order
+        chunks = list(tokens.chunks(batch_tokens, packed, torch.get_num_threads() if on_cores else 1))
 
-        def encoded(rows: Tensor) -> Tensor:
+        def encode_rows(rows: Tensor) -> Tensor:
             if packed:
-                return step(self._encode_packed, tokens.select(rows))
-            return step(self._encode_padded, tokens.padded(rows, self.tokenize.pad_id))
+                return run(self._encode_packed, tokens.select(rows))
+            return run(self._encode_padded, tokens.padded(rows, self.tokenize.pad_id))
 
-        def step(part: Callable[[Any], Tensor], chunk: Any) -> Tensor:
+        def run(encode_chunk: Callable[[Any], Tensor], chunk: Any) -> Tensor:
             if recompute and torch.is_grad_enabled():
-                return checkpoint(part, chunk, use_reentrant=False)
-            return part(chunk)
+                return checkpoint(encode_chunk, chunk, use_reentrant=False)
+            return encode_chunk(chunk)
 
-        parts = _on_cores(encoded, order, self.backbone, batch_tokens) if alone else map(encoded, order)
-        return torch.cat(list(parts))[torch.cat(order).argsort().to(tokens.ids.device)]
+        vectors = map_on_cores(encode_rows, chunks) if on_cores else map(encode_rows, chunks)
+        return torch.cat(list(vectors))[torch.cat(chunks).argsort().to(tokens.ids.device)]
 
     def _encode_packed(self, tokens: Tokens) -> Tensor:
         hidden = packed_states(self.backbone, tokens.ids, tokens.lengths)
@@ -347,21 +269,16 @@ class Encoder(nn.Module):
         dim = self.check_dim(self.truncate_dim if dim is None else dim)
         result = torch.zeros(len(texts), dim)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        blocks = [order[i : i + _BLOCK] for i in range(0, len(order), _BLOCK)]
+        blocks: Iterable[list[int]] = [order[i : i + _TEXTS_AT_ONCE] for i in range(0, len(order), _TEXTS_AT_ONCE)]
         if progress:
             from acge_lightning.terminal import track
 
-            blocks = track(blocks, "encode", len(blocks))
-        training = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+            blocks = track(blocks, "encode", "texts", len(texts), size=len)
+        with evaluation_mode(self):
             for block in blocks:
-                tokens, which = self.tokenize([texts[i] for i in block]).distinct()
+                tokens, rows = self.tokenize([texts[i] for i in block]).distinct()
                 vectors = self(tokens.to(self.device), batch_tokens)[:, :dim].float()
-                result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()[which]
-        finally:
-            for module, mode in training:
-                module.training = mode
+                result[torch.tensor(block)] = normalize(vectors, dim=-1).cpu()[rows]
         return result
 
     similarity = staticmethod(similarity)

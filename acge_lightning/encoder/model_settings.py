@@ -1,7 +1,7 @@
-"""What the files of a model folder may say: settings of the right kind, and no more than the weights beside them bear out.
+"""Reads the files of a model folder and checks them: settings of the right kind, no model larger than its weights.
 
-Names in these files never lead out of the folder, and weights are read from safetensors files alone. Links are followed:
-the hub's cache is made of them.
+Names in these files never lead out of the folder, and weights are read from safetensors files alone. Links are followed,
+since the hub's cache consists of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, overload
 
 import torch
 import transformers
@@ -23,37 +23,57 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as registration
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
 
+from acge_lightning.encoder.tokenizer_steps import tokenizer_steps
 from acge_lightning.errors import InputError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_BYTES = 2**28  # of a JSON file
-_KINDS = {int: "a whole number", str: "a text", bool: "true or false", dict: "a JSON object", list: "a list", float: "a number"}
-_REFUSED = {  # entries of a config.json that would have other weights read, or the same ones otherwise
+_MOST_BYTES = 2**28  # of a JSON file
+_KIND_NAMES = {
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a JSON object",
+    list: "a list",
+    float: "a number",
+}
+_REFUSED_KEYS = {  # entries of a config.json that would have other weights read, or the same ones otherwise
     "quantization_config": "its weights are quantised: load them once with transformers, dequantize, and save_pretrained",
     "transformers_weights": "name the file model.safetensors and delete the entry",
 }
-_DROPPED = ("_name_or_path", "_commit_hash", "name_or_path", "attn_implementation", "_attn_implementation", "auto_map")
-_DROPPED += ("experts_implementation", "_experts_implementation", "fusion_config", "num_labels")
-_COUNT = re.compile("layer|dense_replace|num_labels")  # in the names of those entries that lists are made from
-_LEAST = {"num_labels": 2**20}  # of such a count that is taken whatever the weights are
-_TOKENS = 2**24  # of a vocabulary
-_STEPS = 64  # of a tokenizer, one after the other
-_GROWTH = 256  # times as long as a text may become on its way through a tokenizer
-_PATHS = re.compile(r"(?!special_tokens_map)\w*_files?$|vocab$|merges$")  # of a tokenizer_config.json: such are opened
+_DROPPED_KEYS: tuple[str, ...] = (
+    "_name_or_path",
+    "_commit_hash",
+    "name_or_path",
+    "attn_implementation",
+    "_attn_implementation",
+    "auto_map",
+)
+_DROPPED_KEYS += ("experts_implementation", "_experts_implementation", "fusion_config", "num_labels")
+_COUNT_KEYS = re.compile("layer|dense_replace|num_labels")  # entries from which transformers makes lists of that length
+_ALLOWED_COUNTS = {"num_labels": 2**20}  # such counts are taken whatever the weights are; of other keys, up to _ALLOWED_COUNT
+_ALLOWED_COUNT = 1024
+_MOST_TOKENS = 2**24  # of a vocabulary
+_MOST_STEPS = 64  # of a tokenizer, one after the other
+_MOST_GROWTH = 256  # times as long as a text may become on its way through a tokenizer
+_PATH_KEYS = re.compile(r"(?!special_tokens_map)\w*_files?$|vocab$|merges$")  # of a tokenizer_config.json: such are opened
 
 
 # ---- settings
 
 
 def read_json(file: Path, default: Any) -> Any:
-    """The file's value, `default` if there is no such file."""
+    """The value in a JSON file, or `default` if there is no such file.
+
+    Raises:
+        InputError: a file that is damaged, too large, cannot be read, or is not a regular one.
+    """
     try:
         if not file.is_file():
             if file.exists() or file.is_symlink():
                 raise InputError(f"{file} is no regular file, or a link to none: copy it again")
             return default
-        if file.stat().st_size > _BYTES:
-            raise InputError(f"{file} has {file.stat().st_size} bytes, more than the {_BYTES} of any such file")
+        if file.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{file} has {file.stat().st_size} bytes, more than the {_MOST_BYTES} of any such file")
         return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except InputError:
         raise
@@ -64,80 +84,93 @@ def read_json(file: Path, default: Any) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; parsers disagree on a key that comes twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object whose keys each come once; parsers disagree on one that comes twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r:.80} comes twice")
-    return found
+    return entries
+
+
+@overload
+def read_settings(file: Path, default: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@overload
+def read_settings(file: Path, default: None = None) -> dict[str, Any] | None: ...
 
 
 def read_settings(file: Path, default: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The same for a file that holds a JSON object."""
+    """The JSON object in a file, or `default` if there is no such file; errors as of `read_json`, and for another value."""
     if not os.path.lexists(file):
         return default
-    found = read_json(file, default)
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is {_kind_of(found)}, not a JSON object: copy it again")
-    return found
+    settings = read_json(file, default)
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} is {_kind_name(settings)}, not a JSON object: copy it again")
+    return settings
 
 
 def setting(file: Path, settings: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """A file's entry, `default` where it has none or null; an error if it is of another kind."""
-    found = settings.get(key)
-    if found is None:
+    """The value of a file's entry, or `default` where it is missing or null; an error if it is of another kind."""
+    value = settings.get(key)
+    if value is None:
         return default
     kinds = (int, float) if kind is float else kind
-    if not isinstance(found, kinds) or (isinstance(found, bool) and kind is not bool):
-        raise InputError(f"{file}: {key}={found!r:.80} is not {_KINDS[kind]}: mend it, or copy the file again")
-    return found
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{file}: {key}={value!r:.80} is not {_KIND_NAMES[kind]}: mend it, or copy the file again")
+    return value
 
 
-def _kind_of(value: Any) -> str:
-    return next((name for kind, name in _KINDS.items() if type(value) is kind), "null")
+def _kind_name(value: Any) -> str:
+    return next((name for kind, name in _KIND_NAMES.items() if type(value) is kind), "null")
 
 
 # ---- the model
 
 
 def read_config(folder: Path, weights: Mapping[str, torch.Tensor]) -> PreTrainedConfig:
-    """What config.json says that the model is; an error if it counts more layers than the weights can have."""
+    """The transformers config in config.json; an error if it counts more layers than the weights can have."""
     file = folder / "config.json"
-    described = read_settings(file)
-    if described is None:
+    settings = read_settings(file)
+    if settings is None:
         raise InputError(f"{folder} cannot be loaded: there is no config.json: copy the folder again")
-    check_counts(file, described, len(weights))
-    for key, remedy in _REFUSED.items():
-        if described.get(key):
+    check_counts(file, settings, len(weights))
+    for key, remedy in _REFUSED_KEYS.items():
+        if settings.get(key):
             raise InputError(f"{file}: {key} is not supported: {remedy}")
-    kind = setting(file, described, "model_type", str)
-    if kind not in CONFIG_MAPPING:
-        raise InputError(f"{folder} cannot be loaded: config.json: model_type={kind!r:.80} is no architecture of transformers")
+    name = setting(file, settings, "model_type", str)
+    if name not in CONFIG_MAPPING:
+        raise InputError(f"{folder} cannot be loaded: config.json: model_type={name!r:.80} is no architecture of transformers")
     with reading(folder):
-        return CONFIG_MAPPING[kind].from_dict({key: value for key, value in described.items() if key not in _DROPPED})
+        return CONFIG_MAPPING[name].from_dict({key: value for key, value in settings.items() if key not in _DROPPED_KEYS})
 
 
-def check_counts(file: Path, described: Any, tensors: int = 0) -> None:
-    """An error if a config counts more than `tensors` layers, at any depth: lists as long are made before the model is."""
-    entries = described.items() if isinstance(described, dict) else enumerate(described) if isinstance(described, list) else ()
-    for key, value in entries:
-        most = max(tensors, _LEAST.get(key, 1024))
+def check_counts(file: Path, config: Any, tensors: int = 0) -> None:
+    """Raise an error if a config counts more than `tensors` layers, at any depth.
+
+    Lists of that length are made before the model is.
+    """
+    entries = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in ((str(key), value) for key, value in entries):
+        limit = max(tensors, _ALLOWED_COUNTS.get(key, _ALLOWED_COUNT))
         if isinstance(value, (dict, list)) and key not in ("id2label", "label2id"):
             check_counts(file, value, tensors)
-        elif isinstance(value, (int, float)) and _COUNT.search(str(key)) and not value <= most:
+        elif isinstance(value, (int, float)) and _COUNT_KEYS.search(key) and not value <= limit:
             raise InputError(f"{file}: {key}={value!r:.80} is more than its weights can have, {tensors} tensors: copy it again")
 
 
 @contextmanager
 def no_larger(folder: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Stops a model in the making that is many times as large as its weights, before it takes time or memory."""
-    most = 8 * len(weights) + 1024, 8 * sum(value.numel() for value in weights.values()) + 2**26
-    thread, taken = threading.get_ident(), [0, 0]
+    """Stop the making of a model that is many times as large as its weights, before it takes time or memory."""
+    most_tensors = 8 * len(weights) + 1024
+    most_values = 8 * sum(value.numel() for value in weights.values()) + 2**26
+    thread, tensors, values = threading.get_ident(), 0, 0
 
     def count(module: Any, name: str, value: torch.Tensor | None) -> None:
+        nonlocal tensors, values
         if value is None or threading.get_ident() != thread:
             return
-        taken[0], taken[1] = taken[0] + 1, taken[1] + value.numel()
-        if taken[0] > most[0] or taken[1] > most[1]:
+        tensors, values = tensors + 1, values + value.numel()
+        if tensors > most_tensors or values > most_values:
             raise InputError(f"{folder}/config.json describes a model many times as large as its weights: copy it again")
 
     handles = [
@@ -156,8 +189,8 @@ def no_larger(folder: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[Non
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the folder's safetensors file, or of those that its index names; floating-point ones as float32."""
-    files, weights = _weight_files(folder), {}
-    for file in files:
+    weights: dict[str, torch.Tensor] = {}
+    for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no mapping)
@@ -170,7 +203,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _as_float32(value: torch.Tensor, name: str) -> torch.Tensor:
-    """The values that there are, in the file's own memory where it has float32; an error for numbers that stand for others."""
+    """A floating-point tensor as float32, in the file's own memory where it is float32; an error for quantised weights."""
     if value.is_floating_point():
         return value.to(torch.float32)
     if name.endswith(("weight", "bias", "embeddings")):
@@ -179,26 +212,27 @@ def _as_float32(value: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files, or an error that says what is there instead."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / INDEX
-    described = read_settings(index)
-    if described is None:
-        others = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
-        found = f"only {others[0]}" if others else "no weights"
+    settings = read_settings(index)
+    if settings is None:
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
+        present = f"only {pickles[0]}" if pickles else "no weights"
         raise InputError(
-            f"{folder}: {found} there, no model.safetensors (pickled weights can run code, so they are not read): "
+            f"{folder}: {present} there, no model.safetensors (pickled weights can run code, so they are not read): "
             "load it once with transformers where you trust it, and save_pretrained writes safetensors"
         )
-    places = setting(index, described, "weight_map", dict, {})
-    if not places:
+    file_names = setting(index, settings, "weight_map", dict, {})
+    if not file_names:
         raise InputError(f"{index}: weight_map names no files: copy it again")
-    for name in places.values():
+    for name in file_names.values():
         if not isinstance(name, str) or not name.endswith(".safetensors") or not is_within(name):
             raise InputError(f"{index} names {name!r:.80}: it may only name *.safetensors files within the folder")
         if not (folder / name).is_file():
             raise InputError(f"{index} names {name!r:.80}, which is not there: copy or download the folder again")
-    return [folder / name for name in sorted(set(places.values()))]
+    return [folder / name for name in sorted(set(file_names.values()))]
 
 
 def is_within(name: str) -> bool:
@@ -211,17 +245,17 @@ def is_within(name: str) -> bool:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """An error if a folder's tokenizer would be read from elsewhere, run on Python code, or make far more of a text.
+    """Raise an error if a folder's tokenizer would read other folders, run Python code, or make a text far longer.
 
-    All that transformers and tokenizers read is looked at before they read it.
+    All files that transformers and tokenizers read are checked before they read them.
     """
     file = folder / "tokenizer_config.json"
     settings, config = read_settings(file, {}), read_settings(folder / "config.json", {})
     check_counts(folder / "config.json", config)
     _check_entries(folder, file, settings)
     for name in (settings.get("tokenizer_class"), config.get("tokenizer_class")):
-        known = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(known, type) and not issubclass(known, PreTrainedTokenizerFast):
+        tokenizer_class = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(tokenizer_class, type) and not issubclass(tokenizer_class, PreTrainedTokenizerFast):
             raise InputError(f"{file}: {name} is a tokenizer in Python: only those of `tokenizers` are read")
     for name in ("special_tokens_map.json", "added_tokens.json"):
         read_settings(folder / name, {})
@@ -229,53 +263,43 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _check_entries(folder: Path, file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise an error for an entry of a tokenizer_config.json that would take long or leads out of the folder."""
     setting(file, settings, "model_max_length", float)
     for number in setting(file, settings, "added_tokens_decoder", dict, {}):
-        if not number.isdecimal() or int(number[:9]) >= _TOKENS:
+        if not number.isdecimal() or int(number[:9]) >= _MOST_TOKENS:
             raise InputError(f"{file}: added_tokens_decoder has {number!r:.80}, not the number of a token: copy it again")
     for key in ("init_inputs", "gguf_file"):
         if settings.get(key):
             raise InputError(f"{file}: {key} is not supported: delete the entry")
     for key, value in settings.items():
         for name in value if isinstance(value, list) else [value]:
-            if _PATHS.match(key) and isinstance(name, str) and _leads_outside(folder, name):
+            if _PATH_KEYS.match(key) and isinstance(name, str) and _leads_outside(folder, name):
                 raise InputError(f"{file}: {key}={name!r:.80} leads out of the folder: delete the entry")
 
 
 def _leads_outside(folder: Path, name: str) -> bool:
     """Whether there is a file of that name that is not the folder's; older folders name those of their makers' caches."""
-    for path in map(os.path.abspath, (name, folder / name)):
-        if os.path.exists(path) and not Path(path).is_relative_to(os.path.abspath(folder)):
-            return True
-    return False
+    paths = [os.path.abspath(path) for path in (name, folder / name)]
+    return any(os.path.exists(path) and not Path(path).is_relative_to(os.path.abspath(folder)) for path in paths)
 
 
 def check_steps(file: Path) -> None:
-    """An error if a tokenizer.json has a great many steps, or steps that together make a text many times as long."""
-    described = read_settings(file, {})
-    steps = [step for key in ("normalizer", "pre_tokenizer") for step in _steps(described.get(key))]
-    if len(steps) > _STEPS:
-        raise InputError(f"{file}: {len(steps)} normalizers and pre-tokenizers: more than {_STEPS} are not supported")
+    """Raise an error if a tokenizer.json has a great many steps, or steps that together make a text many times as long."""
+    description = read_settings(file, {})
+    steps = [step for key in ("normalizer", "pre_tokenizer") for step in tokenizer_steps(description.get(key))]
+    if len(steps) > _MOST_STEPS:
+        raise InputError(f"{file}: {len(steps)} normalizers and pre-tokenizers: more than {_MOST_STEPS} are not supported")
     growth = 1.0
     for step in steps:
         growth *= _growth(file, step)
-    if growth > _GROWTH:
-        raise InputError(f"{file}: its normalizers may make a text {growth:.0e} times as long: at most {_GROWTH} is supported")
-
-
-def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(part, dict):
-        return
-    inner = next((part[key] for key in ("normalizers", "pretokenizers") if isinstance(part.get(key), list)), None)
-    if inner is None:
-        yield part
-    else:
-        for step in inner:
-            yield from _steps(step)
+    if growth > _MOST_GROWTH:
+        raise InputError(
+            f"{file}: its normalizers may make a text {growth:.0e} times as long: at most {_MOST_GROWTH} is supported"
+        )
 
 
 def _growth(file: Path, step: Mapping[str, Any]) -> float:
-    """How many times as many characters as before a step may leave."""
+    """How many times as long a step may make a text."""
     kind = step.get("type")
     if kind == "ByteLevel":
         return 4.0
@@ -296,13 +320,13 @@ def _growth(file: Path, step: Mapping[str, Any]) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """The message of an error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turns what the libraries raise at a broken folder into one clear error."""
+    """Turn what the libraries raise at a broken folder into one clear error."""
     try:
         yield
     except InputError:

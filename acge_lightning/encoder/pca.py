@@ -1,4 +1,4 @@
-"""Shorter embeddings without training: an encoder whose axes are turned to the principal components of some texts."""
+"""Turns an encoder's axes to the principal components of some texts: shorter embeddings without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from acge_lightning.encoder.encoder import Dense, Encoder
+from acge_lightning.encoder.encoder import Dense, Encoder, evaluation_mode
 from acge_lightning.encoder.vocabulary import repeatable, texts_at
 from acge_lightning.errors import InputError
 
@@ -19,8 +19,8 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     """An encoder whose dims are the principal components of the embeddings of some texts, the strongest first.
 
     e' = W (e - mean), with the eigenvectors of the covariance as rows of W. The map is folded into the Dense head, so the
-    result is an encoder like any other, to be exported and cut to any number of dims. Its prefixes are what Matryoshka training
-    has to beat. The embeddings that are analysed are those before normalisation, as the head gives them.
+    result is an encoder like any other, to be exported and cut to any number of dims. Matryoshka training has to beat its
+    prefixes. The components are those of the embeddings before normalisation, as the head gives them.
 
     Args:
         encoder: without a head, or with one whose activation is the identity; it is left as it is.
@@ -40,7 +40,7 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
         name = type(encoder.dense.activation).__name__
         raise InputError(f"the encoder's head ends in {name}: components can be folded into a linear head only")
     mean, components = _components(encoder, texts)
-    made = copy.deepcopy(encoder)
+    rotated = copy.deepcopy(encoder)
     weight, bias = torch.eye(encoder.dim, dtype=torch.double), torch.zeros(encoder.dim, dtype=torch.double)
     if encoder.dense is not None:
         linear = encoder.dense.linear
@@ -50,22 +50,22 @@ def rotate_to_components(encoder: Encoder, texts: Sequence[str]) -> Encoder:
     with torch.no_grad():
         head.linear.weight.copy_(components @ weight)
         head.linear.bias.copy_(components @ (bias - mean))
-    made.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
-    made.matryoshka_dims = ()
-    return made
+    rotated.dense = head.to(encoder.device, next(encoder.parameters()).dtype)
+    rotated.matryoshka_dims = ()
+    return rotated
 
 
-def evenly(texts: Iterable[str], count: int) -> list[str]:
-    """At most so many distinct texts, evenly drawn in their order.
+def sample_texts(texts: Iterable[str], count: int) -> list[str]:
+    """At most `count` distinct texts, evenly spaced, in their order.
 
-    They are gone through twice, and 8 bytes of each are kept; of a generator, all texts are (`vocabulary.Texts` avoids it).
+    The texts are iterated over twice, and 8 bytes of each are kept; of a generator, all are (`vocabulary.Texts` avoids it).
 
-    >>> evenly("abcabdef", 3)
+    >>> sample_texts("abcabdef", 3)
     ['a', 'c', 'e']
     """
     texts = repeatable(texts)
-    first = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
-    return texts_at(texts, np.sort(first)[:: max(1, -(-len(first) // count))].tolist())
+    rows = np.unique(np.fromiter(map(_hash, texts), dtype=np.uint64), return_index=True)[1]
+    return texts_at(texts, np.sort(rows)[:: max(1, -(-len(rows) // count))].tolist())
 
 
 def _hash(text: str) -> int:
@@ -75,15 +75,13 @@ def _hash(text: str) -> int:
 @torch.no_grad()
 def _components(encoder: Encoder, texts: Sequence[str], block: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean Float64[D] and components Float64[D, D], strongest first, of the texts' embeddings, block by block."""
-    mode = encoder.training
-    encoder.eval()
     total = torch.zeros(encoder.dim, dtype=torch.double)
     squares = torch.zeros(encoder.dim, encoder.dim, dtype=torch.double)
-    for start in range(0, len(texts), block):
-        vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
-        total += vectors.sum(0)
-        squares += vectors.T @ vectors
-    encoder.train(mode)
+    with evaluation_mode(encoder):
+        for start in range(0, len(texts), block):
+            vectors = encoder(encoder.tokenize(texts[start : start + block]).to(encoder.device)).cpu().double()
+            total += vectors.sum(0)
+            squares += vectors.T @ vectors
     mean = total / len(texts)
     covariance = squares / len(texts) - torch.outer(mean, mean)
     return mean, torch.linalg.eigh(covariance).eigenvectors.T.flip(0)

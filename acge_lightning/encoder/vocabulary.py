@@ -1,4 +1,4 @@
-"""Learn a vocabulary from texts: WordPiece for transformers, words of several characters for static encoders."""
+"""Learns vocabularies from texts: WordPiece for transformers, words of several characters for static encoders."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 Kind = Literal["wordpiece", "unigram", "bpe"]
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-_PLAIN = {name: SPECIAL[name] for name in ("pad_token", "unk_token")}
-_ALPHABET = 0.75  # most of the vocabulary that single characters may take; rarer characters become [UNK]
-_LONGEST = 8  # characters of a piece (unigram, bpe)
+_STATIC_SPECIAL = {name: SPECIAL[name] for name in ("pad_token", "unk_token")}
+_CHARACTER_SHARE = 0.75  # most of the vocabulary that single characters may take; rarer characters become [UNK]
+_LONGEST_PIECE = 8  # characters (unigram, bpe)
 
 
 class Texts:
-    """Texts that are read anew each time they are gone through, so that a sample can be drawn without keeping them all.
+    """Texts that are read again at each iteration, so that a sample can be drawn without keeping them all.
 
     Args:
         read: gives the texts, the same ones in the same order at each call.
@@ -40,19 +40,19 @@ class Texts:
 
 
 def repeatable(texts: Iterable[str]) -> Iterable[str]:
-    """The texts as they are, or in a list if they can be gone through once only."""
+    """The texts as they are, or in a list if they can be iterated over only once."""
     return list(texts) if isinstance(texts, Iterator) else texts
 
 
-def texts_at(texts: Iterable[str], numbers: Sequence[int]) -> list[str]:
-    """The texts of these ascending numbers, counted from 0."""
-    wanted = iter(numbers)
-    number, chosen = next(wanted, None), []
+def texts_at(texts: Iterable[str], positions: Sequence[int]) -> list[str]:
+    """The texts at these ascending positions, counted from 0."""
+    remaining = iter(positions)
+    position, chosen = next(remaining, None), []
     for i, text in enumerate(texts):
-        if i == number:
+        if i == position:
             chosen.append(text)
-            number = next(wanted, None)
-            if number is None:
+            position = next(remaining, None)
+            if position is None:
                 break
     return chosen
 
@@ -68,8 +68,8 @@ def train_vocabulary(
     """A fast tokenizer learnt from texts; the same texts give the same tokenizer.
 
     Args:
-        texts: any number; an evenly spaced sample of them within both limits below is learnt from. They are gone through
-            twice and only the sample is kept; of a generator, which can be gone through once, all are (`Texts` avoids it).
+        texts: any number; an evenly spaced sample of them within both limits below is learnt from. They are iterated over
+            twice and only the sample is kept; of a generator, which can be iterated over once, all are (`Texts` avoids it).
         kind: `wordpiece` as in BERT (single Chinese characters, pieces of Latin words, [CLS] and [SEP] around a text);
             `unigram` or `bpe`: pieces of up to eight characters within a clause, so that Chinese words become tokens;
             they have no special tokens but [PAD] and [UNK] and suit static encoders. Unigram segments better, bpe learns
@@ -82,6 +82,11 @@ def train_vocabulary(
     Raises:
         InputError: no texts, an unknown kind, or a `vocab_size` without room for the special tokens.
 
+    YAML::
+
+        encoder:
+          tokenizer: {_target_: acge_lightning.encoder.train_vocabulary, kind: unigram, vocab_size: 16000}
+
     >>> train_vocabulary(["今天天气好", "天气不好"], "bpe", vocab_size=8).tokenize("天气好")
     ['天气', '好']
     """
@@ -89,25 +94,25 @@ def train_vocabulary(
 
     if kind not in ("wordpiece", "unigram", "bpe"):
         raise InputError(f"vocabulary kind {kind!r} is unknown: choose wordpiece, unigram or bpe")
-    special = SPECIAL if kind == "wordpiece" else _PLAIN
+    special = SPECIAL if kind == "wordpiece" else _STATIC_SPECIAL
     if vocab_size <= len(special):
         raise InputError(f"vocab_size={vocab_size} leaves no room beside the {len(special)} special tokens: try 8000")
     tokenizer = _pipeline(kind, lowercase)
     sample = [text[:max_characters] for text in _sample(texts, max_texts, max_characters)]
-    chosen = _common_characters(sample, tokenizer, int(vocab_size * _ALPHABET))
-    learn = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _bpe}[kind]
-    tokenizer.model = learn(tokenizer, chosen, vocab_size)
+    chosen = _common_characters(sample, tokenizer, int(vocab_size * _CHARACTER_SHARE))
+    train = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _bpe}[kind]
+    tokenizer.model = train(tokenizer, chosen, vocab_size)
     if kind == "wordpiece":
-        around = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        enclosing = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=around
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=enclosing
         )
         tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def _pipeline(kind: Kind, lowercase: bool) -> Tokenizer:
-    """How text is normalised and split before the model sees it."""
+    """A tokenizer that normalises and splits texts, its model still empty."""
     if kind == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -147,10 +152,10 @@ def _common_characters(texts: list[str], tokenizer: Tokenizer, limit: int) -> li
 
 
 def _wordpiece(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
-    """WordPiece, in two passes: the first finds single characters, whose order, left to the library, would be random."""
+    """WordPiece, trained twice: first for the single characters, which the library would put in random order."""
 
-    def vocabulary(first: list[str], size: int) -> dict[str, int]:
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+    def vocabulary(leading_tokens: list[str], size: int) -> dict[str, int]:
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=leading_tokens, show_progress=False)
         learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         learner.pre_tokenizer = tokenizer.pre_tokenizer
         learner.train_from_iterator(texts, trainer, length=len(texts))
@@ -169,32 +174,32 @@ def _unigram(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
     """
     trainer = trainers.UnigramTrainer(
         vocab_size=size,
-        special_tokens=list(_PLAIN.values()),
+        special_tokens=list(_STATIC_SPECIAL.values()),
         unk_token="[UNK]",
         show_progress=False,
-        max_piece_length=_LONGEST,
+        max_piece_length=_LONGEST_PIECE,
         shrinking_factor=0.5,
         n_sub_iterations=1,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    scores = _scores(tokenizer)
+    scores = _piece_scores(tokenizer)
     floor = round(min(scores.values(), default=0.0), 6)
-    estimated = floor + 1e-4 * (1 + sum(len(piece) == 1 for piece in scores))
-    scores = {p: floor if len(p) == 1 and s < estimated else round(s, 6) for p, s in scores.items()}
+    lowest_estimate = floor + 1e-4 * (1 + sum(len(piece) == 1 for piece in scores))
+    scores = {p: floor if len(p) == 1 and s < lowest_estimate else round(s, 6) for p, s in scores.items()}
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    return models.Unigram([(token, 0.0) for token in _PLAIN.values()] + ranked, unk_id=1)
+    return models.Unigram([(token, 0.0) for token in _STATIC_SPECIAL.values()] + ranked, unk_id=1)
 
 
-def _scores(tokenizer: Tokenizer) -> dict[str, float]:
+def _piece_scores(tokenizer: Tokenizer) -> dict[str, float]:
     """Log-probability of each learnt piece, special tokens left out."""
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return {piece: score for piece, score in pieces if piece not in _PLAIN.values()}
+    return {piece: score for piece, score in pieces if piece not in _STATIC_SPECIAL.values()}
 
 
 def _bpe(tokenizer: Tokenizer, texts: list[str], size: int) -> models.Model:
     """Byte-pair merges of characters within clauses."""
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(_PLAIN.values()), max_token_length=_LONGEST, show_progress=False
+        vocab_size=size, special_tokens=list(_STATIC_SPECIAL.values()), max_token_length=_LONGEST_PIECE, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     return tokenizer.model

@@ -1,4 +1,4 @@
-"""Evaluation: encoders scored on folders of data sets, by the protocols of MTEB."""
+"""Score encoders on folders of data sets, by the protocols of MTEB."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The data sets of a folder, and how each family is scored: the protocols of MTEB (arXiv 2210.07316).
+"""Find the data sets of a folder, and score each family by its protocol of MTEB (arXiv 2210.07316).
 
 | family | what is measured | how |
 |---|---|---|
@@ -11,9 +11,9 @@
 | triplet | nDCG@10; MRR@10, recall@10 | as retrieval, over all texts that the split's rows list; not in the mean of families |
 
 Triplets are `query, positive[, negative]` rows, which train as retrieval. Many sets of them have training rows only; one
-without the split to score is passed over. Queries that are ranked among the texts of a split's rows, and no corpus, are no task
-of MTEB: so triplets have a column of their own, and the mean of families leaves them out unless there is nothing else. It stays
-comparable with means of folders that have none.
+without the split to score is skipped. MTEB has no task that ranks the texts of a split's rows instead of a corpus: so triplets
+have a column of their own, and the mean of families leaves them out unless there is no other family. It stays comparable with
+means of folders that have no triplets.
 
 Each query counts by itself, whatever its text, and of documents with equal scores the later one ranks first. Draws follow
 from the seed (42), and are those of MTEB for the same rows.
@@ -26,6 +26,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from acge_lightning.data.dataset import ROLES, Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
@@ -81,16 +83,16 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the folder's name."""
         return self.path.name
 
     @property
     def roles(self) -> set[Role]:
-        """The splits that scoring takes."""
+        """Return the splits that scoring reads."""
         return {self.split, "train"} if self.family == "classification" else {self.split}
 
     def task_dataset(self, cache_dir: str | Path, roles: Collection[Role]) -> TaskDataset:
-        """What reads its splits of these roles."""
+        """Make the task data set that reads the splits of these roles."""
         return FAMILIES[self.family][0](
             self.path,
             splits={role: None for role in ROLES if role not in roles},
@@ -103,7 +105,7 @@ class Dataset:
         )
 
     def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
-        """Its rows, checked, and what is scored."""
+        """Read the rows, and make the evaluation set of the split that is scored."""
         data = self.task_dataset(cache_dir, self.roles)
         evaluation_set = data.evaluation(self.split)
         if evaluation_set is None:
@@ -111,12 +113,23 @@ class Dataset:
         return data, evaluation_set
 
     def fingerprint(self, evaluation_set: EvaluationSet) -> str:
-        """A digest of the rows that are scored: `mark` in files of results."""
+        """Hash the rows that are scored; files of results call it `mark`."""
         digest = hashlib.sha256(f"{self.family} {self.split} {len(evaluation_set)}".encode())
         for text in evaluation_set.texts.to_pylist():
             digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-        digest.update(evaluation_set.labels.numpy().tobytes())
+        digest.update(labels_of(evaluation_set).numpy().tobytes())
         return digest.hexdigest()[:24]
+
+
+def labels_of(evaluation_set: EvaluationSet) -> Tensor:
+    """Return the labels of a set that is scored.
+
+    Raises:
+        InputError: it has none.
+    """
+    if evaluation_set.labels is None:
+        raise InputError("an evaluation set without labels cannot be scored: give rows of a family with labels")
+    return evaluation_set.labels
 
 
 def find(
@@ -128,7 +141,7 @@ def find(
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
 ) -> list[Dataset]:
-    """The data sets under `folder`/<family>/<name>; of triplets those that have the split to score.
+    """List the data sets under `folder`/<family>/<name>; of triplets those that have the split to score.
 
     Args:
         folder: in our layout.
@@ -140,17 +153,19 @@ def find(
         exclude_own_id: name or names of the retrieval sets in which it is set.
 
     Raises:
-        InputError: nothing there, or a name that is not there.
+        InputError: the folder holds no data set, or a name is not among them.
     """
     folder = Path(folder).expanduser()
     with_own_ids = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
     paths = [(family, path) for family in FAMILIES for path in sorted((folder / family).glob("*")) if path.is_dir()]
-    unscored = {path.name for family, path in paths if family == "triplet" and not _has(path, split or _split(path))}
+    unscored = {
+        path.name for family, path in paths if family == "triplet" and not _has_split(path, split or _default_split(path))
+    }
     datasets = [
         Dataset(
             family=family,
             path=path,
-            split=split or _split(path),
+            split=split or _default_split(path),
             limit=limit,
             on_bad_row=on_bad_row,
             max_bad_fraction=max_bad_fraction,
@@ -175,11 +190,11 @@ def find(
     return [d for d in datasets if d.name in tasks or d.family in tasks]
 
 
-def _split(path: Path) -> Role:
-    return "test" if _has(path, "test") else "dev"
+def _default_split(path: Path) -> Role:
+    return "test" if _has_split(path, "test") else "dev"
 
 
-def _has(path: Path, split: str) -> bool:
-    """Whether a data set has a file of a split."""
+def _has_split(path: Path, split: str) -> bool:
+    """Tell whether a data set has a file of a split."""
     qrels = path / "qrels"
     return bool(split_files(qrels if qrels.is_dir() else path, split))

@@ -1,4 +1,4 @@
-"""What an encoder does with single texts of a data set: a projection, nearest neighbours, worst errors."""
+"""Show what an encoder does with single texts of a data set: a projection, nearest neighbours, worst errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.evaluation.datasets import labels_of
 
 _POINTS, _QUERIES, _HITS, _ERRORS = 300, 5, 3, 5
 Example = dict[str, list[Any]]
 
 
 def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classes: Sequence[str] = ()) -> Example:
-    """Examples of a data set at full size.
+    """Collect examples of a data set at full size.
 
     Args:
         family: of the data set.
@@ -26,8 +27,8 @@ def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classe
         classes: words of the class numbers, for labelled texts.
 
     Returns:
-        `points` ([x, y, class] on the two main axes; for labelled texts), `neighbours` (queries, or texts, and what lies next
-        to them; for labelled texts and retrieval) and `errors` (pairs told most wrongly, queries whose right text ranks
+        `points` ([x, y, class] on the two main axes; for labelled texts), `neighbours` (queries, or texts, and their nearest
+        texts; for labelled texts and retrieval) and `errors` (pairs scored most wrongly, queries whose right text ranks
         lowest, texts whose neighbour is of another class).
     """
     result: Example = {"points": [], "neighbours": [], "errors": []}
@@ -38,31 +39,32 @@ def examples(family: str, vectors: Tensor, evaluation_set: EvaluationSet, classe
     return result | (_searches(vectors, evaluation_set) if family in ("retrieval", "triplet") else {})
 
 
-def _text(evaluation_set: EvaluationSet, number: int) -> str:
+def _text(evaluation_set: EvaluationSet, number: int | Tensor) -> str:
     return evaluation_set.texts[int(number)].as_py()
 
 
 def _labelled(vectors: Tensor, evaluation_set: EvaluationSet, classes: Sequence[str]) -> Example:
-    rows = (evaluation_set.classes[:, 1] == 0).nonzero().flatten()
+    class_numbers, draws = labels_of(evaluation_set).unbind(1)
+    rows = (draws == 0).nonzero().flatten()
     rows = rows[torch.linspace(0, len(rows) - 1, min(_POINTS, len(rows))).round().long()]
-    own, label = vectors[rows], [classes[c] for c in evaluation_set.classes[rows, 0].tolist()]
-    axes = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:2]
-    points = ((own - own.mean(0)) @ axes.T).tolist()
-    near = (own @ own.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
+    row_vectors, labels = vectors[rows], [classes[c] for c in class_numbers[rows].tolist()]
+    axes = torch.linalg.svd(row_vectors - row_vectors.mean(0), full_matrices=False)[2][:2]
+    points = ((row_vectors - row_vectors.mean(0)) @ axes.T).tolist()
+    nearest = (row_vectors @ row_vectors.T).fill_diagonal_(-2).topk(min(_HITS, len(rows) - 1))
     neighbours, errors = [], []
     for i in range(len(rows)):
         hits = [
-            {"text": _text(evaluation_set, rows[j]), "score": round(value, 4), "right": label[j] == label[i]}
-            for value, j in zip(near.values[i].tolist(), near.indices[i].tolist(), strict=True)
+            {"text": _text(evaluation_set, rows[j]), "score": round(value, 4), "right": labels[j] == labels[i]}
+            for value, j in zip(nearest.values[i].tolist(), nearest.indices[i].tolist(), strict=True)
         ]
         neighbours.append({"query": _text(evaluation_set, rows[i]), "hits": hits})
         if hits and not hits[0]["right"]:
-            expected, other = (label[j] for j in (i, int(near.indices[i, 0])))
+            expected, other = (labels[j] for j in (i, int(nearest.indices[i, 0])))
             errors.append((hits[0]["score"], {"text": _text(evaluation_set, rows[i]), "expected": expected, "found": other}))
     worst = [error for _, error in sorted(errors, key=lambda pair: -pair[0])[:_ERRORS]]
-    shown = neighbours[:: max(1, len(neighbours) // _QUERIES)][:_QUERIES]
-    return {"points": [[*map(_short, p), c] for p, c in zip(points, label, strict=True)]} | {
-        "neighbours": shown,
+    sampled = neighbours[:: max(1, len(neighbours) // _QUERIES)][:_QUERIES]
+    return {"points": [[*map(_short, p), c] for p, c in zip(points, labels, strict=True)]} | {
+        "neighbours": sampled,
         "errors": worst,
     }
 
@@ -72,13 +74,14 @@ def _short(value: float) -> float:
 
 
 def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str]]:
-    """Those whose rank by cosine and by score are furthest apart."""
-    first, second = evaluation_set.judgements[:, :2].long().unbind(1)
-    cosine, truth = (vectors[first] * vectors[second]).sum(1), evaluation_set.judgements[:, 2]
+    """List the pairs whose rank by cosine and by score are furthest apart."""
+    judgements = labels_of(evaluation_set)
+    first_texts, second_texts = judgements[:, :2].long().unbind(1)
+    cosine, truth = (vectors[first_texts] * vectors[second_texts]).sum(1), judgements[:, 2]
     ranks = [values.double().argsort().argsort().double() / max(1, len(truth) - 1) for values in (cosine, truth)]
     result = []
     for i in (ranks[0] - ranks[1]).abs().argsort(descending=True)[:_ERRORS].tolist():
-        text = f"{_text(evaluation_set, first[i])} | {_text(evaluation_set, second[i])}"
+        text = f"{_text(evaluation_set, first_texts[i])} | {_text(evaluation_set, second_texts[i])}"
         result.append({"text": text, "expected": f"score {truth[i]:g}", "found": f"cosine {cosine[i]:.4f}"})
     return result
 
@@ -86,21 +89,23 @@ def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str
 def _searches(vectors: Tensor, evaluation_set: EvaluationSet) -> Example:
     queries = evaluation_set.roles[0][0]
     documents = vectors[queries:]
-    right, hidden = {}, {}
-    for query, _, grade, _, document in evaluation_set.judgements.tolist():
+    relevant: dict[int, set[int]] = {}
+    hidden: dict[int, set[int]] = {}
+    for query, _, grade, _, document in labels_of(evaluation_set).tolist():
         if not grade <= 0:
-            (hidden if math.isnan(grade) else right).setdefault(int(query), set()).add(int(document))
-    asked = np.array(sorted(right))
+            (hidden if math.isnan(grade) else relevant).setdefault(int(query), set()).add(int(document))
+    judged_queries = np.array(sorted(relevant))
+    positions = np.linspace(0, len(judged_queries) - 1, min(_POINTS, len(judged_queries))).round().astype(int)
     neighbours, errors = [], []
-    for place, q in enumerate(asked[np.linspace(0, len(asked) - 1, min(_POINTS, len(asked))).round().astype(int)].tolist()):
-        scores, answers, others = documents @ vectors[q], sorted(right[q]), sorted(hidden.get(q, ()))
-        scores[others] = -torch.inf
-        best = scores.topk(min(_HITS, len(scores) - len(others)))
+    for number, q in enumerate(judged_queries[positions].tolist()):
+        scores, answers, hidden_documents = documents @ vectors[q], sorted(relevant[q]), sorted(hidden.get(q, ()))
+        scores[hidden_documents] = -torch.inf
+        best = scores.topk(min(_HITS, len(scores) - len(hidden_documents)))
         hits = [
             {"text": _text(evaluation_set, queries + d), "score": round(value, 4), "right": d in answers}
             for value, d in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        if place < _QUERIES:
+        if number < _QUERIES:
             neighbours.append({"query": _text(evaluation_set, q), "hits": hits})
         rank = int((scores > scores[answers].max()).sum()) + 1
         if rank > 1 and hits:

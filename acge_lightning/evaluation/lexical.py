@@ -1,4 +1,4 @@
-"""Encoders without training: BM25 and TF-IDF over characters and words, as sparse vectors."""
+"""Encode texts without training, by BM25 and TF-IDF over characters and words, as sparse vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RUN = re.compile(r"([a-z0-9]+)|([^\W\d_a-z]+)")
 
 
 def terms(text: str) -> list[str]:
-    """Latin words and numbers; of other scripts, characters and pairs of neighbours.
+    """Split a text into Latin words and numbers; of other scripts, into characters and pairs of neighbours.
 
     >>> terms("BERT 模型")
     ['bert', '模', '型', '模型']
@@ -28,7 +28,7 @@ def terms(text: str) -> list[str]:
 
 
 def tfidf(evaluation_set: EvaluationSet) -> csr_matrix:
-    """TF-IDF vectors (sublinear tf, smoothed idf) of length 1 of all texts of a set, fitted on them: Float32[texts, terms]."""
+    """Compute TF-IDF vectors (sublinear tf, smoothed idf) of length 1, fitted on the texts of a set: Float32[texts, terms]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, dtype=np.float32)
@@ -36,7 +36,7 @@ def tfidf(evaluation_set: EvaluationSet) -> csr_matrix:
 
 
 def bm25(evaluation_set: EvaluationSet) -> csr_matrix:
-    """BM25 weights of a set's documents, and term counts of its queries, so that their products are BM25 scores.
+    """Compute BM25 weights of a set's documents, and term counts of its queries, so that their products are BM25 scores.
 
     Where all texts are of one role, each has its weights, at length 1. The weights are those of the library bm25s (Lucene's
     variant, k1 1.5, b 0.75).

@@ -1,9 +1,9 @@
-"""Few-shot, long-tailed classification: some classes have many training texts, the others k, at every size of an embedding.
+"""Score few-shot, long-tailed classification: some classes have many training texts, the others k, at every embedding size.
 
 A seed draws the head, a share of the classes, among those with enough training texts; a head class is learnt from
 `head_shots` texts, a tail class from k. The larger draws of a seed hold the smaller ones. A probe is fitted at each dim
-to prefixes of length 1, and the cascade of `acge_lightning.classify` to all dims together. Scored is accuracy over all test
-texts, over those of the head, and over those of the tail; the test texts also as people type them (`perturb`).
+to prefixes of length 1, and the cascade of `acge_lightning.classify` to all dims together. The score is accuracy over all test
+texts, over those of the head, and over those of the tail; the test texts are also scored as people type them (`perturb`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,28 +31,29 @@ from acge_lightning.evaluation.longtail_results import add, check
 from acge_lightning.evaluation.perturb import KINDS, perturb
 from acge_lightning.evaluation.scoring import Model
 from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
+from acge_lightning.terminal import track
 
-_PART = 1024  # texts whose cosines with all classes are in memory
-PARTS = ("all", "head", "tail")
+_CHUNK = 1024  # texts whose cosines with all classes are in memory at a time
+SUBSETS = ("all", "head", "tail")
 
 
 class Centroid(ClassifierMixin, BaseEstimator):
-    """The class whose mean vector has the highest cosine with the text.
+    """Predict the class whose mean vector has the highest cosine with the text.
 
     scikit-learn's NearestCentroid takes distances, and the mean of many vectors is shorter than one of them: nearer to all.
     """
 
     def fit(self, vectors: np.ndarray, labels: np.ndarray) -> Centroid:
-        """Means of Float[n, d] of each class, at length 1."""
+        """Average the vectors Float[n, d] of each class, at length 1."""
         self.classes_, counts = np.unique(labels, return_counts=True)
         rows = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-        self.centroids_ = normalize(np.stack([vectors[mine].mean(axis=0) for mine in rows]))
+        self.centroids_ = normalize(np.stack([vectors[class_rows].mean(axis=0) for class_rows in rows]))
         return self
 
     def predict(self, vectors: np.ndarray) -> np.ndarray:
-        """The labels of Float[n, d]."""
-        parts = np.split(vectors, range(_PART, len(vectors), _PART))
-        return self.classes_[np.concatenate([(part @ self.centroids_.T).argmax(axis=1) for part in parts])]
+        """Predict the labels of vectors Float[n, d]."""
+        chunks = np.split(vectors, range(_CHUNK, len(vectors), _CHUNK))
+        return self.classes_[np.concatenate([(chunk @ self.centroids_.T).argmax(axis=1) for chunk in chunks])]
 
 
 PROBES: dict[str, ClassifierMixin] = {
@@ -65,7 +66,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is drawn and fitted.
+    """The settings of the draws and the probes.
 
     Args:
         shots: training texts of a tail class, one or more numbers.
@@ -103,17 +104,17 @@ class Protocol:
 
 
 def draw(labels: np.ndarray, shots: int, head: float, head_shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The training rows of a seed, and the classes of its head.
+    """Draw the training rows of a seed, and the classes of its head.
 
     Args:
         labels: Int64[n] classes of all training rows.
         shots: rows of a tail class, or all that it has.
         head: share of the classes.
         head_shots: rows of a head class.
-        seed: of the draw; with the same one, more shots add rows and keep the others.
+        seed: of the draw; with the same seed, more shots add rows to those of fewer.
 
     Returns:
-        Int64[rows] places, ascending, and Int64[head classes].
+        Int64[rows] positions, ascending, and Int64[head classes].
 
     Raises:
         InputError: too few classes have `head_shots` rows.
@@ -124,15 +125,17 @@ def draw(labels: np.ndarray, shots: int, head: float, head_shots: int, seed: int
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(labels, return_counts=True)
-    able, wanted = classes[counts >= head_shots], max(1, round(head * len(classes)))
-    if len(able) < wanted:
-        raise InputError(f"{wanted} classes need {head_shots} training texts, {len(able)} have them: lower head_shots or head")
-    heads = np.sort(rng.choice(able, wanted, replace=False))
-    rows = []
+    eligible, head_count = classes[counts >= head_shots], max(1, round(head * len(classes)))
+    if len(eligible) < head_count:
+        raise InputError(
+            f"{head_count} classes need {head_shots} training texts, {len(eligible)} have them: lower head_shots or head"
+        )
+    heads = np.sort(rng.choice(eligible, head_count, replace=False))
+    drawn_rows = []
     for label in classes:
-        mine = rng.permutation(np.flatnonzero(labels == label))
-        rows.append(mine[: head_shots if label in heads else shots])
-    return np.sort(np.concatenate(rows)), heads
+        class_rows = rng.permutation(np.flatnonzero(labels == label))
+        drawn_rows.append(class_rows[: head_shots if label in heads else shots])
+    return np.sort(np.concatenate(drawn_rows)), heads
 
 
 @dataclass(frozen=True)
@@ -142,55 +145,55 @@ class Texts:
     Training texts that are test texts too are left out, and test texts of a class that has no training text.
     """
 
-    known: list[str]
-    known_labels: np.ndarray
-    tested: list[str]
-    tested_labels: np.ndarray
+    train: list[str]
+    train_labels: np.ndarray
+    test: list[str]
+    test_labels: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset, cache_dir: Path) -> Texts:
-        """Those of a data set."""
+    def from_dataset(cls, dataset: Dataset, cache_dir: Path) -> Texts:
+        """Read the texts of a data set."""
         if dataset.family not in _FAMILIES:
             raise InputError(f"{dataset.path} is of the family {dataset.family}: name tasks of classification or clustering")
         data = dataset.task_dataset(cache_dir, {"train", dataset.split})
-        learn, test = data.train, data.opened_splits.get(dataset.split)
-        if test is None:
+        train_split, test_split = data.train, data.opened_splits.get(dataset.split)
+        if test_split is None:
             raise InputError(f"{dataset.path} has no {dataset.split} split: nothing can be scored")
-        tested = set(test.column("text"))
-        keep = np.array([text not in tested for text in learn.column("text")], dtype=bool)
-        classes, labels = np.unique(learn.column("label")[keep].astype(str), return_inverse=True)
+        test_texts = set(test_split.column("text"))
+        is_new = np.array([text not in test_texts for text in train_split.column("text")], dtype=bool)
+        classes, labels = np.unique(train_split.column("label")[is_new].astype(str), return_inverse=True)
         number = {label: i for i, label in enumerate(classes)}
-        answers = np.array([number.get(label, -1) for label in test.column("label").astype(str)])
-        texts = test.column("text")[answers >= 0].tolist()
-        return cls(learn.column("text")[keep].tolist(), labels, texts, answers[answers >= 0])
+        test_labels = np.array([number.get(label, -1) for label in test_split.column("label").astype(str)])
+        texts = test_split.column("text")[test_labels >= 0].tolist()
+        return cls(train_split.column("text")[is_new].tolist(), labels, texts, test_labels[test_labels >= 0])
 
     def fingerprint(self) -> str:
-        """A digest of the texts and their classes."""
-        digest = hashlib.sha256(f"{len(self.known)}".encode())
-        for text in (*self.known, *self.tested):
+        """Hash the texts and their classes."""
+        digest = hashlib.sha256(f"{len(self.train)}".encode())
+        for text in (*self.train, *self.test):
             digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-        digest.update(self.known_labels.tobytes() + self.tested_labels.tobytes())
+        digest.update(self.train_labels.tobytes() + self.test_labels.tobytes())
         return digest.hexdigest()[:24]
 
 
 @dataclass(frozen=True)
-class _Side:
-    """An encoder's vectors of a data set: Float32[known, D], and for each perturbation Float32[tested, D]; and its hash."""
+class _EncodedTexts:
+    """An encoder's vectors of the training texts, Float32[n, D], and by perturbation of the test texts; and its hash."""
 
     name: str
     hash: str
     dims: list[int]
-    known: np.ndarray
-    tested: dict[str, np.ndarray]
+    train: np.ndarray
+    test: dict[str, np.ndarray]
 
-    def rotated(self) -> _Side:
-        """The same after a PCA, fitted to the training texts; dims that these are too few for are left out."""
-        dims = [dim for dim in self.dims if dim <= min(self.known.shape)]
+    def rotated(self) -> _EncodedTexts:
+        """Rotate the vectors by a PCA, fitted to the training texts; dims that these are too few for are left out."""
+        dims = [dim for dim in self.dims if dim <= min(self.train.shape)]
         if not dims:
-            raise InputError(f"pca={self.name}: {len(self.known)} training texts are too few for {min(self.dims)} dims")
-        fitted = PCA(max(dims), svd_solver="full").fit(self.known)
-        tested = {kind: fitted.transform(vectors) for kind, vectors in self.tested.items()}
-        return _Side(f"{self.name} PCA", f"PCA {self.hash}", dims, fitted.transform(self.known), tested)
+            raise InputError(f"pca={self.name}: {len(self.train)} training texts are too few for {min(self.dims)} dims")
+        components = PCA(max(dims), svd_solver="full").fit(self.train)
+        test = {kind: components.transform(vectors) for kind, vectors in self.test.items()}
+        return _EncodedTexts(f"{self.name} PCA", f"PCA {self.hash}", dims, components.transform(self.train), test)
 
 
 def longtail(
@@ -201,9 +204,9 @@ def longtail(
     pca: str | None = None,
     out: str | Path | None = None,
     cache_dir: str | Path = CACHE,
-    show: Callable[[Iterator[Any], int, str], Iterator[Any]] = lambda jobs, total, name: jobs,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Scores all encoders by the protocol; a data set that fails has its reason in a row, and the others go on.
+    """Score all encoders by the protocol; a data set that fails has its reason in a row, and the others go on.
 
     Args:
         models: encoders; the others are compared with the first one.
@@ -211,22 +214,22 @@ def longtail(
         protocol: what is drawn and fitted.
         dims: prefix sizes; an encoder's Matryoshka dims by default, and always its full size.
         pca: name of a model whose principal components are scored too.
-        out: JSON file, to which is added after each data set: what it holds of other encoders and data sets stays.
+        out: JSON file, which results are added to after each data set; those of other encoders and data sets stay.
         cache_dir: of checked rows and embeddings.
-        show: is given the jobs of a data set, their number and its name; may show progress.
+        progress: show a progress bar for each data set.
 
     Returns:
-        What the file holds of these: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the mean accuracy
-        over seeds, `values` that of all, head and tail, `spread` their standard deviations over seeds, `each` the single
-        values; its `dim` is null for the cascade; `mean_dim` is what was read. `differences` are paired, seed by seed.
+        The results of these encoders and data sets: `protocol`, `encoders`, `rows` and `differences`. A row's `value` is the
+        mean accuracy over seeds, `values` that of all, head and tail, `spread` their standard deviations over seeds, `each`
+        the single values; its `dim` is null for the cascade; `mean_dim` is the mean dim that was read. `differences` are
+        paired, seed by seed.
 
     Raises:
         InputError: a model that is no encoder, an unknown `pca`, or an `out` that is another file or of another protocol.
     """
     protocol, cache_dir = protocol or Protocol(), Path(cache_dir).expanduser()
     for model in models:
-        if model.encoder is None:
-            raise InputError(f"model={model.path} is no encoder: it has no dims to cut")
+        model.require_encoder("it has no dims to cut")
     if pca is not None and pca not in [model.name for model in models]:
         raise InputError(f"pca={pca} is none of the models: choose from {[model.name for model in models]}")
     names = [name for model in models for name in (model.name, *([f"{model.name} PCA"] if model.name == pca else []))]
@@ -237,11 +240,11 @@ def longtail(
         check(Path(out), result)
     for dataset in datasets:
         try:
-            texts = Texts.of(dataset, cache_dir)
-            sides = _sides(models, texts, protocol, dims, pca, cache_dir)
-            rows = list(_rows(sides, dataset, texts, protocol, show))
+            texts = Texts.from_dataset(dataset, cache_dir)
+            encoded_sets = _encode(models, texts, protocol, dims, pca, cache_dir)
+            rows = list(_rows(encoded_sets, dataset, texts, protocol, progress))
         except (InputError, OSError) as error:
-            rows = [_place(dataset) | {"encoder": name, "value": None, "error": str(error)} for name in names]
+            rows = [_dataset_fields(dataset) | {"encoder": name, "value": None, "error": str(error)} for name in names]
         result["rows"] += rows
         result["differences"] += _differences(rows, names[0])
         if out:
@@ -249,114 +252,122 @@ def longtail(
     return result
 
 
-def _sides(
+def _encode(
     models: Sequence[Model],
     texts: Texts,
     protocol: Protocol,
     dims: Sequence[int] | None,
     pca: str | None,
     cache_dir: Path,
-) -> list[_Side]:
-    changed, sides = {kind: perturb(texts.tested, kind) for kind in protocol.perturbations}, []
+) -> list[_EncodedTexts]:
+    perturbed = {kind: perturb(texts.test, kind) for kind in protocol.perturbations}
+    encoded_sets: list[_EncodedTexts] = []
     for model in models:
-        embeddings, prompt = Embeddings(model.encoder, cache_dir / "embeddings"), (model.prompts or {}).get("text")
-        known = embeddings.encode(texts.known, prompt).numpy()
-        tested = {kind: embeddings.encode(each, prompt).numpy() for kind, each in changed.items()}
-        if not all(np.isfinite(vectors).all() for vectors in (known, *tested.values())):
+        embeddings, prompt = Embeddings(model.require_encoder(), cache_dir / "embeddings"), (model.prompts or {}).get("text")
+        train = embeddings.encode(texts.train, prompt).numpy()
+        test = {kind: embeddings.encode(texts_of_kind, prompt).numpy() for kind, texts_of_kind in perturbed.items()}
+        if not all(np.isfinite(vectors).all() for vectors in (train, *test.values())):
             raise InputError(f"model={model.name} gave vectors that are not finite (NaN or infinity)")
         digest = model.digest(embeddings.hash)
-        sides.append(_Side(model.name, digest, [d for d in model.dims(dims) if d], known, tested))
-        sides += [sides[-1].rotated()] if model.name == pca else []
-    return sides
+        encoded_sets.append(_EncodedTexts(model.name, digest, [d for d in model.dims(dims) if d], train, test))
+        encoded_sets += [encoded_sets[-1].rotated()] if model.name == pca else []
+    return encoded_sets
 
 
 # ---- scores
 
 
-def _rows(sides: Sequence[_Side], dataset: Dataset, texts: Texts, protocol: Protocol, show: Callable) -> Iterator[Row]:
-    """A row for each encoder, dim, number of shots and perturbation."""
+def _rows(
+    encoded_sets: Sequence[_EncodedTexts], dataset: Dataset, texts: Texts, protocol: Protocol, progress: bool
+) -> Iterator[Row]:
+    """Score each encoder at each dim, number of shots and perturbation; a row for each."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    drawn = {
-        (shots, seed): draw(texts.known_labels, shots, protocol.head, protocol.head_shots, seed)
+    draws = {
+        (shots, seed): draw(texts.train_labels, shots, protocol.head, protocol.head_shots, seed)
         for shots in protocol.shots
         for seed in range(protocol.seeds)
     }
     fingerprint = texts.fingerprint()
     keys = [
-        (side, dim, shots)
-        for side in sides
-        for dim in (*side.dims, *([None] if protocol.adaptive else []))
+        (encoded, dim, shots)
+        for encoded in encoded_sets
+        for dim in (*encoded.dims, *([None] if protocol.adaptive else []))
         for shots in protocol.shots
     ]
-    jobs = [(side, dim, shots, seed) for side, dim, shots in keys for seed in range(protocol.seeds)]
+    jobs = [(encoded, dim, shots, seed) for encoded, dim, shots in keys for seed in range(protocol.seeds)]
     score = partial(_score, texts=texts, protocol=protocol)
     with threadpool_limits(1):
         running = Parallel(n_jobs=os.cpu_count() or 1, prefer="threads", return_as="generator")(
-            delayed(score)(side, dim, seed, *drawn[shots, seed]) for side, dim, shots, seed in jobs
+            delayed(score)(encoded, dim, seed, *draws[shots, seed]) for encoded, dim, shots, seed in jobs
         )
-        found = iter(show(running, len(jobs), dataset.name))
-        for side, dim, shots in keys:
-            seeds = [next(found) for _ in range(protocol.seeds)]
+        if progress:
+            running = track(running, dataset.name, "fits", len(jobs))
+        for encoded, dim, shots in keys:
+            seeds = [next(running) for _ in range(protocol.seeds)]
             for kind in protocol.perturbations:
-                each = {part: [seed[kind][part] for seed in seeds] for part in (*PARTS, "mean_dim")}
-                names = {"encoder": side.name, "hash": side.hash, "mark": fingerprint}
+                per_seed = {subset: [seed[kind][subset] for seed in seeds] for subset in (*SUBSETS, "mean_dim")}
+                names: Row = {"encoder": encoded.name, "hash": encoded.hash, "mark": fingerprint}
                 names |= {"dim": dim, "shots": shots, "perturbation": kind}
                 seconds = sum(seed["seconds"] for seed in seeds)
-                yield _place(dataset) | names | _summary(each) | {"n": len(texts.tested), "seconds": round(seconds, 3)}
-        next(found, None)  # lets what shows progress come to its end
+                yield (
+                    _dataset_fields(dataset) | names | _summary(per_seed) | {"n": len(texts.test), "seconds": round(seconds, 3)}
+                )
+        next(running, None)  # ends the progress bar
 
 
 def _score(
-    side: _Side, dim: int | None, seed: int, rows: np.ndarray, heads: np.ndarray, texts: Texts, protocol: Protocol
+    encoded: _EncodedTexts, dim: int | None, seed: int, rows: np.ndarray, heads: np.ndarray, texts: Texts, protocol: Protocol
 ) -> dict[str, Any]:
-    """Perturbation -> accuracy of all, head, tail, and mean dim, of one draw; `seconds` that it took."""
+    """Fit and score one draw: perturbation -> accuracy of all, head, tail, and mean dim; `seconds` -> the time."""
     start, probe = time.perf_counter(), clone(PROBES[protocol.probe])
-    known, labels = side.known[rows], texts.known_labels[rows]
+    train_vectors, labels = encoded.train[rows], texts.train_labels[rows]
     if dim is None:
-        cascade = AdaptiveClassifier(side.dims, probe, random_state=seed).fit(known, labels)
+        cascade = AdaptiveClassifier(encoded.dims, probe, random_state=seed).fit(train_vectors, labels)
     else:
-        probe.fit(normalize(known[:, :dim]), labels)
-    in_head, found = np.isin(texts.tested_labels, heads), {}
-    for kind, vectors in side.tested.items():
+        probe.fit(normalize(train_vectors[:, :dim]), labels)
+    in_head, result = np.isin(texts.test_labels, heads), {}
+    for kind, vectors in encoded.test.items():
         if dim is None:
-            told, read = cascade.predict_with_dims(vectors)
+            predicted, dims_read = cascade.predict_with_dims(vectors)
         else:
-            told, read = probe.predict(normalize(vectors[:, :dim])), np.array([dim])
-        right = told == texts.tested_labels
-        parts = {"all": right, "head": right[in_head], "tail": right[~in_head]}
-        found[kind] = {part: float(values.mean()) if len(values) else float("nan") for part, values in parts.items()}
-        found[kind]["mean_dim"] = float(read.mean())
-    return found | {"seconds": time.perf_counter() - start}
+            predicted, dims_read = probe.predict(normalize(vectors[:, :dim])), np.array([dim])
+        correct = predicted == texts.test_labels
+        correct_of = {"all": correct, "head": correct[in_head], "tail": correct[~in_head]}
+        result[kind] = {subset: float(values.mean()) if len(values) else float("nan") for subset, values in correct_of.items()}
+        result[kind]["mean_dim"] = float(dims_read.mean())
+    return result | {"seconds": time.perf_counter() - start}
 
 
-def _summary(each: Mapping[str, Sequence[float]]) -> Row:
-    values = {part: float(np.mean(each[part])) for part in PARTS}
-    spread = {part: float(np.std(each[part], ddof=1)) if len(each[part]) > 1 else 0.0 for part in PARTS}
+def _summary(per_seed: Mapping[str, Sequence[float]]) -> Row:
+    values = {subset: float(np.mean(per_seed[subset])) for subset in SUBSETS}
+    spread = {subset: float(np.std(per_seed[subset], ddof=1)) if len(per_seed[subset]) > 1 else 0.0 for subset in SUBSETS}
     row = {"metric": "accuracy", "value": values["all"], "values": values, "spread": spread}
     return row | {
-        "each": {part: list(each[part]) for part in PARTS},
-        "mean_dim": float(np.mean(each["mean_dim"])),
-        "seeds": list(range(len(each["all"]))),
+        "each": {subset: list(per_seed[subset]) for subset in SUBSETS},
+        "mean_dim": float(np.mean(per_seed["mean_dim"])),
+        "seeds": list(range(len(per_seed["all"]))),
         "error": None,
     }
 
 
-def _place(dataset: Dataset) -> Row:
+def _dataset_fields(dataset: Dataset) -> Row:
     return {"family": dataset.family, "dataset": dataset.name, "split": dataset.split}
 
 
-def _differences(rows: Sequence[Row], first: str) -> list[Row]:
-    """Of each encoder against the first one, at the same dim, shots and perturbation: mean and spread over seeds."""
-    same = ("family", "dataset", "dim", "shots", "perturbation")
-    base = {tuple(row[key] for key in same): row for row in rows if not row["error"] and row["encoder"] == first}
-    found = []
+def _differences(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Subtract the baseline's accuracy from each encoder's at the same dim, shots and perturbation, seed by seed."""
+    keys = ("family", "dataset", "dim", "shots", "perturbation")
+    baseline_rows = {tuple(row[key] for key in keys): row for row in rows if not row["error"] and row["encoder"] == baseline}
+    differences = []
     for row in rows:
-        other = None if row["error"] or row["encoder"] == first else base.get(tuple(row[key] for key in same))
-        if other is not None:
-            each = {part: np.subtract(row["each"][part], other["each"][part]).tolist() for part in PARTS}
-            summary = _summary(each | {"mean_dim": [row["mean_dim"] - other["mean_dim"]]})
-            names = {"encoder": row["encoder"], "against": first} | {key: row[key] for key in same}
-            found.append(names | {key: summary[key] for key in ("values", "spread", "each", "seeds")})
-    return found
+        baseline_row = (
+            None if row["error"] or row["encoder"] == baseline else baseline_rows.get(tuple(row[key] for key in keys))
+        )
+        if baseline_row is not None:
+            per_seed = {subset: np.subtract(row["each"][subset], baseline_row["each"][subset]).tolist() for subset in SUBSETS}
+            summary = _summary(per_seed | {"mean_dim": [row["mean_dim"] - baseline_row["mean_dim"]]})
+            names = {"encoder": row["encoder"], "against": baseline} | {key: row[key] for key in keys}
+            differences.append(names | {key: summary[key] for key in ("values", "spread", "each", "seeds")})
+    return differences

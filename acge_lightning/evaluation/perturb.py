@@ -1,4 +1,4 @@
-"""Test texts as people type them: with typos, in other widths and in the other Chinese script. Seeded pure functions."""
+"""Perturb texts as people type them: with typos, in other widths and in the other Chinese script. Seeded pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HANZI = range(0xB0, 0xD8)  # rows of GB 2312 in which the common characters sta
 
 
 def perturb(texts: Sequence[str], kind: str, seed: int = 0, share: float = 0.1) -> list[str]:
-    """Texts changed in one way; the same texts and seed give the same result, whatever stands beside them.
+    """Change texts in one way; a text and a seed always give the same result, whatever the other texts.
 
     Args:
         texts: any.
@@ -36,24 +36,24 @@ def perturb(texts: Sequence[str], kind: str, seed: int = 0, share: float = 0.1) 
 
 
 def typos(text: str, rng: random.Random, share: float) -> str:
-    """Neighbours swapped, characters left out, doubled, or taken for a similar one: in equal parts, at random places."""
+    """Swap neighbours, delete characters, insert or substitute similar ones: in equal shares, at random positions."""
     letters = list(text)
-    places = rng.sample(range(len(text)), min(len(text), max(1, round(share * len(text))))) if share else []
-    for place in sorted(places, reverse=True):  # from behind, so that the places before stay where they are
+    positions = rng.sample(range(len(text)), min(len(text), max(1, round(share * len(text))))) if share else []
+    for position in sorted(positions, reverse=True):  # from the end, so that earlier positions stay valid
         change = rng.choice(("swap", "delete", "insert", "similar"))
-        if change == "swap" and place + 1 < len(letters):
-            letters[place : place + 2] = reversed(letters[place : place + 2])
+        if change == "swap" and position + 1 < len(letters):
+            letters[position : position + 2] = reversed(letters[position : position + 2])
         elif change == "delete" and len(letters) > 1:
-            del letters[place]
+            del letters[position]
         elif change == "insert":
-            letters.insert(place, similar(letters[place], rng))
+            letters.insert(position, similar(letters[position], rng))
         else:
-            letters[place] = similar(letters[place], rng)
+            letters[position] = similar(letters[position], rng)
     return "".join(letters)
 
 
 def similar(letter: str, rng: random.Random) -> str:
-    """A character that is typed in place of another: of the same or nearly the same sound, or from a key beside it.
+    """Draw a character that is typed instead of another: of the same or nearly the same sound, or of a key beside it.
 
     The 3755 common characters of GB 2312 stand in the order of their pinyin: those beside a character mostly sound like it.
     What is neither one of them nor on a key comes back as it is.
@@ -62,9 +62,9 @@ def similar(letter: str, rng: random.Random) -> str:
     ('筐', 'h')
     """
     for row in _KEYS:
-        place = row.find(letter.lower()) if letter else -1
-        if place >= 0:
-            beside = rng.choice([row[i] for i in (place - 1, place + 1) if 0 <= i < len(row)])
+        position = row.find(letter.lower()) if letter else -1
+        if position >= 0:
+            beside = rng.choice([row[i] for i in (position - 1, position + 1) if 0 <= i < len(row)])
             return beside.upper() if letter.isupper() else beside
     try:
         lead, trail = letter.encode("gb2312")
@@ -73,23 +73,23 @@ def similar(letter: str, rng: random.Random) -> str:
     if lead not in _HANZI:
         return letter
     last = 0xF9 if lead == 0xD7 else 0xFE  # the last row is not full
-    beside = [place for place in range(trail - 2, trail + 3) if 0xA1 <= place <= last and place != trail]
-    return bytes([lead, rng.choice(beside)]).decode("gb2312")
+    neighbours = [position for position in range(trail - 2, trail + 3) if 0xA1 <= position <= last and position != trail]
+    return bytes([lead, rng.choice(neighbours)]).decode("gb2312")
 
 
 def width(text: str, rng: random.Random, share: float) -> str:
-    """Full-width Latin letters, digits, signs and spaces for half-width ones, and half for full. Twice gives the text back."""
+    """Exchange full-width and half-width Latin letters, digits, signs and spaces. Twice gives the text back."""
     return text.translate(_WIDTHS)
 
 
 def script(text: str, rng: random.Random, share: float) -> str:
-    """Traditional characters for simplified ones; a text that has none of those, the other way round. Needs opencc."""
+    """Write simplified characters as traditional ones; in a text without any, the other way round. Needs opencc."""
     other = _converter("s2t")(text)
     return other if other != text else _converter("t2s")(text)
 
 
 def clean(text: str, rng: random.Random, share: float) -> str:
-    """The text."""
+    """Return the text unchanged."""
     return text
 
 

@@ -1,4 +1,4 @@
-"""The scores of an evaluation: what its file holds, read and written, and means."""
+"""Read, merge and write the file of an evaluation, and average its scores."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from acge_lightning.files import spreadsheet
 from acge_lightning.files.atomic import check_replaceable, lock, write_text
 
 FORMAT = 1
-NOT_IN_MEAN = ("triplet",)  # families whose tasks are none of MTEB's: see `protocols`
+NOT_IN_MEAN = ("triplet",)  # families whose tasks are none of MTEB's: see `datasets`
 Row = dict[str, Any]
 
 
 def failures(result: Mapping[str, Any]) -> list[Row]:
-    """The rows without a score. What is noted of a score (queries that are left out) stands beside it."""
+    """List the rows without a score; a row with a note, such as of queries that are left out, has a score."""
     return [row for row in result["rows"] if row["error"]]
 
 
-def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float]:
-    """Mean of the main scores of each family at a dim, and `mean`, that of the families; sets that failed are left out.
+def means(rows: Sequence[Mapping[str, Any]], encoder: str, dim: float | None) -> dict[str, float]:
+    """Average the main scores of each family at a dim, and as `mean` those of the families; sets that failed are left out.
 
     Families of `NOT_IN_MEAN` count in `mean` only where there is no other.
     """
@@ -31,8 +31,8 @@ def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float
         if row["encoder"] == encoder and row["dim"] == dim and row["value"] is not None:
             families.setdefault(row["family"], []).append(row["value"])
     by_family = {family: sum(values) / len(values) for family, values in sorted(families.items())}
-    counted = [value for family, value in by_family.items() if family not in NOT_IN_MEAN] or list(by_family.values())
-    return by_family | ({"mean": sum(counted) / len(counted)} if counted else {})
+    in_mean = [value for family, value in by_family.items() if family not in NOT_IN_MEAN] or list(by_family.values())
+    return by_family | ({"mean": sum(in_mean) / len(in_mean)} if in_mean else {})
 
 
 # ---- files
@@ -40,8 +40,8 @@ def means(rows: Sequence[Row], encoder: str, dim: int | None) -> dict[str, float
 NOTHING: dict[str, Any] = {"encoders": [], "rows": [], "differences": [], "leaks": [], "examples": {}}
 
 
-def earlier(file: Path) -> dict[str, Any]:
-    """What earlier runs have left in a file; empty lists where it is not there.
+def read_results(file: Path) -> dict[str, Any]:
+    """Read the results of earlier runs; empty lists if the file does not exist.
 
     Raises:
         InputError: it is another file, or cannot be read.
@@ -49,31 +49,31 @@ def earlier(file: Path) -> dict[str, Any]:
     if not file.is_file() or not file.stat().st_size:
         return dict(NOTHING)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found.get("kind", "evaluation") != "evaluation":
-            raise ValueError(f"its format is {found['format']!r}, its kind {found.get('kind', 'evaluation')!r}")
-        by_hashes(found["rows"])
-        found = NOTHING | found
-        merged(found, NOTHING)
-        return found
+        contents = json.loads(file.read_text(encoding="utf-8"))
+        if contents["format"] != FORMAT or contents.get("kind", "evaluation") != "evaluation":
+            raise ValueError(f"its format is {contents['format']!r}, its kind {contents.get('kind', 'evaluation')!r}")
+        by_hashes(contents["rows"])
+        contents = NOTHING | contents
+        merge(contents, NOTHING)
+        return contents
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"out={file} holds no results of an evaluation ({error}): give another file") from None
 
 
 def by_hashes(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """(encoder's hash, data's mark) -> the rows without an error."""
-    kept: dict[tuple[str, str], list[Row]] = {}
+    """Group the rows without an error by the encoder's hash and the data set's fingerprint."""
+    rows_of: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if not row["error"]:
-            kept.setdefault((row["hash"], row["mark"]), []).append(row)
-    return kept
+            rows_of.setdefault((row["hash"], row["mark"]), []).append(row)
+    return rows_of
 
 
 def check(file: Path) -> None:
-    """Refuse to write where something else lies.
+    """Refuse to replace a file of another kind.
 
     Raises:
-        InputError: the file, or the table beside it, is there and is not of an evaluation.
+        InputError: the name is that of the table, or the table beside the file is not of an evaluation.
     """
     if file.suffix == ".csv":
         raise InputError(f"out={file} is the name of the table beside the results: give a name that ends in .json")
@@ -81,7 +81,7 @@ def check(file: Path) -> None:
 
 
 def add(file: Path, result: Mapping[str, Any], table: bool = False) -> None:
-    """Put results into a file beside those that it holds; other processes may do the same at the same time.
+    """Add results to those of a file; other processes may do the same at the same time.
 
     Args:
         file: of JSON.
@@ -93,91 +93,94 @@ def add(file: Path, result: Mapping[str, Any], table: bool = False) -> None:
             write(file, result)
         return
     with lock(file.with_name(f".{file.name}.lock")):
-        whole = merged(earlier(file), result)
-        write(file, whole)
+        combined = merge(read_results(file), result)
+        write(file, combined)
         if table:
-            write_csv(file.with_suffix(".csv"), whole["rows"])
+            write_csv(file.with_suffix(".csv"), combined["rows"])
 
 
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """New results, and those of old ones that were not measured again.
+def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge new results with the old ones that were not measured again.
 
-    An encoder is known by its hash and a data set by the mark of its rows, and bear the names that they had last. What has
-    lost its name to another encoder, or to other rows, has the first 6 digits of its hash, or mark, behind it.
+    An encoder is identified by its hash and a data set by the fingerprint of its rows; both get the names that they had last.
+    One whose name another has now gets the first 6 digits of its hash, or fingerprint, as a suffix.
     """
-    encoders = renamed(*({card["name"]: card["hash"] for card in part["encoders"]} for part in (old, new)))
-    datasets = renamed(marks(old["rows"]), marks(new["rows"]))
+    encoders = new_names(*({card["name"]: card["hash"] for card in contents["encoders"]} for contents in (old, new)))
+    datasets = new_names(dataset_fingerprints(old["rows"]), dataset_fingerprints(new["rows"]))
     rows, differences, leaks = (
-        [told(entry, encoders, datasets) for entry in old[key]] for key in ("rows", "differences", "leaks")
+        [rename_entry(entry, encoders, datasets) for entry in old[key]] for key in ("rows", "differences", "leaks")
     )
     differences = [entry for entry in differences if entry["encoder"] != entry["against"]]
     examples = {name: dict(sets) for name, sets in new["examples"].items()}
     for name, sets in old["examples"].items():
-        mine = examples.setdefault(encoders.get(name, name), {})
-        for of, shown in sets.items():
-            mine.setdefault(datasets.get(of, of), shown)
+        encoder_examples = examples.setdefault(encoders.get(name, name), {})
+        for dataset, example in sets.items():
+            encoder_examples.setdefault(datasets.get(dataset, dataset), example)
     cards = [{**card, "name": encoders[card["name"]]} for card in old["encoders"]]
     return {
         **new,
-        "encoders": newest(cards, new["encoders"], "name"),
-        "rows": newest(unless_again(rows, new["rows"]), new["rows"], "encoder", "family", "dataset", "dim", "error"),
-        "differences": newest(differences, new["differences"], "encoder", "against", "family", "dataset"),
-        "leaks": newest(leaks, new["leaks"], "encoder", "family", "dataset"),
+        "encoders": latest_by_key(cards, new["encoders"], "name"),
+        "rows": latest_by_key(
+            without_retried_errors(rows, new["rows"]), new["rows"], "encoder", "family", "dataset", "dim", "error"
+        ),
+        "differences": latest_by_key(differences, new["differences"], "encoder", "against", "family", "dataset"),
+        "leaks": latest_by_key(leaks, new["leaks"], "encoder", "family", "dataset"),
         "examples": examples,
     }
 
 
-def place(row: Mapping[str, Any]) -> str:
-    """<family>/<name> of a data set."""
+def dataset_key(row: Mapping[str, Any]) -> str:
+    """Return <family>/<name> of a data set."""
     return f"{row['family']}/{row['dataset']}"
 
 
-def marks(rows: Sequence[Row]) -> dict[str, str]:
-    """<family>/<name> of data sets -> mark of the rows that were scored."""
-    return {place(row): row["mark"] for row in rows if row.get("mark")}
+def dataset_fingerprints(rows: Sequence[Row]) -> dict[str, str]:
+    """Map <family>/<name> of data sets to the fingerprints of the rows that were scored."""
+    return {dataset_key(row): row["mark"] for row in rows if row.get("mark")}
 
 
-def renamed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """What each old name becomes: the new one of the same thing, or a longer one where another thing has it now.
+def new_names(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Map each old name to the new one of the same digest, or to a longer one if another digest has it now.
 
-    >>> renamed({"mine": "a1b2c3d4", "bm25": "bm25"}, {"mine": "00ff00ff"})
+    >>> new_names({"mine": "a1b2c3d4", "bm25": "bm25"}, {"mine": "00ff00ff"})
     {'mine': 'mine (a1b2c3)', 'bm25': 'bm25'}
     """
-    names, found = {digest: name for name, digest in reversed(new.items())}, {}
+    name_of = {digest: name for name, digest in reversed(list(new.items()))}
+    result = {}
     for name, digest in old.items():
-        taken = new.get(name, digest) != digest
-        found[name] = name if new.get(name) == digest else names.get(digest, f"{name} ({digest[:6]})" if taken else name)
-    return found
+        is_taken = new.get(name, digest) != digest
+        result[name] = name if new.get(name) == digest else name_of.get(digest, f"{name} ({digest[:6]})" if is_taken else name)
+    return result
 
 
-def told(entry: Row, encoders: Mapping[str, str], datasets: Mapping[str, str]) -> Row:
-    """An entry by other names of its encoders, and of its data set (<family>/<name>)."""
+def rename_entry(entry: Row, encoders: Mapping[str, str], datasets: Mapping[str, str]) -> Row:
+    """Return an entry with the new names of its encoders, and of its data set (<family>/<name>)."""
     names = {key: encoders.get(entry[key], entry[key]) for key in ("encoder", "against") if key in entry}
-    return entry | names | {"dataset": datasets.get(place(entry), place(entry)).partition("/")[2]}
+    return entry | names | {"dataset": datasets.get(dataset_key(entry), dataset_key(entry)).partition("/")[2]}
 
 
-def unless_again(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Without errors of what was tried again."""
-    again = {(row["encoder"], place(row)) for row in new}
-    return [row for row in old if not (row["error"] and (row["encoder"], place(row)) in again)]
+def without_retried_errors(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Drop the errors of encoders and data sets that were scored again."""
+    retried = {(row["encoder"], dataset_key(row)) for row in new}
+    return [row for row in old if not (row["error"] and (row["encoder"], dataset_key(row)) in retried)]
 
 
-def newest(old: Sequence[Row], new: Sequence[Row], *keys: str) -> list[Row]:
-    """Old and new entries, of those that agree in the keys the last one."""
-    found = {}
+def latest_by_key(old: Sequence[Row], new: Sequence[Row], *keys: str) -> list[Row]:
+    """Concatenate old and new entries, and of those that agree in the keys keep the last one."""
+    latest: dict[tuple[Any, ...], Row] = {}
     for entry in (*old, *new):
         key = tuple(entry.get(name) for name in keys)
-        found.pop(key, None)
-        found[key] = entry
-    return list(found.values())
+        latest.pop(key, None)
+        latest[key] = entry
+    return list(latest.values())
 
 
 def write(file: Path, result: Mapping[str, Any]) -> None:
-    """As JSON, whole or not at all."""
+    """Write a result as JSON, whole or not at all."""
     write_text(file, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
-    """One line a row; whole or not at all, and safe to open as a spreadsheet."""
+    """Write rows as a table that is safe to open as a spreadsheet, whole or not at all."""
     columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
     spreadsheet.write_csv(file, columns, ([row.get(column, "") for column in columns] for row in rows))

@@ -1,4 +1,4 @@
-"""Encoders scored on data sets, each family by its protocol (see `acge_lightning.evaluation.datasets`), at all dims at once."""
+"""Score encoders on data sets, each family by its protocol (see `acge_lightning.evaluation.datasets`), at all dims at once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import results
-from acge_lightning.evaluation.datasets import FAMILIES, SEED, Dataset
+from acge_lightning.evaluation.datasets import FAMILIES, SEED, Dataset, labels_of
 from acge_lightning.evaluation.examples import examples
+from acge_lightning.evaluation.leaks import leaks
 from acge_lightning.evaluation.lexical import LEXICAL
 from acge_lightning.evaluation.results import Row
 from acge_lightning.metrics.task_metrics import EmbeddingMetric
@@ -38,7 +39,7 @@ _RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Model:
-    """What is evaluated.
+    """An encoder, or a lexical baseline, that is evaluated.
 
     Args:
         name: in tables.
@@ -52,20 +53,34 @@ class Model:
     encoder: Encoder | None = None
     prompts: Mapping[str, str] | None = None
 
-    def dims(self, asked: Sequence[int] | None) -> list[int | None]:
-        """The sizes to score it at, largest first: those asked for that it has, and its full size."""
+    def dims(self, requested: Sequence[int] | None) -> list[int | None]:
+        """Return the sizes to score it at, largest first: the requested ones that it has, and its full size."""
         if self.encoder is None:
             return [None]
-        chosen = self.encoder.matryoshka_dims if asked is None else asked
-        return sorted({self.encoder.dim, *(d for d in chosen if d < self.encoder.dim)}, reverse=True)
+        chosen = self.encoder.matryoshka_dims if requested is None else requested
+        smaller = {dim for dim in chosen if dim < self.encoder.dim}
+        return [self.encoder.dim, *sorted(smaller, reverse=True)]
+
+    def require_encoder(self, reason: str = "give encoders only") -> Encoder:
+        """Return the encoder.
+
+        Raises:
+            InputError: it is a lexical baseline; the reason says why that will not do.
+        """
+        if self.encoder is None:
+            raise InputError(f"model={self.path} is no encoder: {reason}")
+        return self.encoder
 
     def digest(self, encoder: str) -> str:
-        """The hash of its encoder and of the prompts that it is scored with; without any, that of the encoder.
+        """Hash the encoder and the prompts that it is scored with.
+
+        Args:
+            encoder: its hash, which is the digest of a model without prompts.
 
         Raises:
             InputError: a prompt that the encoder does not have.
         """
-        available, prompts = self.encoder.prompts, sorted((self.prompts or {}).items())
+        available, prompts = self.require_encoder().prompts, sorted((self.prompts or {}).items())
         for role, name in prompts:
             if name not in available:
                 raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(available) or 'no prompts'}")
@@ -73,45 +88,45 @@ class Model:
         return hashlib.sha256(f"{encoder} {json.dumps(texts)}".encode()).hexdigest()[:24] if any(texts.values()) else encoder
 
     def card(self, digest: str) -> dict[str, Any]:
-        """What a file of results says of it: its `digest`, sizes, and from the export what it was trained on."""
+        """Describe it for a file of results: its `digest`, sizes, and from the export what it was trained on."""
         encoder = self.encoder
-        dims = {"dim": None, "matryoshka_dims": []}
+        dims: dict[str, Any] = {"dim": None, "matryoshka_dims": []}
         if encoder is not None:
             dims = {"dim": encoder.dim, "matryoshka_dims": list(encoder.matryoshka_dims)}
         return {"name": self.name, "path": self.path, "hash": digest, **dims, "trained_on": _trained_on(Path(self.path))}
 
 
 def _trained_on(folder: Path) -> dict[str, Any] | None:
-    """Data, steps, start and versions of the run that made an export, if it says so."""
+    """Read data, steps, start and versions of the run that made an export, if it has a record."""
     file = folder / "training.json"
     if not file.is_file():
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         config = record.get("config") or {}
-        said = {"run": config.get("name"), "seed": config.get("seed"), "encoder": config.get("encoder")}
-        said |= {key: record.get(key) for key in ("data", "steps", "versions")}
+        details = {"run": config.get("name"), "seed": config.get("seed"), "encoder": config.get("encoder")}
+        details |= {key: record.get(key) for key in ("data", "steps", "versions")}
     except (ValueError, AttributeError) as error:
         return {"damaged": f"{file}: {error}"}
-    return {key: value for key, value in said.items() if value is not None} or None
+    return {key: value for key, value in details.items() if value is not None} or None
 
 
 def open_models(
     paths: str | Sequence[str] | Mapping[str, str], device: str | None = None, prompts: Mapping[str, str] | None = None
 ) -> list[Model]:
-    """Encoders by path or name, `bm25` and `tfidf` among them.
+    """Load encoders by path or name; `bm25` and `tfidf` are lexical baselines.
 
     Args:
-        paths: one, a list, or name in tables -> path; without a name, that of the folder.
+        paths: one, a list, or name in tables -> path; without a name, the folder's name.
         device: where to put them.
         prompts: as in `Model`.
     """
     paths = [paths] if isinstance(paths, str) else paths
-    named = dict(paths) if isinstance(paths, Mapping) else {}
-    for path in () if named else paths:
+    path_of = dict(paths) if isinstance(paths, Mapping) else {}
+    for path in () if path_of else paths:
         name = _name(path)
-        named[name if name not in named else f"{name}-{len(named) + 1}"] = path
-    return [Model(n, path, None if path in LEXICAL else _load(path, device), prompts) for n, path in named.items()]
+        path_of[name if name not in path_of else f"{name}-{len(path_of) + 1}"] = path
+    return [Model(n, path, None if path in LEXICAL else _load(path, device), prompts) for n, path in path_of.items()]
 
 
 def _load(path: str, device: str | None) -> Encoder:
@@ -140,20 +155,20 @@ def evaluate(
     processes: int = 1,
     show: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """Scores all models on all data sets at all dims; what fails has its reason in its row, and the others go on.
+    """Score all models on all data sets at all dims; what fails has its reason in its row, and the others go on.
 
     Args:
         models: what is scored.
-        datasets: on what.
+        datasets: what they are scored on.
         dims: prefix sizes; an encoder's Matryoshka dims by default, and always its full size.
-        out: JSON file, to which is added after each data set, and at the end a `.csv` beside it. What it holds is not scored
-            again and stays, whatever else is scored, also of other encoders and of data that have changed since.
+        out: JSON file, which results are added to after each data set; at the end, a `.csv` is written beside it. Results in
+            the file are not scored again, and stay, also those of other encoders and of data that have changed since.
         cache_dir: of checked rows and embeddings.
         processes: how many data sets are scored at a time; an encoder on a GPU takes as many GPUs.
-        show: is given each row as it comes.
+        show: is called with each row as it comes.
 
     Returns:
-        What the file holds of these models and data sets: `encoders`, `rows`, `differences` (of each model against the
+        The results of these models and data sets: `encoders`, `rows`, `differences` (of each model and the
         first, with a 95 % interval of a paired bootstrap), `leaks`, and `examples` (see `examples`) by encoder
         and <family>/<name>.
     """
@@ -161,16 +176,16 @@ def evaluate(
     out = Path(out).expanduser() if out else None
     if out:
         results.check(out)
-    job = _Job(models, dims, cache_dir, results.earlier(out) if out else results.NOTHING)
+    job = _Job(models, dims, cache_dir, results.read_results(out) if out else results.NOTHING)
     cards = [model.card(job.hashes[model.name]) for model in models]
     result: dict[str, Any] = {"format": results.FORMAT, "seed": SEED, "encoders": cards}
     result |= {"rows": [], "differences": [], "leaks": [], "examples": {model.name: {} for model in models}}
-    for of_dataset in job.over(datasets, processes):
-        for name, shown in of_dataset.pop("examples", {}).items():
-            result["examples"][name] |= shown
-        for key, values in of_dataset.items():
+    for dataset_result in job.results(datasets, processes):
+        for name, dataset_examples in dataset_result.pop("examples", {}).items():
+            result["examples"][name] |= dataset_examples
+        for key, values in dataset_result.items():
             result[key] += values
-        for row in of_dataset["rows"]:
+        for row in dataset_result["rows"]:
             show(row)
         if out:
             results.add(out, result)
@@ -180,41 +195,41 @@ def evaluate(
 
 
 class _Job:
-    """What is done with each data set; travels to the processes that do it."""
+    """Score data sets; the object is sent to the processes that do it."""
 
-    def __init__(self, models: Sequence[Model], dims: Sequence[int] | None, cache_dir: Path, earlier: dict[str, Any]):
+    def __init__(self, models: Sequence[Model], dims: Sequence[int] | None, cache_dir: Path, kept_results: dict[str, Any]):
         self.models, self.dims, self.cache_dir = models, dims, cache_dir
-        self.kept = results.by_hashes(earlier["rows"])
-        self.differences = {(d.get("hash"), d.get("against_hash"), d.get("mark")): d for d in earlier["differences"]}
-        shown = [example for sets in earlier["examples"].values() for example in sets.values()]
-        self.examples = {(example["hash"], example["mark"]): example for example in shown if "hash" in example}
+        self.kept_rows = results.by_hashes(kept_results["rows"])
+        self.differences = {(d.get("hash"), d.get("against_hash"), d.get("mark")): d for d in kept_results["differences"]}
+        kept_examples = [example for sets in kept_results["examples"].values() for example in sets.values()]
+        self.examples = {(example["hash"], example["mark"]): example for example in kept_examples if "hash" in example}
         self.embeddings = {m.name: Embeddings(m.encoder, cache_dir / "embeddings") for m in models if m.encoder is not None}
         self.hashes = {m.name: m.digest(self.embeddings[m.name].hash) if m.encoder is not None else m.path for m in models}
 
-    def over(self, datasets: Sequence[Dataset], processes: int) -> Iterator[dict[str, Any]]:
+    def results(self, datasets: Sequence[Dataset], processes: int) -> Iterator[dict[str, Any]]:
         if min(processes, len(datasets)) <= 1:
-            yield from map(self.on, datasets)
+            yield from map(self.score, datasets)
             return
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(processes, context, _begin, (self, context.Value("i", 0), processes)) as pool:
-                yield from pool.map(_on, datasets)
+            with ProcessPoolExecutor(processes, context, _start_process, (self, context.Value("i", 0), processes)) as pool:
+                yield from pool.map(_score_in_process, datasets)
         except BrokenProcessPool as error:
             reason = "a process that scored was ended from outside, perhaps for want of memory"
             raise InputError(f"{reason}: give fewer processes than {processes}; what was scored before is kept") from error
 
-    def on(self, dataset: Dataset) -> dict[str, Any]:
-        """Rows, differences, leaks and examples of a data set."""
+    def score(self, dataset: Dataset) -> dict[str, Any]:
+        """Score a data set: rows, differences, leaks and examples."""
         try:
             data, evaluation_set = dataset.open(self.cache_dir)
         except (InputError, OSError) as error:
-            unmarked = [(model, {"mark": None, "hash": self.hashes[model.name]}) for model in self.models]
-            return {"rows": [_row(model, dataset, None, error=str(error)) | more for model, more in unmarked]}
-        return _OneSet(self, dataset, data, evaluation_set).result()
+            rows = [_row(m, dataset, None, error=str(error)) | {"mark": None, "hash": self.hashes[m.name]} for m in self.models]
+            return {"rows": rows}
+        return _DatasetScoring(self, dataset, data, evaluation_set).result()
 
 
-class _OneSet:
-    """All models on one data set; `units` are those of the models that were scored anew."""
+class _DatasetScoring:
+    """Score all models on one data set; `units` has those of the models that were not kept."""
 
     def __init__(self, job: _Job, dataset: Dataset, data: TaskDataset, evaluation_set: EvaluationSet):
         self.job, self.dataset, self.data, self.evaluation_set = job, dataset, data, evaluation_set
@@ -226,7 +241,7 @@ class _OneSet:
         for model in self.job.models:
             rows = self._rows(model)
             done["rows"] += rows
-            done["leaks"] += _leak(model, self.dataset, self.evaluation_set)
+            done["leaks"] += leaks(model.name, Path(model.path), self.dataset, self.evaluation_set)
             if model.encoder is not None and not rows[0]["error"]:
                 done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
         failed = {row["encoder"] for row in done["rows"] if row["error"]}
@@ -235,11 +250,13 @@ class _OneSet:
         return done | {"differences": [self._difference(m, b) for b in baselines for m in scored if m is not b]}
 
     def _rows(self, model: Model) -> list[Row]:
-        """The ones that are kept, if none is lacking; else new ones."""
-        wanted, digest = model.dims(self.job.dims), self.job.hashes[model.name]
+        """Return the kept rows, if none is lacking; else score anew."""
+        dims, digest = model.dims(self.job.dims), self.job.hashes[model.name]
         names = {"encoder": model.name, "dataset": self.dataset.name}
-        kept = {row["dim"]: row | names for row in self.job.kept.get((digest, self.fingerprint), []) if row["dim"] in wanted}
-        rows = [kept[dim] for dim in wanted] if len(kept) == len(wanted) else self._score(model, wanted)
+        kept_rows = {
+            row["dim"]: row | names for row in self.job.kept_rows.get((digest, self.fingerprint), []) if row["dim"] in dims
+        }
+        rows = [kept_rows[dim] for dim in dims] if len(kept_rows) == len(dims) else self._score(model, dims)
         return [row | {"mark": self.fingerprint, "hash": digest} for row in rows]
 
     def _score(self, model: Model, dims: Sequence[int | None]) -> list[Row]:
@@ -249,36 +266,43 @@ class _OneSet:
 
     def _examples(self, model: Model) -> dict[str, Any]:
         digests = {"hash": self.job.hashes[model.name], "mark": self.fingerprint}
-        kept = self.job.examples.get(tuple(digests.values()))
-        if kept is not None:
-            return kept
-        vectors = self.job.embeddings[model.name].of(self.evaluation_set, model.prompts)
+        kept_examples = self.job.examples.get((digests["hash"], digests["mark"]))
+        if kept_examples is not None:
+            return kept_examples
+        vectors = self.job.embeddings[model.name].encode_set(self.evaluation_set, model.prompts)
         return examples(self.dataset.family, vectors, self.evaluation_set, getattr(self.data, "classes", ())) | digests
 
     def _difference(self, model: Model, baseline: Model) -> dict[str, Any]:
-        """At full size, with its 95 % interval; measured if it is not kept of these encoders and rows."""
+        """Return the difference at full size, with its 95 % interval; it is computed unless it is kept."""
         names = {"encoder": model.name, "against": baseline.name, "family": self.dataset.family, "dataset": self.dataset.name}
         digests = {
             "hash": self.job.hashes[model.name],
             "against_hash": self.job.hashes[baseline.name],
             "mark": self.fingerprint,
         }
-        kept = self.job.differences.get(tuple(digests.values()))
-        if kept is not None:
-            return {**kept, **names}
-        for each in (model, baseline):
-            if self.units.get(each.name) is None:
-                self._score(each, each.dims([]))
+        kept_difference = self.job.differences.get((digests["hash"], digests["against_hash"], digests["mark"]))
+        if kept_difference is not None:
+            return {**kept_difference, **names}
         metric = FAMILIES[self.dataset.family][1]
-        low, middle, high = bootstrap(metric, self.units[model.name], self.units[baseline.name])
+        low, middle, high = bootstrap(metric, self._units(model), self._units(baseline))
         return names | {"difference": middle, "low": low, "high": high} | digests
+
+    def _units(self, model: Model) -> Tensor:
+        """Return a model's units at full size, which are scored if its rows were kept."""
+        units = self.units.get(model.name)
+        if units is None:
+            rows = self._score(model, model.dims([]))
+            units = self.units[model.name]
+            if units is None:
+                raise InputError(f"{model.name} could not be scored again on {self.dataset.name}: {rows[0]['error']}")
+        return units
 
 
 _job: _Job
 
 
-def _begin(job: _Job, counter: Any, processes: int) -> None:
-    """In a new process: take the job, and a device; end when the process that started it has ended, however that was."""
+def _start_process(job: _Job, counter: Any, processes: int) -> None:
+    """Set up a new process: take the job, and a device; end when the process that started it has ended, however that was."""
     global _job
     _job = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -291,12 +315,14 @@ def _begin(job: _Job, counter: Any, processes: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
-def _on(dataset: Dataset) -> dict[str, Any]:
-    return _job.on(dataset)
+def _score_in_process(dataset: Dataset) -> dict[str, Any]:
+    return _job.score(dataset)
 
 
 def score(
@@ -307,16 +333,18 @@ def score(
     dims: Sequence[int | None],
     embeddings: Embeddings | None,
 ) -> tuple[list[Row], Tensor | None]:
-    """A row for each dim, and the units of the first one; a single row with the reason if it fails."""
+    """Make a row for each dim, and the units of the first one; a single row with the reason if it fails."""
     metric, rows, units = FAMILIES[dataset.family][1], [], None
     try:
         start = time.perf_counter()
-        vectors = LEXICAL[model.path](evaluation_set) if embeddings is None else embeddings.of(evaluation_set, model.prompts)
+        vectors = (
+            LEXICAL[model.path](evaluation_set) if embeddings is None else embeddings.encode_set(evaluation_set, model.prompts)
+        )
         if isinstance(vectors, Tensor) and not vectors.isfinite().all():
             raise InputError("the encoder gave vectors that are not finite (NaN or infinity)")
         for dim in dims:
             cut = vectors if dim in (None, vectors.shape[1]) else normalize(vectors[:, :dim], dim=-1)
-            measured = metric.units(cut, evaluation_set.labels)
+            measured = metric.units(cut, labels_of(evaluation_set))
             values, seconds = metric.values(measured), time.perf_counter() - start
             rows.append(_row(model, dataset, dim, values, len(evaluation_set.keys), seconds, data.note(dataset.split)))
             units, start = measured if units is None else units, time.perf_counter()
@@ -353,38 +381,15 @@ def _row(
     }
 
 
-# ---- differences and leaks
+# ---- differences
 
 
-def bootstrap(metric: EmbeddingMetric, mine: Tensor, other: Tensor, resamples: int = _RESAMPLES) -> tuple[float, float, float]:
-    """2.5 %, the difference itself, and 97.5 % of mine less other over units drawn with replacement, the same of both."""
+def bootstrap(
+    metric: EmbeddingMetric, units: Tensor, baseline_units: Tensor, resamples: int = _RESAMPLES
+) -> tuple[float, float, float]:
+    """Resample the units of both, the same ones, with replacement: 2.5 %, the difference itself, and 97.5 %."""
     rng = np.random.default_rng(SEED)
-    draws = [torch.from_numpy(rng.integers(0, len(mine), len(mine))) for _ in range(resamples)]
-    spread = [metric.values(mine[d])[metric.main] - metric.values(other[d])[metric.main] for d in draws]
+    draws = [torch.from_numpy(rng.integers(0, len(units), len(units))) for _ in range(resamples)]
+    spread = [metric.values(units[d])[metric.main] - metric.values(baseline_units[d])[metric.main] for d in draws]
     low, high = np.quantile(spread, [0.025, 0.975])
-    return float(low), metric.values(mine)[metric.main] - metric.values(other)[metric.main], float(high)
-
-
-def _leak(model: Model, dataset: Dataset, evaluation_set: EvaluationSet) -> list[dict[str, Any]]:
-    """How many evaluated rows are among those that the encoder was trained on, if it says which those are."""
-    file = Path(model.path) / "training_rows.npy"
-    if not file.is_file():
-        return []
-    told = {"encoder": model.name, "family": dataset.family, "dataset": dataset.name, "rows": len(evaluation_set.keys)}
-    try:
-        return [told | {"found": int(np.isin(evaluation_set.keys, _training_rows(file)).sum())}]
-    except InputError as error:
-        return [told | {"found": None, "error": str(error)}]
-
-
-def _training_rows(file: Path) -> np.ndarray:
-    """Int64[n] hashes of the rows that an encoder was trained on."""
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error})") from None
-    except (EOFError, ValueError, MemoryError):
-        raise InputError(f"{file} is damaged (NumPy finds no numbers in it): export the encoder again") from None
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        raise InputError(f"{file} is damaged (it holds {rows.dtype} of {rows.ndim} dims): export the encoder again")
-    return rows
+    return float(low), metric.values(units)[metric.main] - metric.values(baseline_units)[metric.main], float(high)

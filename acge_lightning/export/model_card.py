@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how to use it, how it scores."""
+"""Writes the README of an exported model: what it is, how to use it, how it scores."""
 
 from __future__ import annotations
 
@@ -52,30 +52,30 @@ Vectors are cut to a smaller dim first and normalised afterwards, so the model i
 
 def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> str:
     """Markdown with YAML front matter; `provenance["metrics"]` (numbers, nested or not) becomes a table."""
-    static = isinstance(encoder.backbone, StaticBackbone)
-    dims = encoder.matryoshka_dims
-    small = min(dims, default=encoder.dim)
+    backbone, dims = encoder.backbone, encoder.matryoshka_dims
+    kind = "the mean of static word vectors"
+    if not isinstance(backbone, StaticBackbone):
+        kind = f"{_escape(backbone.config.model_type)}, {encoder.pooling} pooling"
+    smallest = min(dims, default=encoder.dim)
     rows = list(_numbers(provenance.get("metrics") or {}))
-    metrics = [f"| {_plain(key)} | {value:.4f} |" for key, value in rows]
-    prompts = [f"- `{_plain(key)}`: {_plain(repr(text))}" for key, text in encoder.prompts.items()]
+    metrics = [f"| {_escape(key)} | {value:.4f} |" for key, value in rows]
+    prompts = [f"- `{_escape(key)}`: {_escape(repr(text))}" for key, text in encoder.prompts.items()]
     return _CARD.format(
-        name=_plain(name),
+        name=_escape(name),
         quoted=visible(json.dumps(name, ensure_ascii=False)),
-        kind="the mean of static word vectors"
-        if static
-        else f"{_plain(encoder.backbone.config.model_type)}, {encoder.pooling} pooling",
+        kind=kind,
         dim=encoder.dim,
         max_length=encoder.tokenize.max_length,
         dims=f" Trained to be cut to {', '.join(map(str, dims))} dims." if dims else "",
-        load_dim=f", dim={small}" if dims else "",
-        st_dim=f", truncate_dim={small}" if dims else "",
+        load_dim=f", dim={smallest}" if dims else "",
+        st_dim=f", truncate_dim={smallest}" if dims else "",
         prompts="\n".join(["\n## Prompts\n", *prompts, ""]) if prompts else "",
         metrics="\n".join(["\n## Results\n", "| metric | value |", "| --- | --- |", *metrics, ""]) if rows else "",
     )
 
 
-def _plain(text: str) -> str:
-    """A name as Markdown shows it: on one line, no link, no HTML, no cell of its own."""
+def _escape(text: str) -> str:
+    """A text that Markdown shows as it is: on one line, no link, no HTML, no table cell."""
     return re.sub(r"[\\`*\[\]<>|&~$]", r"\\\g<0>", one_line(text))
 
 

@@ -1,4 +1,4 @@
-"""Write an encoder as a folder that every consumer of sentence-transformers models reads.
+"""Writes an encoder as a folder that every consumer of sentence-transformers models reads.
 
 The layout is the older one of sentence-transformers, which its newer versions and the serving programs read alike. There is
 no Normalize module in it: vectors are cut to a smaller dim first and normalised afterwards.
@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,20 +18,24 @@ from safetensors.torch import save_file
 
 import acge_lightning
 from acge_lightning.encoder.build import quiet
-from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone, Tokenize
+from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone
+from acge_lightning.encoder.tokens import Tokenize
 from acge_lightning.errors import InputError
 from acge_lightning.export.model_card import model_card
 from acge_lightning.files.folder import whole_folder
 from acge_lightning.zoo.pretrained import load
 
-_TYPE = "sentence_transformers.models."
-_POOLING: dict[Pooling, str] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MODULE_PREFIX = "sentence_transformers.models."
+_POOLING_KEYS: dict[Pooling, str] = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "last": "pooling_mode_lasttoken",
 }
-_OTHER_POOLING = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"]
-_PROBES = ["今天天气很好,适合出门散步。", "A probe, with UPPER case and digits 1234567890.", "", "长文本 long text " * 600]
+_OTHER_POOLING_KEYS = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"]
+_CHECK_TEXTS = ["今天天气很好,适合出门散步。", "A probe, with UPPER case and digits 1234567890.", "", "长文本 long text " * 600]
 
 
 def export(
@@ -40,7 +44,7 @@ def export(
     provenance: Mapping[str, Any] | None = None,
     training_rows: np.ndarray | None = None,
 ) -> Path:
-    """The encoder as a folder; an existing one is replaced once the new one is complete and checked.
+    """Write an encoder as a folder; an existing one is replaced once the new one is complete and checked.
 
     The folder is loaded back and must give the same vectors.
 
@@ -62,14 +66,15 @@ def export(
         modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
         if isinstance(encoder.backbone, StaticBackbone):
             modules = [("StaticEmbedding", "")]
-            save_file({"embedding.weight": _plain(encoder.backbone.embedding.weight)}, new / "model.safetensors")
+            save_file({"embedding.weight": _to_cpu(encoder.backbone.embedding.weight)}, new / "model.safetensors")
         else:
-            _write_transformer(encoder, new)
+            _write_transformer(encoder, encoder.backbone, new)
         _write_tokenizer(encoder.tokenize, new)
         if encoder.dense is not None:
             modules.append(("Dense", f"{len(modules)}_Dense"))
             _write_dense(encoder.dense, new / modules[-1][1])
-        _write_settings(encoder, new, modules, dict(provenance or {}))
+        _write_settings(encoder, new, modules)
+        _write_provenance(new, provenance)
         if training_rows is not None:
             np.save(new / "training_rows.npy", np.unique(training_rows), allow_pickle=False)
         (new / "README.md").write_text(model_card(encoder, Path(folder).name, dict(provenance or {})), encoding="utf-8")
@@ -77,28 +82,41 @@ def export(
     return Path(folder)
 
 
-def save_backbone(encoder: Encoder, folder: str | Path) -> Path:
-    """The backbone and its tokenizer as a plain transformers folder, without pooling and head."""
+def save_backbone(encoder: Encoder, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write the backbone and its tokenizer as a plain transformers folder, without pooling and head.
+
+    Args:
+        encoder: of which the backbone is taken; it is left as it is.
+        folder: where to write; one that was written here is replaced.
+        provenance: plain data on how it was made, kept as `training.json`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a static encoder, or a folder that holds something else than a model.
+    """
     if isinstance(encoder.backbone, StaticBackbone):
         raise InputError(f"{folder}: a static encoder is no transformers model: use `export`")
     with whole_folder(folder) as new:
-        _write_backbone(encoder, new)
+        _write_backbone(encoder.backbone, new)
         _write_tokenizer(encoder.tokenize, new)
+        _write_provenance(new, provenance)
     return Path(folder)
 
 
-# ---- its parts
+# ---- its files
 
 
-def _write_backbone(encoder: Encoder, folder: Path) -> None:
+def _write_backbone(backbone: PreTrainedModel, folder: Path) -> None:
     with quiet():
-        encoder.backbone.save_pretrained(folder, max_shard_size="1TB")
+        backbone.save_pretrained(folder, max_shard_size="1TB")
 
 
-def _write_transformer(encoder: Encoder, folder: Path) -> None:
-    _write_backbone(encoder, folder)
+def _write_transformer(encoder: Encoder, backbone: PreTrainedModel, folder: Path) -> None:
+    _write_backbone(backbone, folder)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.tokenize.max_length, "do_lower_case": False})
-    flags = dict.fromkeys([*_POOLING.values(), *_OTHER_POOLING], False) | {_POOLING[encoder.pooling]: True}
+    flags = dict.fromkeys([*_POOLING_KEYS.values(), *_OTHER_POOLING_KEYS], False) | {_POOLING_KEYS[encoder.pooling]: True}
     pooling = {"word_embedding_dimension": encoder.hidden_size, **flags, "include_prompt": True}
     (folder / "1_Pooling").mkdir()
     _write_json(folder / "1_Pooling" / "config.json", pooling)
@@ -131,20 +149,25 @@ def _write_dense(dense: Dense, folder: Path) -> None:
         "activation_function": f"{activation.__module__}.{activation.__qualname__}",
     }
     _write_json(folder / "config.json", config)
-    save_file({name: _plain(value) for name, value in dense.state_dict().items()}, folder / "model.safetensors")
+    save_file({name: _to_cpu(value) for name, value in dense.state_dict().items()}, folder / "model.safetensors")
 
 
-def _write_settings(encoder: Encoder, folder: Path, modules: list[tuple[str, str]], provenance: dict[str, Any]) -> None:
-    entries = [{"idx": i, "name": str(i), "path": path, "type": _TYPE + kind} for i, (kind, path) in enumerate(modules)]
+def _write_settings(encoder: Encoder, folder: Path, modules: list[tuple[str, str]]) -> None:
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": _MODULE_PREFIX + kind} for i, (kind, path) in enumerate(modules)
+    ]
     _write_json(folder / "modules.json", entries)
     settings = {"prompts": encoder.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write_json(folder / "config_sentence_transformers.json", settings)
-    ours = {"acge_lightning": acge_lightning.__version__, "matryoshka_dims": list(encoder.matryoshka_dims)}
-    _write_json(folder / "acge.json", ours)
-    _write_json(folder / "training.json", provenance)
+    own_settings = {"acge_lightning": acge_lightning.__version__, "matryoshka_dims": list(encoder.matryoshka_dims)}
+    _write_json(folder / "acge.json", own_settings)
 
 
-def _plain(weight: torch.Tensor) -> torch.Tensor:
+def _write_provenance(folder: Path, provenance: Mapping[str, Any] | None) -> None:
+    _write_json(folder / "training.json", dict(provenance or {}))
+
+
+def _to_cpu(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().cpu().contiguous()
 
 
@@ -152,18 +175,18 @@ def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
-# ---- checked
+# ---- the check
 
 
 def _check(encoder: Encoder, folder: Path) -> None:
-    """The folder, loaded back, gives the encoder's vectors for a few texts."""
-    expected = encoder.encode(_PROBES, encoder.dim)
+    """Raise an error if the folder, loaded back, gives other vectors than the encoder for a few texts."""
+    expected = encoder.encode(_CHECK_TEXTS, encoder.dim)
     if not expected.isfinite().all():
         raise InputError(f"{folder.name}: the weights give NaN or infinite vectors: training diverged, lower the learning rate")
     weight = next(encoder.parameters())
     attention = getattr(getattr(encoder.backbone, "config", None), "_attn_implementation", None)
-    again = load(folder, device=weight.device, dtype=weight.dtype, attention=attention)
-    found = again.encode(_PROBES)
-    difference = (expected - found).abs().max().item() if expected.shape == found.shape else float("inf")
+    loaded = load(folder, device=weight.device, dtype=weight.dtype, attention=attention)
+    vectors = loaded.encode(_CHECK_TEXTS)
+    difference = (expected - vectors).abs().max().item() if expected.shape == vectors.shape else float("inf")
     if not difference < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 1e-2):  # NaN is not less either
         raise RuntimeError(f"the export, loaded back, gives other vectors (largest difference {difference:.1e})")

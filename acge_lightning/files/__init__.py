@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all, and files of others that are read with care."""
+"""Write files and folders whole or not at all; read YAML of others with care."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, and what processes that were killed have left behind."""
+"""Write files whole or not at all, lock, and remove the drafts of processes that were killed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from safetensors import SafetensorError
 from acge_lightning.errors import InputError
 
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.draft", re.DOTALL)
-_HELD: set[int] = set()  # handles of locks of this process
+_HELD_LOCKS: set[int] = set()  # file descriptors of the locks of this process
 
 
-def _let_go() -> None:
-    """In a process that was forked, such as one that loads data: what its parent holds is free when the parent ends."""
-    while _HELD:
-        os.close(_HELD.pop())
+def _close_inherited_locks() -> None:
+    """Close the parent's locks in a forked process, such as a data loader, so that they are free when the parent ends."""
+    while _HELD_LOCKS:
+        os.close(_HELD_LOCKS.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextmanager
 def whole(file: str | Path) -> Iterator[Path]:
-    """A draft beside the file: it takes the file's place, from the disk, when the block succeeds, and vanishes when it fails.
+    """Write a draft beside a file: it replaces the file when the block succeeds, and is removed when it fails.
 
-    Whoever reads the file sees the old one or the new one, also after a crash. What is no regular file, such as a pipe, is
-    written to directly.
+    Readers see the old file or the new one, also after a crash. A path that is no regular file, such as a pipe, is written to
+    directly; a link keeps pointing to its file, which is replaced.
 
     Yields:
         The path to write to.
@@ -49,26 +49,31 @@ def whole(file: str | Path) -> Iterator[Path]:
                 raise InputError(f"{file} is a folder: give the name of a file")
             yield file
             return
-        file = Path(os.path.realpath(file))  # a link stays one
+        file = Path(os.path.realpath(file))
         file.parent.mkdir(parents=True, exist_ok=True)
         sweep(file.parent, file.name)
-        with draft(file) as new:
-            yield new
-            to_disk(new)
-            os.replace(new, file)
-            to_disk(file.parent)
+        with draft(file) as draft_file:
+            yield draft_file
+            replace_file(file, draft_file)
     except (OSError, SafetensorError) as error:
-        raise unwritten(file, error) from error
+        raise write_error(file, error) from error
 
 
 def write_text(file: str | Path, text: str) -> None:
-    """The text as UTF-8, whole or not at all; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
-    with whole(file) as new:
-        new.write_bytes(text.encode(errors="replace"))
+    """Write a text as UTF-8, whole or not at all; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
+    with whole(file) as draft_file:
+        draft_file.write_bytes(text.encode(errors="replace"))
+
+
+def replace_file(file: Path, draft_file: Path) -> None:
+    """Replace a file by its draft, durably: the draft's bytes reach the disk before its name does."""
+    to_disk(draft_file)
+    os.replace(draft_file, file)
+    to_disk(file.parent)
 
 
 def to_disk(path: Path) -> None:
-    """Put a file, or the names of a folder's files, on the disk."""
+    """Flush a file, or the names of a folder's files, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -76,19 +81,19 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def unwritten(path: Path, error: Exception) -> InputError:
-    """The error of a path that could not be written."""
+def write_error(path: Path, error: Exception) -> InputError:
+    """Make the error of a path that could not be written."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return InputError(f"{path} cannot be written ({reason}): what was there before is kept")
 
 
-def check_replaceable(file: str | Path, marker: bytes, what: str) -> None:
-    """Refuse to replace a file that is not of the kind that takes its place.
+def check_replaceable(file: str | Path, marker: bytes, kind: str) -> None:
+    """Refuse to replace a file of another kind.
 
     Args:
         file: the output; one that is absent, empty or no regular file, such as /dev/null, is fine.
-        marker: what each of our files of this kind holds within its first 64 KiB.
-        what: the kind, in words.
+        marker: bytes that each of our files of this kind has within its first 64 KiB.
+        kind: the kind, in words.
 
     Raises:
         InputError: the file is another one.
@@ -98,7 +103,7 @@ def check_replaceable(file: str | Path, marker: bytes, what: str) -> None:
         return
     with file.open("rb") as content:
         if marker not in content.read(2**16):
-            raise InputError(f"{file} is there and is not {what}: it is kept; give another name, or move it away")
+            raise InputError(f"{file} is there and is not {kind}: it is kept; give another name, or move it away")
 
 
 # ---- drafts
@@ -106,33 +111,33 @@ def check_replaceable(file: str | Path, marker: bytes, what: str) -> None:
 
 @contextmanager
 def draft(path: Path, folder: bool = False) -> Iterator[Path]:
-    """An empty file or folder beside a path, under a hidden name: what is not moved away vanishes at the end of the block.
+    """Create an empty file or folder beside a path, under a hidden name; remove it after the block unless it was moved.
 
-    It is locked as long as its process lives, so that `sweep` can tell what a killed one has left.
+    It is locked as long as its process lives, so that `sweep` can tell the drafts of killed processes.
     """
     handle = None
     while handle is None:
-        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
-        handle = _made(new, folder)
+        draft_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+        handle = _create_draft(draft_path, folder)
     try:
-        yield new
+        yield draft_path
     finally:
-        _remove(new)
+        _remove(draft_path)
         os.close(handle)
 
 
-def _made(new: Path, folder: bool) -> int | None:
-    """The handle of a new file or folder, held; None if another process has swept it before it was."""
+def _create_draft(draft_path: Path, folder: bool) -> int | None:
+    """Create a file or folder and return its handle, locked; None if another process swept it before it was locked."""
     if folder:
-        new.mkdir()
+        draft_path.mkdir()
     else:
-        new.touch(exist_ok=False)
+        draft_path.touch(exist_ok=False)
     try:
-        handle = os.open(new, os.O_RDONLY)
+        handle = os.open(draft_path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     _hold(handle)
-    if _is_at(handle, new):
+    if _is_same_file(handle, draft_path):
         return handle
     os.close(handle)
     return None
@@ -140,16 +145,16 @@ def _made(new: Path, folder: bool) -> int | None:
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove the drafts in a folder, of one name or of all, whose processes have ended."""
-    with suppress(OSError):  # one that may not be listed has no drafts of ours
+    with suppress(OSError):  # a folder that may not be listed has no drafts of ours
         for path in list(folder.iterdir()):
-            found = _DRAFT.fullmatch(path.name)
-            if found and name in (None, found[1]):
-                with suppress(OSError), unused(path):
+            match = _DRAFT.fullmatch(path.name)
+            if match and name in (None, match[1]):
+                with suppress(OSError), locked_if_unused(path):
                     _remove(path)
 
 
 @contextmanager
-def held(path: Path) -> Iterator[int]:
+def locked(path: Path) -> Iterator[int]:
     """Lock a file or folder while the block runs, where the file system has locks.
 
     Yields:
@@ -164,8 +169,8 @@ def held(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def unused(path: Path) -> Iterator[None]:
-    """Lock what nobody holds; an OSError if somebody does, or if that cannot be known."""
+def locked_if_unused(path: Path) -> Iterator[None]:
+    """Lock a path that nobody else has locked; an OSError if somebody has, or if that cannot be known."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,50 +191,50 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def lock(file: str | Path, wait: bool = True) -> Iterator[None]:
-    """Be the only process within this block, by a file that the system frees when its owner ends, however it ends.
+    """Let one process at a time run this block, by a lock file that the system frees when its owner ends, however it ends.
 
     Args:
-        file: the lock, made and removed here; it names its owner.
-        wait: until the owner is done; else that is an error.
+        file: the lock file, made and removed here; it names its owner.
+        wait: wait until the owner is done; without, a held lock is an error.
 
     Raises:
-        InputError: another process holds it (unless told to wait), or it cannot be made.
+        InputError: another process holds it (without `wait`), or it cannot be made.
     """
     file = Path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(file, wait)
+        handle = _open_locked(file, wait)
     except BlockingIOError as error:
-        raise InputError(f"{file.parent} is in use by {_owner(file)}: wait for it, or give another output") from error
+        raise InputError(f"{file.parent} is in use by {_lock_owner(file)}: wait for it, or give another output") from error
     except OSError as error:
-        raise unwritten(file, error) from error
-    _HELD.add(handle)
+        raise write_error(file, error) from error
+    _HELD_LOCKS.add(handle)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        if handle in _HELD:  # not in a forked process
-            file.unlink(missing_ok=True)  # who waits for it sees that, and makes another
-            _HELD.remove(handle)
+        if handle in _HELD_LOCKS:  # not in a forked process
+            file.unlink(missing_ok=True)  # a waiting process sees that, and makes another
+            _HELD_LOCKS.remove(handle)
             os.close(handle)
 
 
-def _owner(file: Path) -> str:
-    """What its owner has written into a lock file."""
+def _lock_owner(file: Path) -> str:
+    """Read the owner's name from a lock file."""
     try:
         return file.read_text(encoding="utf-8").strip() or "another process"
     except (OSError, ValueError):
         return "another process"
 
 
-def _locked(file: Path, wait: bool) -> int:
-    """The handle of a lock file, held."""
+def _open_locked(file: Path, wait: bool) -> int:
+    """Open and lock a lock file; return its handle."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             _hold(handle, wait)
-            if _is_at(handle, file):
+            if _is_same_file(handle, file):
                 return handle
         except BaseException:
             os.close(handle)
@@ -247,7 +252,7 @@ def _hold(handle: int, wait: bool = True) -> None:
         pass
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _is_same_file(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

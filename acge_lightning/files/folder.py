@@ -1,6 +1,6 @@
-"""Folders that are replaced at once, and only where all that is in them is ours.
+"""Replace folders at once, and only those that hold nothing but files of ours.
 
-`acge.json` lists the files of a folder with their SHA-256: whatever is not listed, or was changed since, is somebody else's.
+`acge.json` lists the files of a folder with their SHA-256: a file that is not listed, or was changed since, is not ours.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import draft, held, lock, sweep, to_disk, unused, unwritten
+from acge_lightning.files.atomic import draft, lock, locked, locked_if_unused, sweep, to_disk, write_error
 
 MANIFEST = "acge.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
@@ -30,10 +30,10 @@ T = TypeVar("T")
 
 @contextmanager
 def whole_folder(target: str | Path) -> Iterator[Path]:
-    """A new folder beside the target, which takes the target's place when the block succeeds and vanishes when it fails.
+    """Write a new folder beside the target: it replaces the target when the block succeeds, and is removed when it fails.
 
-    Where the system can (Linux), the two are exchanged in one step, so that the target is there at any moment; elsewhere the
-    former one is moved aside first, and `recover` moves it back if the process dies between the two steps.
+    Where the system can (Linux), the two are exchanged in one step, so that the target exists at any moment; elsewhere the
+    old folder is moved aside first, and `recover` moves it back if the process dies between the two steps.
 
     Args:
         target: a path that is free, an empty folder, or a folder that was written here and holds nothing else.
@@ -47,45 +47,45 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(Path(target).expanduser()))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        turn = target.with_name(f".{target.name}.lock")  # of writers; readers do without
-        with lock(turn):
+        writer_lock = target.with_name(f".{target.name}.lock")  # of writers only
+        with lock(writer_lock):
             recover(target)
-            _check_ours(target, target)
+            _check_manifest(target, target)
             sweep(target.parent, target.name)
-        with draft(target, folder=True) as new:
-            yield new
-            _list_files(new)
-            with lock(turn):
-                _put(new, target)
+        with draft(target, folder=True) as draft_folder:
+            yield draft_folder
+            _write_manifest(draft_folder)
+            with lock(writer_lock):
+                _replace(draft_folder, target)
     except (OSError, SafetensorError) as error:
-        raise unwritten(target, error) from error
+        raise write_error(target, error) from error
 
 
 def check_target(target: str | Path) -> None:
-    """Refuse at once, rather than after hours of work, what `whole_folder` would refuse.
+    """Refuse a target that `whole_folder` would refuse, before hours of work.
 
     Raises:
         InputError: the target holds something that is not ours.
     """
     target = Path(os.path.realpath(Path(target).expanduser()))
     recover(target)
-    _check_ours(target, target)
+    _check_manifest(target, target)
 
 
 def recover(target: Path) -> None:
-    """Move a folder back that a process, which has died since, had moved aside to put another one in its place."""
-    for old in target.parent.glob(".*.old"):
-        if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.old", old.name):
-            with suppress(OSError, InputError), unused(old):
+    """Move a folder back that a process moved aside to replace it, and then died."""
+    for moved_aside in target.parent.glob(".*.old"):
+        if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.old", moved_aside.name):
+            with suppress(OSError, InputError), locked_if_unused(moved_aside):
                 if target.exists():
-                    _check_ours(old, old)
-                    shutil.rmtree(old)
+                    _check_manifest(moved_aside, moved_aside)
+                    shutil.rmtree(moved_aside)
                 else:
-                    old.rename(target)
+                    moved_aside.rename(target)
 
 
 def read_steady(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` gives of a folder, read again whenever the folder was replaced meanwhile.
+    """Call `read` on a folder, again whenever the folder was replaced meanwhile, and return its result.
 
     Args:
         folder: may be replaced by `whole_folder` at any time.
@@ -106,7 +106,7 @@ def read_steady(folder: Path, read: Callable[[], T]) -> T:
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
-    """Differs for two folders that have had the same path."""
+    """Identify a folder: two folders that have had the same path differ in it."""
     try:
         state = folder.stat()
     except OSError:
@@ -114,41 +114,50 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
     return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns
 
 
-# ---- whose it is
+# ---- the manifest
 
 
-def _check_ours(folder: Path, target: Path) -> None:
-    """The folder, which is or was at the target, is absent, or holds nothing but what is listed in its manifest, unchanged."""
+def _check_manifest(folder: Path, target: Path) -> None:
+    """Raise an InputError unless a folder is absent, or holds only files of its manifest, unchanged.
+
+    Args:
+        folder: what is checked; the target, or what was moved away from there.
+        target: named in the error.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"{target} is a file: give a folder")
-    there = {str(path.relative_to(folder)): path for path in _entries(folder)}
-    listed = _listed(folder)
-    if there and MANIFEST not in there:
-        raise InputError(f"{target} holds {_some(there)}, and no {MANIFEST} of ours: it is kept; give a new or an empty folder")
-    others = [name for name in there if name not in listed and name != MANIFEST]
-    changed = [name for name in there if name in listed and _sha256(there[name]) != listed[name]]
-    for names, what in ((others, "holds"), (changed, "has changed")):
+    paths = {str(path.relative_to(folder)): path for path in _leaf_paths(folder)}
+    digests = _listed_digests(folder)
+    if paths and MANIFEST not in paths:
+        raise InputError(
+            f"{target} holds {_first_name(paths)}, and no {MANIFEST} of ours: it is kept; give a new or an empty folder"
+        )
+    unlisted = [name for name in paths if name not in digests and name != MANIFEST]
+    changed = [name for name in paths if name in digests and _sha256(paths[name]) != digests[name]]
+    for names, problem in ((unlisted, "holds"), (changed, "has changed")):
         if names:
-            raise InputError(f"{target} {what} {_some(names)}, not written here: it is kept; move it, or give another folder")
+            raise InputError(
+                f"{target} {problem} {_first_name(names)}, not written here: it is kept; move it, or give another folder"
+            )
 
 
-def _some(names: Any) -> str:
-    first = sorted(names)
-    return first[0] + (f" and {len(first) - 1} more" if len(first) > 1 else "")
+def _first_name(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ordered[0] + (f" and {len(ordered) - 1} more" if len(ordered) > 1 else "")
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    """All files and links, and folders with nothing in them."""
+def _leaf_paths(folder: Path) -> Iterator[Path]:
+    """Yield all files and links, and the folders that are empty."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
-            yield from _entries(path)
+            yield from _leaf_paths(path)
         else:
             yield path
 
 
-def _listed(folder: Path) -> dict[str, str]:
+def _listed_digests(folder: Path) -> dict[str, str]:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return files if isinstance(files, dict) else {}
@@ -156,11 +165,11 @@ def _listed(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _list_files(folder: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     file = folder / MANIFEST
-    about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    about["files"] = {str(p.relative_to(folder)): _sha256(p) for p in sorted(_entries(folder)) if p != file}
-    file.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    manifest["files"] = {str(p.relative_to(folder)): _sha256(p) for p in sorted(_leaf_paths(folder)) if p != file}
+    file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(file: Path) -> str | None:
@@ -170,41 +179,41 @@ def _sha256(file: Path) -> str | None:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-# ---- in its place
+# ---- replacing
 
 
-def _put(new: Path, target: Path) -> None:
-    """Put the new folder in the target's place, and whatever was there in the place of the new one."""
-    for path in [*new.rglob("*"), new]:
+def _replace(draft_folder: Path, target: Path) -> None:
+    """Move the draft to the target; a folder that was there is then at the draft's path."""
+    for path in [*draft_folder.rglob("*"), draft_folder]:
         to_disk(path)
     if not target.exists():
-        new.rename(target)
-    elif _exchange(new, target):
+        draft_folder.rename(target)
+    elif _exchange_paths(draft_folder, target):
         try:
-            _check_ours(new, target)  # once more: somebody may have put a file there meanwhile
+            _check_manifest(draft_folder, target)  # once more: somebody may have put a file there meanwhile
         except BaseException:
-            _exchange(new, target)
+            _exchange_paths(draft_folder, target)
             raise
     else:
-        _check_ours(target, target)
-        _put_aside(new, target)
+        _check_manifest(target, target)
+        _replace_in_two_steps(draft_folder, target)
     to_disk(target.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; False where the system or the file system has no such step."""
+def _exchange_paths(path: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return rename is not None and not rename(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
 
 
-def _put_aside(new: Path, target: Path) -> None:
-    """In two steps, between which nothing is at the target."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    with held(target):  # `recover` of another process leaves it alone
-        target.rename(old)
+def _replace_in_two_steps(draft_folder: Path, target: Path) -> None:
+    """Replace the target in two steps, between which nothing is there."""
+    moved_aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    with locked(target):  # `recover` of another process leaves it alone
+        target.rename(moved_aside)
         try:
-            new.rename(target)
+            draft_folder.rename(target)
         except BaseException:
-            old.rename(target)
+            moved_aside.rename(target)
             raise
-        shutil.rmtree(old)
+        shutil.rmtree(moved_aside)

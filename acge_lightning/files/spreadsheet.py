@@ -1,4 +1,4 @@
-"""Tables for spreadsheets, which take a cell that begins like a formula for one and compute it."""
+"""Write tables for spreadsheets, in which no cell is taken for a formula and computed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 
 from acge_lightning.files.atomic import write_text
 
-_FORMULA = re.compile(r"[\s\x00\u200b\ufeff]*[=+\-@＝＋－＠]")  # also full-width, which some take for the others
+_FORMULA = re.compile(r"[\s\x00\u200b\ufeff]*[=+\-@＝＋－＠]")  # also full-width signs, which some programs take too
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def cell(value: Any) -> Any:
-    """The value as it may stand in a table: a text that a spreadsheet might compute gets an apostrophe before it.
-
-    Numbers, and texts that are numbers, stay as they are.
+    """Put an apostrophe before a text that a spreadsheet might compute; other values stay as they are, also numbers as text.
 
     >>> [cell(value) for value in ("=cmd()", " +1+1", "-0.5", -0.5, "a=b")]
     ["'=cmd()", "' +1+1", '-0.5', -0.5, 'a=b']
@@ -28,7 +26,7 @@ def cell(value: Any) -> Any:
 
 
 def write_csv(file: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A head and rows, whole or not at all."""
+    """Write a head and rows as CSV, whole or not at all."""
     text = io.StringIO()
     csv.writer(text).writerows([cell(value) for value in row] for row in (columns, *rows))
     write_text(file, text.getvalue())

@@ -1,4 +1,4 @@
-"""YAML files that anyone may have written: plain data, refused where a few bytes would become gigabytes."""
+"""Read YAML files that anyone may have written: plain data only, and none that expands to gigabytes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _NAME, _DOTS = re.compile(r"\.*[\w-]+(?:[.\[\]]+[\w-]+)*"), re.compile(r"[.\[\]]
 
 
 def read_yaml(file: str | Path) -> Any:
-    """The plain data of a file; None for an empty one.
+    """Read the plain data of a file; None for an empty one.
 
     Raises:
         InputError: it is not there, no YAML of plain data, or refused as in `checked_text`.
     """
-    with _naming(file):
+    with _file_named_in_errors(file):
         loader = yaml.SafeLoader(_text(file))
-        node = _measured(loader)
+        node = _checked_node(loader)
         return None if node is None else loader.construct_document(node)
 
 
 def checked_text(file: str | Path) -> str:
-    """The text of a file that any YAML reader can take.
+    """Read the text of a file, and check that any YAML reader can take it.
 
     Raises:
         InputError: it is not there, no YAML, too large or too deep, itself or with its aliases written out.
     """
-    with _naming(file):
+    with _file_named_in_errors(file):
         text = _text(file)
-        _measured(yaml.SafeLoader(text))
+        _checked_node(yaml.SafeLoader(text))
     return text
 
 
 @contextmanager
-def _naming(file: str | Path) -> Iterator[None]:
-    """What any reader says against a file, in one line."""
+def _file_named_in_errors(file: str | Path) -> Iterator[None]:
+    """Turn the errors of any reader into an InputError of one line that names the file."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
@@ -66,58 +66,62 @@ def _text(file: str | Path) -> str:
     return text
 
 
-def _measured(loader: yaml.SafeLoader) -> yaml.Node | None:
+def _checked_node(loader: yaml.SafeLoader) -> yaml.Node | None:
     node = loader.get_single_node()
-    if node is not None and _measure(node, {})[0] > LARGEST:
+    if node is not None and _expanded_size(node, {})[0] > LARGEST:
         raise InputError(f"refused, for its aliases, written out, make more than {LARGEST:,} characters")
     return node
 
 
-def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Characters and levels of a node with every alias written out; what was measured before is not measured again."""
-    if id(node) not in known:
-        known[id(node)] = (LARGEST + 1, 1)  # of an alias to what it stands in
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+def _expanded_size(node: yaml.Node, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Count characters and levels of a node with every alias written out.
+
+    Args:
+        node: of a YAML file.
+        sizes: id of a node -> its characters and levels, of the nodes that have been counted.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = (LARGEST + 1, 1)  # if an alias refers to a node that contains it
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in parts for part in pair]
-        elif not parts and len(node.value) > _LONGEST and node.tag != "tag:yaml.org,2002:str":
+            children = [child for pair in children for child in pair]
+        elif not children and len(node.value) > _LONGEST and node.tag != "tag:yaml.org,2002:str":
             raise InputError(f"refused, for line {node.start_mark.line + 1} has a number of {len(node.value):,} characters")
-        sizes = [_measure(part, known) for part in parts]
-        levels = 1 + max((level for _, level in sizes), default=0)
+        expanded = [_expanded_size(child, sizes) for child in children]
+        levels = 1 + max((level for _, level in expanded), default=0)
         if levels > _DEEPEST:
             raise InputError(f"refused, for it has more than {_DEEPEST} levels")
-        known[id(node)] = 1 + sum(size for size, _ in sizes) + (0 if parts else len(node.value)), levels
-    return known[id(node)]
+        sizes[id(node)] = 1 + sum(size for size, _ in expanded) + (0 if children else len(node.value)), levels
+    return sizes[id(node)]
 
 
 def explodes(data: Any) -> bool:
-    """Whether a config, with its interpolations written out, would be larger than any file may be.
+    """Tell whether a config, with its interpolations written out, would be larger than any file may be.
 
-    Of a part of a config, absolute names may begin with its place in the whole. Names that are interpolated themselves are not
-    followed.
+    Names that are interpolated themselves are not followed.
 
     Args:
-        data: plain data, nothing resolved.
+        data: plain data of a config or a node of one, nothing resolved; absolute names in a node may begin with its path.
     """
     values: dict[tuple[str, ...], Any] = {}
-    known: dict[tuple[str, ...], int] = {}
+    sizes: dict[tuple[str, ...], int] = {}
 
-    def collect(place: tuple[str, ...], value: Any) -> None:
-        values[place] = value
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-            collect((*place, str(key)), part)
+    def collect(path: tuple[str, ...], value: Any) -> None:
+        values[path] = value
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            collect((*path, str(key)), child)
 
-    def size(place: tuple[str, ...]) -> int:
-        if place not in known:
-            known[place] = 0  # of one that leads to itself, which is an error elsewhere
-            value = values[place]
+    def size(path: tuple[str, ...]) -> int:
+        if path not in sizes:
+            sizes[path] = 0  # if it refers to itself, which is an error elsewhere
+            value = values[path]
             if isinstance(value, (dict, list)):
-                parts = [(*place, str(key)) for key in (value if isinstance(value, dict) else range(len(value)))]
-                known[place] = sum(map(size, parts))
+                child_paths = [(*path, str(key)) for key in (value if isinstance(value, dict) else range(len(value)))]
+                sizes[path] = sum(map(size, child_paths))
             else:
-                found = (next((c for c in keys if c in values), None) for keys in _named(str(value), place))
-                known[place] = len(str(value)) + sum(size(target) for target in found if target is not None)
-        return known[place]
+                targets = (next((c for c in keys if c in values), None) for keys in _possible_targets(str(value), path))
+                sizes[path] = len(str(value)) + sum(size(target) for target in targets if target is not None)
+        return sizes[path]
 
     try:
         collect((), data)
@@ -126,14 +130,17 @@ def explodes(data: Any) -> bool:
         return True
 
 
-def _named(text: str, place: tuple[str, ...]) -> Iterator[list[tuple[str, ...]]]:
-    """For each name within a text's interpolations the keys that it may be that of, the likeliest first.
+def _possible_targets(text: str, path: tuple[str, ...]) -> Iterator[list[tuple[str, ...]]]:
+    """Yield, for each name within a text's interpolations, the paths of the values that it may refer to, the likeliest first.
 
     Args:
         text: the value.
-        place: its key, by which `${.a}` and `${..a}` are understood.
+        path: the keys that lead to the value; `${.a}` and `${..a}` are relative to it.
     """
     for name in _NAME.findall(text[text.find("${") :]) if "${" in text else ():
-        path = name.lstrip(".")
-        parts, up = tuple(part for part in _DOTS.split(path) if part), len(name) - len(path)
-        yield [(*place[: max(0, len(place) - up)], *parts)] if up else [parts[i:] for i in range(len(parts))]
+        absolute = name.lstrip(".")
+        keys, levels_up = tuple(key for key in _DOTS.split(absolute) if key), len(name) - len(absolute)
+        if levels_up:
+            yield [(*path[: max(0, len(path) - levels_up)], *keys)]
+        else:
+            yield [keys[i:] for i in range(len(keys))]

@@ -1,4 +1,4 @@
-"""Losses on embeddings. None of them knows a model, a rank or a data set.
+"""Losses on embeddings, which know no model, no rank and no data set.
 
 Every loss is called as `loss(embeddings, labels, ids)`:
 
@@ -11,14 +11,14 @@ Every loss is called as `loss(embeddings, labels, ids)`:
 
 Embeddings arrive unnormalised; similarity is cosine. Everything is computed in fp32 (fp64 stays fp64), also under autocast.
 
-A loss is written in three parts (`CosineLoss`), so that `matryoshka` can take it at many prefix lengths for little more than
-the price of one: whose cosines it takes, what it needs to know beside them, and its value from logits = cosines / temperature.
+A loss has three methods (`CosineLoss`), so that `matryoshka` can compute it at many prefix lengths for little more than the
+price of one: which rows it compares, its targets (labels or masks), and its value from logits = cosines / temperature.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -28,7 +28,8 @@ from torch.nn.functional import normalize
 
 from acge_lightning.errors import InputError
 
-_SIDES = ("query_to_doc", "query_to_query", "doc_to_doc")
+_COMPARISONS = ("query_to_doc", "query_to_query", "doc_to_doc")
+Masks = dict[str, Tensor | None]  # direction -> the candidates that it leaves out
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
@@ -45,7 +46,7 @@ def full_precision(forward: Any) -> Any:
 
 
 class CosineLoss(nn.Module, ABC):
-    """What all losses share: cosines of some rows with some others, over a temperature, and a value from these.
+    """Base of all losses: a loss is a function of cosines divided by a temperature.
 
     Args:
         temperature: tau > 0.
@@ -63,56 +64,56 @@ class CosineLoss(nn.Module, ABC):
         self.temperature = temperature
 
     @abstractmethod
-    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Whose cosines the loss takes: pairs of Float[n, d], Float[m, d]."""
+    def comparisons(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The rows and columns of each matrix of cosines that the loss needs: pairs of Float[n, d], Float[m, d]."""
 
-    def known(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> Any:
-        """What the value depends on beside the cosines, the same for all prefixes: labels or masks."""
+    def targets(self, embeddings: Sequence[Tensor], labels: Any, ids: Sequence[Tensor] | None) -> Any:
+        """Labels or masks that the value depends on beside the cosines; they are the same for all prefixes."""
         return labels
 
     @abstractmethod
-    def value(self, logits: Sequence[Tensor], known: Any) -> Tensor:
-        """The loss Float[] from the logits of each side, Float[n, m], or Float[n] if `rowwise`."""
+    def value(self, logits: Sequence[Tensor], targets: Any) -> Tensor:
+        """The loss Float[] from the logits of each comparison, Float[n, m], or Float[n] if `rowwise`."""
 
-    def value_and_gradient(self, logits: Sequence[Tensor], known: Any) -> tuple[Tensor, Sequence[Tensor]]:
+    def value_and_gradient(self, logits: Sequence[Tensor], targets: Any) -> tuple[Tensor, Sequence[Tensor]]:
         """The value and its derivative by the logits, both detached."""
         with torch.enable_grad():
-            logits = [part.detach().requires_grad_() for part in logits]
-            value = self.value(logits, known)
-            found = torch.autograd.grad(value, logits, allow_unused=True, materialize_grads=True)
-        return value.detach(), found
+            logits = [matrix.detach().requires_grad_() for matrix in logits]
+            value = self.value(logits, targets)
+            gradients = torch.autograd.grad(value, logits, allow_unused=True, materialize_grads=True)
+        return value.detach(), gradients
 
     @full_precision
     def forward(
         self, embeddings: tuple[Tensor, ...], labels: Tensor | None = None, ids: Sequence[Tensor] | None = None
     ) -> Tensor:
         """The loss: a Float[n_i, d] a column, labels and ids as in the table above -> Float[]."""
-        known = self.known(embeddings, labels, ids)
+        targets = self.targets(embeddings, labels, ids)
         logits = []
-        for rows, columns in self.sides(embeddings):
+        for rows, columns in self.comparisons(embeddings):
             a, b = normalize(rows, dim=-1), normalize(columns, dim=-1)
             logits.append(((a * b).sum(-1) if self.rowwise else a @ b.T) / self.temperature)
-        return self.value(logits, known)
+        return self.value(logits, targets)
 
 
 class InfoNCE(CosineLoss):
-    """Contrastive loss: each query's own positive against every other candidate.
+    """Contrastive loss: each query is to prefer its own positive to every other candidate.
 
     loss = -mean_i( s(q_i, p_i)/tau - log sum_c exp(s(q_i, c)/tau) ), with c over all positives and explicit negatives of the
     batch and, by `directions`, further terms in the same sum (`joint`) or in sums of their own (`per_direction`).
-    Candidates known to be right for a query are left out of its sum: texts judged positive, texts equal to its positive,
+    Candidates that are no negatives of a query are left out of its sum: texts judged positive, texts equal to its positive,
     positives of an equal query, and the query's own text. A text that comes several times in the batch is a candidate once.
 
     Args:
         temperature: tau > 0.
-        directions: terms of the sum: `query_to_doc` (always), `doc_to_query` (each positive against all queries),
-            `query_to_query`, `doc_to_doc` (its positive against the other documents).
+        directions: terms of the sum: `query_to_doc` (always), `doc_to_query` (each positive with all queries),
+            `query_to_query`, `doc_to_doc` (its positive with the other documents).
         partition: `joint` one softmax over all terms (GTE), `per_direction` one softmax a direction, averaged
             (symmetric InfoNCE; only with `query_to_doc` and `doc_to_query`).
         in_batch: False leaves each query only the negatives that the judgements name as its own (grade 0).
 
     Reference: van den Oord et al. 2018 (arXiv 1807.03748); directions: Li et al. 2023 (GTE, arXiv 2308.03281). Differs by
-    the masking of known positives.
+    the masking of false negatives.
 
     YAML::
 
@@ -145,88 +146,76 @@ class InfoNCE(CosineLoss):
         self.partition = partition
         self.in_batch = in_batch
 
-    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def comparisons(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Queries with documents; queries with queries and positives with documents, if the directions have them.
 
         Args:
             embeddings: queries Float[n, d], positives Float[n, d], and optionally negatives Float[m, d] of all queries.
         """
-        queries, own = embeddings[:2]
-        if len(own) != len(queries):
-            raise InputError(f"InfoNCE has {len(queries)} queries and {len(own)} positives: give one each")
-        docs = torch.cat(list(embeddings[1:])) if len(embeddings) > 2 else own
-        sides = {"query_to_doc": (queries, docs), "query_to_query": (queries, queries), "doc_to_doc": (own, docs)}
-        return [pair for name, pair in sides.items() if name in self.directions]
+        queries, positives = embeddings[:2]
+        if len(positives) != len(queries):
+            raise InputError(f"InfoNCE has {len(queries)} queries and {len(positives)} positives: give one each")
+        docs = torch.cat(list(embeddings[1:])) if len(embeddings) > 2 else positives
+        pairs = {"query_to_doc": (queries, docs), "query_to_query": (queries, queries), "doc_to_doc": (positives, docs)}
+        return [pair for direction, pair in pairs.items() if direction in self.directions]
 
-    def known(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> dict[str, Any]:
-        """Which candidates each direction leaves out: Bool[n, n or m], or None for none.
+    def targets(self, embeddings: Sequence[Tensor], labels: Tensor | None, ids: Sequence[Tensor] | None) -> Masks:
+        """The candidates that each direction leaves out: Bool[n, n or m], or None for none.
 
         Args:
-            embeddings: as in `sides`.
+            embeddings: as in `comparisons`.
             labels: Int64[r, 3] judgements (query id, text id, grade; above 0 is positive), or None.
             ids: text ids of each column, aligned with the embeddings, or None for no masking.
         """
-        sizes = len(embeddings[0]), sum(map(len, embeddings[1:]))
-        return self._blocked(*sizes, labels, ids, embeddings[0].device)
+        n, m, device = len(embeddings[0]), sum(map(len, embeddings[1:])), embeddings[0].device
+        own = torch.arange(m, device=device)[None] == torch.arange(n, device=device)[:, None]
+        if not self.in_batch and (ids is None or labels is None):
+            raise InputError("InfoNCE(in_batch=false) needs ids and judgements to know each query's own negatives")
+        if ids is None:
+            return {"query_to_doc": None, "doc_to_query": None, "query_to_query": own[:, :n], "doc_to_doc": own}
+        query_ids, doc_ids = ids[0], torch.cat(list(ids[1:]))
+        judgements = query_ids.new_zeros(0, 3) if labels is None else labels
+        candidate_ids = torch.cat([doc_ids, query_ids])
+        positive_docs, positive_queries = positive_mask(query_ids, candidate_ids, judgements).split([m, n], dim=1)
+        same_positive = ids[1][:, None] == ids[1][None]
+        duplicate_docs, duplicate_queries = duplicate_mask(doc_ids), duplicate_mask(query_ids)
+        masks: Masks = {
+            "query_to_doc": (positive_docs | duplicate_docs) & ~own,
+            "doc_to_query": (positive_docs[:, :n].T | duplicate_queries) & ~own[:, :n],
+            "query_to_query": positive_queries | same_positive | duplicate_queries,
+            "doc_to_doc": positive_docs | pair_mask(query_ids, doc_ids, judgements[:, :2]) | duplicate_docs,
+        }
+        if not self.in_batch:
+            own_negatives = pair_mask(query_ids, doc_ids, judgements[judgements[:, 2] <= 0][:, :2])
+            masks["query_to_doc"] = (positive_docs | ~own_negatives | duplicate_docs) & ~own
+        return masks
 
-    def value(self, logits: Sequence[Tensor], known: Mapping[str, Any]) -> Tensor:
-        """The mean over queries."""
-        terms = dict(zip([d for d in _SIDES if d in self.directions], logits, strict=True))
-        to_docs = terms["query_to_doc"]
-        positive = to_docs.diagonal()
+    def value(self, logits: Sequence[Tensor], targets: Masks) -> Tensor:
+        """The mean over queries; `targets` are masks of the candidates to leave out."""
+        by_direction = dict(zip([d for d in _COMPARISONS if d in self.directions], logits, strict=True))
+        to_docs = by_direction["query_to_doc"]
         if "doc_to_query" in self.directions:
-            terms["doc_to_query"] = to_docs[:, : len(to_docs)].T
-        parts = [terms[d] if known[d] is None else terms[d].masked_fill(known[d], -torch.inf) for d in self.directions]
+            by_direction["doc_to_query"] = to_docs[:, : len(to_docs)].T
+        masked = [_without(by_direction[d], targets[d]) for d in self.directions]
         if self.partition == "joint":
-            log_z = torch.logsumexp(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], dim=1)
+            log_z = torch.logsumexp(torch.cat(masked, dim=1) if len(masked) > 1 else masked[0], dim=1)
         else:
-            log_z = torch.stack([torch.logsumexp(part, dim=1) for part in parts]).mean(0)
-        return (log_z - positive).mean()
+            log_z = torch.stack([torch.logsumexp(candidates, dim=1) for candidates in masked]).mean(0)
+        return (log_z - to_docs.diagonal()).mean()
 
-    def value_and_gradient(self, logits: Sequence[Tensor], known: Mapping[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    def value_and_gradient(self, logits: Sequence[Tensor], targets: Masks) -> tuple[Tensor, Sequence[Tensor]]:
         """In closed form where there is one softmax of one direction: the softmax less 1 at the positive, over n."""
         if self.directions != ("query_to_doc",):
-            return super().value_and_gradient(logits, known)
-        (found,) = logits
-        if known["query_to_doc"] is not None:
-            found = found.masked_fill(known["query_to_doc"], -torch.inf)
-        log_p = found.log_softmax(dim=1)
+            return super().value_and_gradient(logits, targets)
+        log_p = _without(logits[0], targets["query_to_doc"]).log_softmax(dim=1)
         value = -log_p.diagonal().mean()
         gradient = log_p.exp_()
         gradient.diagonal().sub_(1)
         return value, [gradient.div_(len(gradient))]
 
-    def _blocked(
-        self, n: int, m: int, labels: Tensor | None, ids: Sequence[Tensor] | None, device: torch.device
-    ) -> dict[str, Any]:
-        if ids is None and self.in_batch and set(self.directions) <= {"query_to_doc", "doc_to_query"}:
-            return dict.fromkeys(self.directions)
-        row = torch.arange(n, device=device)
-        own = torch.arange(m, device=device)[None] == row[:, None]
-        if not self.in_batch and (ids is None or labels is None):
-            raise InputError("InfoNCE(in_batch=false) needs ids and judgements to know each query's own negatives")
-        diagonal = own[:, :n]
-        if ids is None:
-            known, known_queries = own, diagonal
-        else:
-            query_ids, doc_ids = ids[0], torch.cat(list(ids[1:]))
-            known, known_queries = known_positives(query_ids, torch.cat([doc_ids, query_ids]), labels).split([m, n], dim=1)
-            if not self.in_batch:
-                known = known | ~pair_mask(query_ids, doc_ids, labels[labels[:, 2] <= 0][:, :2])
-        square = known[:, :n]
-        same_positive = diagonal if ids is None else ids[1][:, None] == ids[1][None]
-        own_negatives = torch.zeros_like(own)
-        again_doc, again_query = torch.zeros_like(own[0]), torch.zeros_like(diagonal[0])
-        if ids is not None:
-            again_doc, again_query = repeats(torch.cat(list(ids[1:]))), repeats(ids[0])
-        if ids is not None and labels is not None:
-            own_negatives = pair_mask(ids[0], torch.cat(list(ids[1:])), labels[:, :2])
-        return {
-            "query_to_doc": (known | again_doc) & ~own,
-            "doc_to_query": (square.T | again_query) & ~diagonal,
-            "query_to_query": known_queries | same_positive | again_query,
-            "doc_to_doc": known | own_negatives | again_doc,
-        }
+
+def _without(logits: Tensor, mask: Tensor | None) -> Tensor:
+    return logits if mask is None else logits.masked_fill(mask, -torch.inf)
 
 
 def pair_mask(row_ids: Tensor, column_ids: Tensor, pairs: Tensor) -> Tensor:
@@ -235,35 +224,39 @@ def pair_mask(row_ids: Tensor, column_ids: Tensor, pairs: Tensor) -> Tensor:
     >>> pair_mask(torch.tensor([7, 8]), torch.tensor([1, 2, 1]), torch.tensor([[8, 1], [9, 2]])).tolist()
     [[False, False, False], [True, False, True]]
     """
-    rows, row_of = torch.unique(row_ids, return_inverse=True)
-    columns, column_of = torch.unique(column_ids, return_inverse=True)
+    rows, row_index = torch.unique(row_ids, return_inverse=True)
+    columns, column_index = torch.unique(column_ids, return_inverse=True)
     pairs = pairs[torch.isin(pairs[:, 0], rows) & torch.isin(pairs[:, 1], columns)]
     mask = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=row_ids.device)
     mask[torch.searchsorted(rows, pairs[:, 0].contiguous()), torch.searchsorted(columns, pairs[:, 1].contiguous())] = True
-    return mask[row_of][:, column_of]
+    return mask[row_index][:, column_index]
 
 
-def repeats(ids: Tensor) -> Tensor:
+def duplicate_mask(ids: Tensor) -> Tensor:
     """Where an id stands that has come before: Int64[n] -> Bool[n].
 
-    >>> repeats(torch.tensor([7, 8, 7, 7])).tolist()
+    >>> duplicate_mask(torch.tensor([7, 8, 7, 7])).tolist()
     [False, False, True, True]
     """
-    _, number = torch.unique(ids, return_inverse=True)
-    place = torch.arange(len(ids), device=ids.device)
-    first = torch.full_like(place, len(ids)).scatter_reduce_(0, number, place, "amin")
-    return first[number] < place
+    _, distinct = torch.unique(ids, return_inverse=True)
+    row = torch.arange(len(ids), device=ids.device)
+    first_row = torch.full_like(row, len(ids)).scatter_reduce_(0, distinct, row, "amin")
+    return first_row[distinct] < row
 
 
-def known_positives(query_ids: Tensor, doc_ids: Tensor, labels: Tensor | None) -> Tensor:
-    """Candidates that are no negatives of a query, its own positive among them: Bool[n, m].
+def positive_mask(query_ids: Tensor, doc_ids: Tensor, judgements: Tensor) -> Tensor:
+    """Which candidates are no negatives of a query, its own positive among them: Bool[n, m].
 
     These are: texts judged positive for it, texts equal to the positive of an equal query, and the query's own text.
+
+    Args:
+        query_ids: Int64[n].
+        doc_ids: Int64[m]; the first n are the queries' own positives.
+        judgements: Int64[r, 3] (query id, text id, grade; above 0 is positive).
     """
-    own = torch.stack([query_ids, doc_ids[: len(query_ids)]], dim=1)
-    itself = torch.stack([query_ids, query_ids], dim=1)
-    pairs = [own, itself] if labels is None else [own, itself, labels[labels[:, 2] > 0][:, :2]]
-    return pair_mask(query_ids, doc_ids, torch.cat(pairs))
+    own_positives = torch.stack([query_ids, doc_ids[: len(query_ids)]], dim=1)
+    own_texts = torch.stack([query_ids, query_ids], dim=1)
+    return pair_mask(query_ids, doc_ids, torch.cat([own_positives, own_texts, judgements[judgements[:, 2] > 0][:, :2]]))
 
 
 class SimCSE(InfoNCE):
@@ -310,29 +303,29 @@ class CoSENT(CosineLoss):
     def __init__(self, temperature: float = 0.05):
         super().__init__(temperature)
 
-    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def comparisons(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """First text with second text, row by row."""
-        first, second = embeddings
-        return [(first, second)]
+        first_texts, second_texts = embeddings
+        return [(first_texts, second_texts)]
 
-    def value(self, logits: Sequence[Tensor], known: Tensor) -> Tensor:
-        """Of n pairs whose similarity labels are Float[n]."""
-        return self._sum(self._wrong_ways(logits[0], known))
+    def value(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The loss of n pairs whose similarity labels are Float[n]."""
+        return self._log_sum(self._differences(logits[0], targets))
 
-    def value_and_gradient(self, logits: Sequence[Tensor], known: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def value_and_gradient(self, logits: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """In closed form: each pair of pairs pulls by its share of the sum."""
-        differences = self._wrong_ways(logits[0], known)
-        value = self._sum(differences)
+        differences = self._differences(logits[0], targets)
+        value = self._log_sum(differences)
         share = differences.sub_(value).exp_()
         return value, [share.sum(0) - share.sum(1)]
 
     @staticmethod
-    def _wrong_ways(found: Tensor, labels: Tensor) -> Tensor:
+    def _differences(logits: Tensor, labels: Tensor) -> Tensor:
         """How much higher j is than i, where i should be higher, else minus infinity: Float[n, n]."""
-        return (found[None, :] - found[:, None]).masked_fill(labels[:, None] <= labels[None, :], -torch.inf)
+        return (logits[None, :] - logits[:, None]).masked_fill(labels[:, None] <= labels[None, :], -torch.inf)
 
     @staticmethod
-    def _sum(differences: Tensor) -> Tensor:
+    def _log_sum(differences: Tensor) -> Tensor:
         """log(1 + sum of exp)."""
         return torch.logsumexp(nn.functional.pad(differences.flatten(), (1, 0)), dim=0)
 
@@ -359,40 +352,41 @@ class LabelContrast(CosineLoss):
     def __init__(self, temperature: float = 0.05):
         super().__init__(temperature)
 
-    def sides(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def comparisons(self, embeddings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """All texts with all."""
         return [(embeddings[0], embeddings[0])]
 
-    def known(self, embeddings: Sequence[Tensor], labels: Tensor, ids: Any) -> tuple[Tensor, Tensor]:
-        """Which pairs are of one class, themselves and without themselves: Bool[n, n] from labels Int64[n]."""
+    def targets(self, embeddings: Sequence[Tensor], labels: Tensor, ids: Any) -> tuple[Tensor, Tensor]:
+        """Which texts are of one class, with and without each text itself: Bool[n, n] twice, from labels Int64[n]."""
         same = labels[:, None] == labels[None, :]
         return same, same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
 
-    def value(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> Tensor:
+    def value(self, logits: Sequence[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
         """The mean over texts that have another of their label."""
-        return self._mean(self._above(logits[0], known[0]), known[1])
+        same_class, positives = targets
+        return self._mean(self._log_odds(logits[0], same_class), positives)
 
-    def value_and_gradient(self, logits: Sequence[Tensor], known: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def value_and_gradient(self, logits: Sequence[Tensor], targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """In closed form: positives are pulled by the odds of their negatives, which share the push."""
-        same, positive = known
-        above = self._above(logits[0], same)
-        value = self._mean(above, positive)
-        pull = above.sigmoid().masked_fill_(~positive, 0.0).mul_(self._weights(positive, above.dtype)[:, None])
-        push = above.neg_().exp_().masked_fill_(same, 0.0)  # the softmax over negatives
+        same_class, positives = targets
+        log_odds = self._log_odds(logits[0], same_class)
+        value = self._mean(log_odds, positives)
+        pull = log_odds.sigmoid().masked_fill_(~positives, 0.0).mul_(self._weights(positives, log_odds.dtype)[:, None])
+        push = log_odds.neg_().exp_().masked_fill_(same_class, 0.0)  # the softmax over negatives
         return value, [push.mul_(pull.sum(1, keepdim=True)).sub_(pull)]
 
     @staticmethod
-    def _above(found: Tensor, same: Tensor) -> Tensor:
-        """log-sum-exp of each text's negatives less its logit with each other: Float[n, n]."""
-        return torch.logsumexp(found.masked_fill(same, -torch.inf), dim=1, keepdim=True) - found
+    def _log_odds(logits: Tensor, same_class: Tensor) -> Tensor:
+        """log-sum-exp of each text's negatives less its logit with each other text: Float[n, n]."""
+        return torch.logsumexp(logits.masked_fill(same_class, -torch.inf), dim=1, keepdim=True) - logits
 
-    def _mean(self, above: Tensor, positive: Tensor) -> Tensor:
-        each = nn.functional.softplus(above).masked_fill(~positive, 0.0)
-        return (each.sum(1) * self._weights(positive, above.dtype)).sum()
+    def _mean(self, log_odds: Tensor, positives: Tensor) -> Tensor:
+        pair_losses = nn.functional.softplus(log_odds).masked_fill(~positives, 0.0)
+        return (pair_losses.sum(1) * self._weights(positives, log_odds.dtype)).sum()
 
     @staticmethod
-    def _weights(positive: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of each text's sum over its positives in the mean: Float[n]."""
-        count = positive.sum(1, dtype=dtype)
+    def _weights(positives: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each text's weight in the mean, by which its sum over positives is multiplied: Float[n]."""
+        count = positives.sum(1, dtype=dtype)
         texts = (count > 0).sum().clamp(min=1)
         return torch.where(count > 0, 1 / (count * texts), 0.0)

@@ -22,16 +22,42 @@ def similarities(queries: Vectors, documents: Vectors) -> Tensor:
     return torch.from_numpy((queries @ documents.T).toarray())
 
 
-def pair_products(embeddings: Vectors, first: Tensor, second: Tensor) -> Tensor:
+def pair_products(embeddings: Vectors, left: Tensor, right: Tensor) -> Tensor:
     """Float[r]: the same for a row and its partner."""
     if not isinstance(embeddings, Tensor):
-        return torch.from_numpy(np.asarray(embeddings[first.numpy()].multiply(embeddings[second.numpy()]).sum(1)).ravel())
-    halves = zip(first.split(_DOCUMENTS), second.split(_DOCUMENTS), strict=True)
+        return torch.from_numpy(np.asarray(embeddings[left.numpy()].multiply(embeddings[right.numpy()]).sum(1)).ravel())
+    halves = zip(left.split(_DOCUMENTS), right.split(_DOCUMENTS), strict=True)
     return torch.cat([(embeddings[i].double() * embeddings[j].double()).sum(-1).float() for i, j in halves])
 
 
 def _rows(embeddings: Vectors, numbers: Tensor) -> Vectors:
     return embeddings[numbers].double() if isinstance(embeddings, Tensor) else embeddings[numbers.numpy()]
+
+
+def ndcg(gains: Tensor, ideal: Tensor) -> Tensor:
+    """Normalised discounted cumulative gain of rankings.
+
+    DCG = sum over ranks i from 1 of gain_i / log2(i + 1); nDCG = DCG of the ranking / DCG of the best one. The gain is the
+    grade, as in trec_eval.
+
+    Args:
+        gains: Float[..., k], in the order of the ranking.
+        ideal: Float[..., m], the best gains, in descending order; for nDCG@k the first k of them.
+
+    Returns:
+        Float64[...] in [0, 1]; NaN where all ideal gains are 0.
+
+    Reference: Järvelin and Kekäläinen 2002 (doi 10.1145/582415.582418). Differs: log2(i + 1) at all ranks, as in trec_eval.
+
+    >>> ndcg(torch.tensor([0.0, 1.0]), torch.tensor([1.0])).item()
+    0.6309297535714575
+    """
+    return _dcg(gains) / _dcg(ideal)
+
+
+def _dcg(gains: Tensor) -> Tensor:
+    ranks = torch.arange(1, gains.shape[-1] + 1, dtype=torch.double, device=gains.device)
+    return (gains / torch.log2(ranks + 1)).sum(-1)
 
 
 def lexsort(*keys: Tensor) -> Tensor:
@@ -63,8 +89,8 @@ def best_grades(pair: Tensor, grade: Tensor) -> tuple[Tensor, Tensor]:
     """Each pair once, ascending, with its best grade."""
     order = lexsort(-grade, pair)
     pair, grade = pair[order], grade[order]
-    first = pair.diff(prepend=pair.new_tensor([-1])) != 0
-    return pair[first], grade[first]
+    is_best = pair.diff(prepend=pair.new_tensor([-1])) != 0
+    return pair[is_best], grade[is_best]
 
 
 def ranked_documents(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int) -> Tensor:
@@ -86,16 +112,16 @@ def ranked_documents(embeddings: Vectors, asking: Tensor, texts: Tensor, k: int)
         block = document[slice(*ends)]
         vectors = _rows(embeddings, distinct[start : start + _DOCUMENTS])
         spread = slice(None) if len(block) == vectors.shape[0] else of[block] - start
-        found = [_first(similarities(_rows(embeddings, part), vectors)[:, spread], block, k) for part in asking.split(_QUERIES)]
-        best = torch.cat([best, torch.cat(found)], dim=1)
+        scores = (similarities(_rows(embeddings, rows), vectors)[:, spread] for rows in asking.split(_QUERIES))
+        best = torch.cat([best, torch.cat([_top(part, block, k) for part in scores])], dim=1)
         best = best.topk(min(k, best.shape[1])).values
     return best & 0xFFFFFFFF
 
 
-def _first(scores: Tensor, documents: Tensor, k: int) -> Tensor:
+def _top(scores: Tensor, documents: Tensor, k: int) -> Tensor:
     """Int64[q, k or all]: the best documents of each query, as `_keys`."""
-    values, found = scores.topk(min(k + 1, len(documents)))
-    keys = _keys(values[:, :k], documents[found[:, :k]])
+    values, columns = scores.topk(min(k + 1, len(documents)))
+    keys = _keys(values[:, :k], documents[columns[:, :k]])
     tied = values[:, k - 1] == values[:, -1] if len(documents) > k else values.new_zeros(len(values), dtype=torch.bool)
     if tied.any():  # more documents have the last score than there is room for
         keys[tied] = _keys(scores[tied], documents).topk(k).values

@@ -4,8 +4,8 @@ Evaluation texts are numbered. A metric is fed batches of `update(embeddings, id
 
 - `ids` Int64[n]: the texts' numbers; a text that comes twice counts once,
 - `labels`: Float64[r, 3] judgements (text number, text number, value) for `Spearman` and `AveragePrecision`; Int64[n, 2]
-  (class, not 0 if the text may be learnt from) for `KNNAccuracy`, `LinearProbe` and `VMeasure`; Float64[r, 5] for `Retrieval`
-  and `Reranking`: text number of the query, text number of the document, grade, number of the query, number of the document.
+  (class, not 0 if the text may be learnt from) for `LinearProbe` and `VMeasure`; Float64[r, 5] for `Retrieval` and
+  `Reranking`: text number of the query, text number of the document, grade, number of the query, number of the document.
   So queries, and documents, that have one text each count, and their scores are equal. A grade of NaN: the query's ranking
   leaves the document out; with the query -1: the document is only there to be found. Float64[r, 3] will do where each text is
   one query or one document: texts named second, and all that are not named, are the documents.
@@ -36,7 +36,16 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from acge_lightning.errors import InputError
-from acge_lightning.metrics.ranking import Vectors, as_lines, best_grades, lexsort, pair_products, ranked_documents, renumbered
+from acge_lightning.metrics.ranking import (
+    Vectors,
+    as_lines,
+    best_grades,
+    lexsort,
+    ndcg,
+    pair_products,
+    ranked_documents,
+    renumbered,
+)
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of states
 _GATHERED = 65536  # rows of a state that travel together
@@ -61,20 +70,20 @@ class EmbeddingMetric(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def _gather(self, state: Tensor, group: Any = None) -> list[Tensor]:
-        """Every process's part of a state; one that has seen no text has an empty part.
+        """The state of every process; that of one that has seen no text is empty.
 
         States wait on the CPU and travel by the metric's own device, since NCCL takes nothing from a CPU: some rows at a time.
         """
 
-        def gathered(part: Tensor) -> list[Tensor]:
-            return [other.cpu() for other in gather_all_tensors(part.to(self.device), group)]
+        def gathered(rows: Tensor) -> list[Tensor]:
+            return [of_rank.cpu() for of_rank in gather_all_tensors(rows.to(self.device), group)]
 
         head = torch.tensor([len(state), state.ndim, state.shape[-1], _DTYPES.index(state.dtype)])
-        rows, ndim, width, dtype = max(other.tolist() for other in gathered(head))
+        rows, ndim, width, dtype = max(of_rank.tolist() for of_rank in gathered(head))
         if not len(state):
             state = torch.empty((0, width)[:ndim], dtype=_DTYPES[dtype])
-        pieces = [gathered(state[start : start + _GATHERED]) for start in range(0, max(rows, 1), _GATHERED)]
-        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        blocks = [gathered(state[start : start + _GATHERED]) for start in range(0, max(rows, 1), _GATHERED)]
+        return [torch.cat(of_rank) for of_rank in zip(*blocks, strict=True)]
 
     def update(self, embeddings: Tensor, ids: Tensor, labels: Tensor) -> None:
         """Take in Float[n, d] embeddings, Int64[n] numbers and labels (see the module)."""
@@ -95,11 +104,11 @@ class EmbeddingMetric(Metric):
             return self.score(embeddings[order], labels[order])
         number = torch.full((int(ids.max()) + 1,), -1, device=ids.device)
         number[ids[order]] = torch.arange(len(order), device=ids.device)
-        named = labels[:, :2].long()
-        unseen = ~torch.isin(named, ids)
+        texts = labels[:, :2].long()
+        unseen = ~torch.isin(texts, ids)
         if unseen.any():
-            raise InputError(f"a judgement names text {int(named[unseen][0])}, which was not encoded")
-        return self.score(embeddings[order], torch.cat([number[named], labels[:, 2:]], dim=1))
+            raise InputError(f"a judgement names text {int(texts[unseen][0])}, which was not encoded")
+        return self.score(embeddings[order], torch.cat([number[texts], labels[:, 2:]], dim=1))
 
     def _states(self) -> tuple:
         return self.embeddings, self.ids, self.labels
@@ -196,10 +205,8 @@ class Retrieval(EmbeddingMetric):
         if not keep.any():
             raise InputError("no query of the evaluation split has a relevant document")
         gains, ideal, relevant = gains[keep], ideal[keep], relevant[keep]
-        discount = 1 / torch.log2(torch.arange(2, self.k + 2, dtype=torch.double, device=labels.device))
-        ndcg = (gains * discount[: gains.shape[1]]).sum(1) / (ideal * discount).sum(1)
         rank = torch.arange(1, gains.shape[1] + 1, dtype=torch.double, device=labels.device)
-        return torch.stack([ndcg, ((gains > 0) / rank).amax(1), (gains > 0).sum(1) / relevant], dim=1)
+        return torch.stack([ndcg(gains, ideal), ((gains > 0) / rank).amax(1), (gains > 0).sum(1) / relevant], dim=1)
 
     def _ideal(self, query: Tensor, grade: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         """Float64[queries, k]: the best grades of each query; Float64[queries]: how many are above 0."""
@@ -213,11 +220,11 @@ class Retrieval(EmbeddingMetric):
     def _gains(self, embeddings: Vectors, asking: Tensor, texts: Tensor, pair: Tensor, grade: Tensor, hidden: Tensor) -> Tensor:
         """Float64[queries, k]: the grades of what each query finds, in order; `pair` ascends."""
         spare = int(torch.bincount(hidden // len(texts)).max()) if len(hidden) else 0
-        found = ranked_documents(embeddings, asking, texts, self.k + spare)
-        found += len(texts) * torch.arange(len(asking), device=found.device)[:, None]
-        left_out = torch.isin(found, hidden)
-        place = torch.searchsorted(pair, found).clamp(max=len(pair) - 1)
-        gains = torch.where((pair[place] == found) & ~left_out, grade[place], 0.0)
+        ranked = ranked_documents(embeddings, asking, texts, self.k + spare)
+        ranked += len(texts) * torch.arange(len(asking), device=ranked.device)[:, None]
+        left_out = torch.isin(ranked, hidden)
+        row = torch.searchsorted(pair, ranked).clamp(max=len(pair) - 1)
+        gains = torch.where((pair[row] == ranked) & ~left_out, grade[row], 0.0)
         return gains.gather(1, left_out.byte().argsort(dim=1, stable=True))[:, : self.k]
 
     def values(self, units: Tensor) -> dict[str, float]:
@@ -247,15 +254,15 @@ class Reranking(EmbeddingMetric):
         keep = (relevant > 0) & (relevant < sizes)
         if not keep.any():
             raise InputError("no query of the evaluation split has both relevant and other candidates")
-        first = torch.zeros_like(relevant).scatter_reduce_(0, query, reciprocal, "amax")
-        return torch.stack([torch.bincount(query, precision) / relevant, first], dim=1)[keep]
+        reciprocal_rank = torch.zeros_like(relevant).scatter_reduce_(0, query, reciprocal, "amax")
+        return torch.stack([torch.bincount(query, precision) / relevant, reciprocal_rank], dim=1)[keep]
 
     def values(self, units: Tensor) -> dict[str, float]:
         """`map` at 1000 and `mrr` at 10, means over queries."""
         return dict(zip(("map", "mrr"), units.mean(0).tolist(), strict=True))
 
 
-def _split(embeddings: Vectors, labels: Tensor, draw: int = 0) -> tuple[Vectors, Tensor, Vectors, Tensor]:
+def _split(embeddings: Vectors, labels: Tensor, draw: int) -> tuple[Vectors, Tensor, Vectors, Tensor]:
     """Texts to learn from in a draw and their labels, texts to test and theirs."""
     learn, test = (labels[:, 1] >> draw & 1).bool(), labels[:, 1] == 0
     if not learn.any() or not test.any():
@@ -267,35 +274,6 @@ def _split(embeddings: Vectors, labels: Tensor, draw: int = 0) -> tuple[Vectors,
 
 def _numpy(vectors: Vectors) -> Any:
     return vectors.float().cpu().numpy() if isinstance(vectors, Tensor) else vectors
-
-
-class KNNAccuracy(EmbeddingMetric):
-    """Classification without training: majority of the k nearest labelled texts, ties by summed cosine.
-
-    Args:
-        k: neighbours.
-    """
-
-    main = "accuracy"
-
-    def __init__(self, k: int = 10, **kwargs: object):
-        super().__init__(**kwargs)
-        self.k = k
-
-    def units(self, embeddings: Vectors, labels: Tensor) -> Tensor:
-        """1 for each text that is told right."""
-        known, known_labels, tested, answers = _split(embeddings, labels)
-        right = []
-        for part, answer in zip(tested.split(1024), answers.split(1024), strict=True):
-            near = (part @ known.T).topk(min(self.k, len(known)))
-            votes = torch.zeros(len(part), int(labels[:, 0].max()) + 1, dtype=torch.double, device=part.device)
-            votes.scatter_add_(1, known_labels[near.indices], 1 + near.values.double() / (2 * self.k))
-            right.append(votes.argmax(1) == answer)
-        return torch.cat(right).double()[:, None]
-
-    def values(self, units: Tensor) -> dict[str, float]:
-        """`accuracy` in [0, 1]."""
-        return {"accuracy": float(units.mean())}
 
 
 class LinearProbe(EmbeddingMetric):
@@ -321,20 +299,20 @@ class LinearProbe(EmbeddingMetric):
         draws = max(1, int(labels[:, 1].max()).bit_length())
         learnt = torch.stack([labels[:, 1] >> draw & 1 for draw in range(draws)])
         learnt, same = learnt.unique(dim=0, return_inverse=True)  # small classes are the same in every draw
-        first = [int((same == number).nonzero()[0]) for number in range(len(learnt))]
+        distinct_draws = [int((same == number).nonzero()[0]) for number in range(len(learnt))]
         large = is_large(len(labels), len(labels[:, 0].unique()))
-        jobs = (_split(embeddings, labels, draw) for draw in first)
-        found = [self._told_right(*job) for job in jobs] if large else _together(self._told_right, list(jobs))
-        return torch.stack([found[number] for number in same.tolist()], dim=1)
+        jobs = (_split(embeddings, labels, draw) for draw in distinct_draws)
+        right = [self._told_right(*job) for job in jobs] if large else _together(self._told_right, list(jobs))
+        return torch.stack([right[number] for number in same.tolist()], dim=1)
 
-    def _told_right(self, known: Vectors, known_labels: Tensor, tested: Vectors, answers: Tensor) -> Tensor:
+    def _told_right(self, train_vectors: Vectors, train_labels: Tensor, test_vectors: Vectors, test_labels: Tensor) -> Tensor:
         from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
 
-        if len(known_labels.unique()) < 2:
+        if len(train_labels.unique()) < 2:
             raise InputError("classification needs labelled texts of at least two classes")
         probe = BoundedLogisticRegression(max_iter=self.max_iter, random_state=self.seed)
-        probe.fit(_numpy(known), known_labels.cpu().numpy())
-        return torch.from_numpy(probe.predict(_numpy(tested)) == answers.cpu().numpy()).double()
+        probe.fit(_numpy(train_vectors), train_labels.cpu().numpy())
+        return torch.from_numpy(probe.predict(_numpy(test_vectors)) == test_labels.cpu().numpy()).double()
 
     def values(self, units: Tensor) -> dict[str, float]:
         """`accuracy` in [0, 1], the mean over draws."""
@@ -392,8 +370,8 @@ def _together(job: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController()
-    begin = partial(libraries.limit, limits=1, user_api="openmp")  # whose limit is each thread's own
+    limit_thread = partial(libraries.limit, limits=1, user_api="openmp")  # whose limit is each thread's own
     with libraries.limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        with ThreadPoolExecutor(os.cpu_count(), initializer=begin) as pool:
-            return list(pool.map(lambda given: job(*given), arguments))
+        with ThreadPoolExecutor(os.cpu_count(), initializer=limit_thread) as pool:
+            return list(pool.map(lambda job_arguments: job(*job_arguments), arguments))

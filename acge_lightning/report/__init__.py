@@ -1,4 +1,4 @@
-"""Reports: files that runs left, read, drawn and put on one page; and tables for the terminal."""
+"""Compare runs and evaluations: read their files, draw figures, write one page, print tables."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Figures that compare runs and encoders, for a page, TensorBoard or W&B. Needs matplotlib."""
+"""Draw figures that compare runs and encoders, for a page, TensorBoard or W&B. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from acge_lightning.evaluation.results import Row, means
 from acge_lightning.report.runs import Curve, Run, evaluations
 from acge_lightning.report.style import (
     COLOURS,
+    GREY,
     INK,
     SIZE,
     STYLE,
     Figure,
     dot_style,
-    finished,
+    finish_figure,
     label_point,
     line_style,
     matplotlib,
     new_axes,
-    short,
 )
+from acge_lightning.terminal import shortened
 
 _MOST_POINTS = 200  # of a curve, and ten times as many of a scatter plot
 _MOST_LABELS = 14  # that have a colour of their own
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    """The figures that the runs have data for.
+    """Draw the figures that the runs have data for.
 
     Args:
         runs: from `read_runs`.
 
     Returns:
         Name -> figure: `curves/<logged name>`, `scores`, `matryoshka/<family>`, `differences/<encoder> − <encoder>`,
-        `forgetting/<run>`, `layers/<run>`, `gain`, `funnel`, `projection/<encoder>/<dataset>`. A figure's label tells in words
+        `forgetting/<run>`, `layers/<run>`, `gain`, `funnel`, `projection/<encoder>/<dataset>`. A figure's label says in words
         what it shows.
     """
     with matplotlib.rc_context(STYLE):
-        found = evaluations(runs)
+        evaluation = evaluations(runs)
         return {
             **_curves(runs),
             **_scores(runs),
-            **_matryoshka(found),
-            **_differences(found["differences"]),
+            **_matryoshka(evaluation),
+            **_differences(evaluation["differences"]),
             **{f"forgetting/{run.name}": _forgetting(run) for run in runs if run.forgetting},
-            **{f"layers/{run.name}": _layers(run) for run in runs if _last(run.curves, "ewc/drift/")},
-            **_trade(runs),
+            **{f"layers/{run.name}": _layers(run) for run in runs if _last_values(run.curves, "ewc/drift/")},
+            **_gain_against_forgetting(runs),
             **_funnel(runs),
             **{
-                f"projection/{encoder}/{name}": _projection(f"{name}, {encoder}", part["points"])
-                for encoder, sets in found["examples"].items()
-                for name, part in sets.items()
-                if part["points"]
+                f"projection/{encoder}/{name}": _projection(f"{name}, {encoder}", example["points"])
+                for encoder, sets in evaluation["examples"].items()
+                for name, example in sets.items()
+                if example["points"]
             },
         }
 
@@ -66,7 +67,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Losses, gradient norms and validation means against the step."""
+    """Draw losses, gradient norms and validation means over the steps."""
     logged = dict.fromkeys(key for run in runs for key in run.curves)
     trained = [key for key in logged if key.startswith("train/") and key.endswith(("loss", "grad_norm"))]
     keys = [*trained, *(key for key in logged if key.startswith("val/") and key.count("/") == 1)]
@@ -77,49 +78,49 @@ def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
 def _curve(key: str, lines: Mapping[str, Curve]) -> Figure:
     axes = new_axes(key, "step")
     ends, legend = [], {}
-    for place, (name, points) in enumerate(lines.items()):
+    for number, (name, points) in enumerate(lines.items()):
         if points:
-            steps, values = (_thinned(np.array(part, dtype=float)) for part in zip(*points, strict=True))
-            axes.plot(steps, values, **line_style(place), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
-            legend[name] = line_style(place)
+            steps, values = (_thinned(np.array(axis_values, dtype=float)) for axis_values in zip(*points, strict=True))
+            axes.plot(steps, values, **line_style(number), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
+            legend[name] = line_style(number)
             ends.append(f"{name} from {points[0][1]:.4f} to {points[-1][1]:.4f} at step {points[-1][0]}")
-    return finished(axes, f"{key} against step: {'; '.join(ends)}", legend)
+    return finish_figure(axes, f"{key} against step: {'; '.join(ends)}", legend)
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
-    """Means of neighbours, `_MOST_POINTS` at most."""
+    """Average neighbours until at most `_MOST_POINTS` values are left."""
     if len(values) <= _MOST_POINTS:
         return values
-    return np.array([part.mean() for part in np.array_split(values, _MOST_POINTS)])
+    return np.array([chunk.mean() for chunk in np.array_split(values, _MOST_POINTS)])
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Before and after, of families and the mean; what has no before, as forgetting, is shown elsewhere."""
-    keys = dict.fromkeys(key for run in runs for key in sorted(run.after) if key.count("/") == 1)
-    keys = sorted(keys, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
+    """Draw scores of families and the mean before and after; keys without a score before, as forgetting, are left out."""
+    logged = dict.fromkeys(key for run in runs for key in run.after if key.count("/") == 1)
+    keys = sorted(logged, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
     keys = [key for key in keys if any(key in run.before for run in runs)] or keys
     if not keys:
         return {}
     scored = [run for run in runs if run.after]
     axes = new_axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(scored)))
-    told = []
+    descriptions = []
     for line, run in enumerate(scored):
-        place = runs.index(run)
+        number = runs.index(run)
         for row, key in enumerate(keys):
             y = row + (len(scored) / 2 - line - 0.5) * 0.7 / len(scored)
             old, new = run.before.get(key), run.after.get(key)
-            colour = line_style(place)["color"]
+            colour = line_style(number)["color"]
             if new is not None:
                 axes.plot([new], [y], "o", color=colour)
-                told.append(f"{run.name} {key} {'' if old is None else f'{old:.4f} to '}{new:.4f}")
+                descriptions.append(f"{run.name} {key} {'' if old is None else f'{old:.4f} to '}{new:.4f}")
                 if old is not None:
                     axes.plot([old, new], [y, y], color=colour, linewidth=1)
                     axes.plot([old], [y], "o", color=colour, markerfacecolor="none")
-    axes.set_yticks(range(len(keys)), [short(key) for key in keys])
+    axes.set_yticks(range(len(keys)), [shortened(key) for key in keys])
     axes.set_ylim(-0.6, len(keys) - 0.4)
     return {
-        "scores": finished(
-            axes, f"Scores: {'; '.join(told)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run.after}
+        "scores": finish_figure(
+            axes, f"Scores: {'; '.join(descriptions)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run.after}
         )
     }
 
@@ -128,7 +129,7 @@ def _forgetting(run: Run) -> Figure:
     tasks, matrix = run.forgetting["tasks"], np.array(run.forgetting["matrix"], dtype=float)
     axes = new_axes(f"forgetting, {run.name}", "score of", "after training on", height=1.2 + 0.4 * len(tasks))
     axes.grid(False)
-    axes.pcolormesh(matrix, cmap="cividis", vmin=0, vmax=1)  # squares, as `imshow` would put a bitmap into the page
+    axes.pcolormesh(matrix, cmap="cividis", vmin=0, vmax=1)  # vector squares; `imshow` would put a bitmap into the page
     axes.invert_yaxis()
     for row, column in product(range(len(tasks)), repeat=2):
         value = matrix[row, column]
@@ -143,24 +144,24 @@ def _forgetting(run: Run) -> Figure:
                 color=colour,
                 fontsize=8 if len(tasks) < 7 else 5,
             )
-    places, names = np.arange(len(tasks)) + 0.5, [short(task) for task in tasks]
-    axes.set_xticks(places, names, rotation=30, ha="right")
-    axes.set_yticks(places, names)
+    centres, names = np.arange(len(tasks)) + 0.5, [shortened(task) for task in tasks]
+    axes.set_xticks(centres, names, rotation=30, ha="right")
+    axes.set_yticks(centres, names)
     last = "; ".join(f"{task} {value:.4f}" for task, value in zip(tasks, matrix[-1], strict=True) if np.isfinite(value))
-    return finished(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
+    return finish_figure(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
 
 
-def _last(curves: Mapping[str, Curve], prefix: str) -> dict[str, float]:
-    """What stands at the end of the curves of this prefix."""
+def _last_values(curves: Mapping[str, Curve], prefix: str) -> dict[str, float]:
+    """Take the last value of each curve whose name has the prefix."""
     return {key.removeprefix(prefix): points[-1][1] for key, points in curves.items() if key.startswith(prefix) and points}
 
 
 def _layers(run: Run) -> Figure:
-    """Importance and drift of each layer of an anchored run, side by side."""
-    mass, drift = (_last(run.curves, f"ewc/{kind}/") for kind in ("mass", "drift"))
+    """Draw importance and drift of each layer of an anchored run, side by side."""
+    mass, drift = (_last_values(run.curves, f"ewc/{kind}/") for kind in ("mass", "drift"))
     names = sorted(drift, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
     figure = Figure((SIZE[0], 1 + 0.2 * len(names)), layout="constrained")
-    figure.suptitle(short(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
+    figure.suptitle(shortened(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
     for axes, values, label, colour in zip(
         figure.subplots(1, 2, sharey=True), (mass, drift), ("share of Fisher mass", "drift"), COLOURS, strict=False
     ):
@@ -169,38 +170,44 @@ def _layers(run: Run) -> Figure:
         axes.ticklabel_format(axis="x", scilimits=(-2, 3))
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", visible=False)
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     axes.invert_yaxis()
-    told = "; ".join(f"{n} {mass.get(n, 0.0):.4f} and {drift[n]:.2e}" for n in names)
-    return finished(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {told}")
+    description = "; ".join(f"{n} {mass.get(n, 0.0):.4f} and {drift[n]:.2e}" for n in names)
+    return finish_figure(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {description}")
 
 
-def _trade(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Forgetting against gain, a line a strategy, its points in order of strength."""
+def _gain_against_forgetting(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Draw forgetting over gain, a line for each strategy, its points in order of strength."""
     lines: dict[str, list[tuple[float, float, float, str]]] = {}
     for run in runs:
         measures, strategy = run.forgetting.get("measures", {}), run.forgetting.get("strategy", {})
         if {"gain", "forgetting"} <= measures.keys():
-            number, told = _setting(strategy)
-            point = number, measures["gain"], measures["forgetting"], told
+            number, setting_text = _setting(strategy)
+            point = number, measures["gain"], measures["forgetting"], setting_text
             lines.setdefault(str(strategy.get("name") or run.name), []).append(point)
     if sum(map(len, lines.values())) < 2:
         return {}
     axes = new_axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
-    for place, points in enumerate(lines.values()):
+    for line_number, points in enumerate(lines.values()):
         points.sort()
-        _, x, y, _ = zip(*points, strict=True)
-        axes.plot(x, y, **line_style(place), linewidth=1)
-        axes.plot(x, y, **dot_style(place))
-        for _, x, y, told in points:
-            label_point(axes, x, y, told, dot_style(place)["color"])
+        _, gains, forgotten, _ = zip(*points, strict=True)
+        axes.plot(gains, forgotten, **line_style(line_number), linewidth=1)
+        axes.plot(gains, forgotten, **dot_style(line_number))
+        for _, x, y, setting_text in points:
+            label_point(axes, x, y, setting_text, dot_style(line_number)["color"])
     axes.margins(0.15)
-    told = "; ".join(f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points)
-    return {"gain": finished(axes, f"Forgetting against gain: {told}", {name: dot_style(i) for i, name in enumerate(lines)})}
+    description = "; ".join(
+        f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points
+    )
+    return {
+        "gain": finish_figure(
+            axes, f"Forgetting against gain: {description}", {name: dot_style(i) for i, name in enumerate(lines)}
+        )
+    }
 
 
 def _setting(strategy: Mapping[str, Any]) -> tuple[float, str]:
-    """The number that a strategy is tuned by, and in words."""
+    """Read the number that a strategy is tuned by, and write it in words."""
     for switch, key, sign in (("anchor", "strength", "λ"), ("merge", "merge", "α"), ("replay", "replay", "share")):
         value = strategy.get(key)
         if strategy.get(switch) and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -209,29 +216,29 @@ def _setting(strategy: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Recall against speed-up; the line joins the points that no other beats in both."""
+    """Draw recall over speed-up; the line joins the points that no other beats in both."""
     if not any(run.funnel for run in runs):
         return {}
     axes = new_axes("search in steps", "times faster than exact search", "recall")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    told = []
-    for place, run in enumerate(runs):
+    descriptions = []
+    for number, run in enumerate(runs):
         points = [p for p in run.funnel if p["speedup"] > 0]
-        axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **dot_style(place))
+        axes.plot([p["speedup"] for p in points], [p["recall"] for p in points], **dot_style(number))
         best = sorted(pareto(points), key=lambda p: p["speedup"])
-        axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **line_style(place), linewidth=1)
+        axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **line_style(number), linewidth=1)
         for p in best:
-            label_point(axes, p["speedup"], p["recall"], short(p["label"]))
-        told += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
+            label_point(axes, p["speedup"], p["recall"], shortened(p["label"]))
+        descriptions += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
     axes.margins(0.15)
     legend = {run.name: dot_style(i) for i, run in enumerate(runs) if run.funnel}
-    return {"funnel": finished(axes, f"Recall against speed-up, the best: {'; '.join(told)}", legend)}
+    return {"funnel": finish_figure(axes, f"Recall against speed-up, the best: {'; '.join(descriptions)}", legend)}
 
 
 def pareto(points: Sequence[Row]) -> list[Row]:
-    """The points that no other point beats in recall or speed-up without losing in the other."""
+    """Select the points that no other point beats in recall or speed-up without losing in the other."""
 
     def beaten(p: Row) -> bool:
         better = (q for q in points if q["recall"] >= p["recall"] and q["speedup"] >= p["speedup"])
@@ -243,24 +250,28 @@ def pareto(points: Sequence[Row]) -> list[Row]:
 # ---- evaluations
 
 
-def full_dim(found: Mapping[str, Any], encoder: str) -> float | None:
-    """An encoder's full size; None for lexical baselines."""
-    card = next(card for card in found["encoders"] if card["name"] == encoder)
-    return card["dim"] or max((r["dim"] for r in found["rows"] if r["encoder"] == encoder and r["dim"]), default=None)
+def full_dim(evaluation: Mapping[str, Any], encoder: str) -> float | None:
+    """Return an encoder's full size; None for lexical baselines."""
+    card = next(card for card in evaluation["encoders"] if card["name"] == encoder)
+    return card["dim"] or max((r["dim"] for r in evaluation["rows"] if r["encoder"] == encoder and r["dim"]), default=None)
 
 
-def _matryoshka(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Family means against the dim, a line an encoder, over the data sets that all were scored on at all their dims."""
+def _matryoshka(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
+    """Draw family means over dims, a line for each encoder, of the data sets that all were scored on at all their dims."""
     scored: dict[tuple[str, str], set[tuple[str, float | None]]] = {}
-    for row in found["rows"]:
+    for row in evaluation["rows"]:
         if row["value"] is not None:
             scored.setdefault((row["family"], row["dataset"]), set()).add((row["encoder"], row["dim"]))
-    there = {pair for pairs in scored.values() for pair in pairs}
-    dims = {card["name"]: sorted(dim for name, dim in there if name == card["name"] and dim) for card in found["encoders"]}
+    all_pairs = {pair for pairs in scored.values() for pair in pairs}
+    dims = {
+        card["name"]: sorted(dim for name, dim in all_pairs if name == card["name"] and dim) for card in evaluation["encoders"]
+    }
     if max(map(len, dims.values()), default=0) < 2:
         return {}
-    rows = [row for row in found["rows"] if scored.get((row["family"], row["dataset"])) == there]
-    scores = {name: {dim: means(rows, name, dim) for dim in sizes or [None]} for name, sizes in dims.items()}
+    rows = [row for row in evaluation["rows"] if scored.get((row["family"], row["dataset"])) == all_pairs]
+    scores: dict[str, dict[float | None, dict[str, float]]] = {
+        name: {dim: means(rows, name, dim) for dim in sizes or (None,)} for name, sizes in dims.items()
+    }
     families = sorted({f for by_dim in scores.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
     return {f"matryoshka/{family}": _at_dims(family, scores) for family in families}
 
@@ -268,65 +279,69 @@ def _matryoshka(found: Mapping[str, Any]) -> dict[str, Figure]:
 def _at_dims(family: str, scores: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
     axes = new_axes("mean of families" if family == "mean" else family, "dims")
     axes.set_xscale("log", base=2)
-    told, ticks = [], set()
-    for place, (name, by_dim) in enumerate(scores.items()):
-        points = [(dim, found[family]) for dim, found in by_dim.items() if family in found]
+    descriptions: list[str] = []
+    ticks: set[float] = set()
+    for number, (name, by_dim) in enumerate(scores.items()):
+        points = [(dim, family_means[family]) for dim, family_means in by_dim.items() if family in family_means]
         if points and points[0][0] is None:
-            axes.axhline(points[0][1], **line_style(place), linewidth=1)
+            axes.axhline(points[0][1], **line_style(number), linewidth=1)
         elif points:
-            axes.plot(*zip(*points, strict=True), **line_style(place), marker="o", markersize=4)
-            ticks |= {dim for dim, _ in points}
-        told += [f"{name} {'' if dim is None else f'at {dim:g} dims '}{value:.4f}" for dim, value in points]
+            axes.plot(*zip(*points, strict=True), **line_style(number), marker="o", markersize=4)
+            ticks |= {dim for dim, _ in points if dim is not None}
+        descriptions += [f"{name} {'' if dim is None else f'at {dim:g} dims '}{value:.4f}" for dim, value in points]
     axes.set_xticks(sorted(ticks), [f"{dim:g}" for dim in sorted(ticks)])
     axes.minorticks_off()
-    return finished(axes, f"{family} against dims: {'; '.join(told)}", {name: line_style(i) for i, name in enumerate(scores)})
+    return finish_figure(
+        axes, f"{family} against dims: {'; '.join(descriptions)}", {name: line_style(i) for i, name in enumerate(scores)}
+    )
 
 
 def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Intervals of each pair of encoders, a line a data set."""
+    """Draw the intervals of each pair of encoders, a line for each data set."""
     pairs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         pairs.setdefault((row["encoder"], row["against"]), []).append(row)
     return {
-        f"differences/{encoder} − {against}": _intervals(encoder, against, mine) for (encoder, against), mine in pairs.items()
+        f"differences/{encoder} − {baseline}": _intervals(encoder, baseline, pair_rows)
+        for (encoder, baseline), pair_rows in pairs.items()
     }
 
 
-def _intervals(encoder: str, against: str, rows: Sequence[Row]) -> Figure:
-    axes = new_axes(f"{encoder} − {against}", "difference", height=0.9 + 0.2 * len(rows))
-    for place, row in enumerate(rows):
-        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else "#888888"
-        axes.plot([row["low"], row["high"]], [place, place], color=colour)
-        axes.plot([row["difference"]], [place], "o" if colour == "#888888" else "D", color=colour, markersize=5)
+def _intervals(encoder: str, baseline: str, rows: Sequence[Row]) -> Figure:
+    axes = new_axes(f"{encoder} − {baseline}", "difference", height=0.9 + 0.2 * len(rows))
+    for line, row in enumerate(rows):
+        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else GREY
+        axes.plot([row["low"], row["high"]], [line, line], color=colour)
+        axes.plot([row["difference"]], [line], "o" if colour == GREY else "D", color=colour, markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [short(told_dataset(row), 30) for row in rows])
+    axes.set_yticks(range(len(rows)), [shortened(dataset_label(row), 30) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    told = "; ".join(f"{told_dataset(r)} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows)
-    return finished(axes, f"{encoder} less {against}, with intervals: {told}")
+    description = "; ".join(f"{dataset_label(r)} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows)
+    return finish_figure(axes, f"{encoder} less {baseline}, with intervals: {description}")
 
 
-def told_dataset(row: Row) -> str:
-    """A data set in words, with the dim where one is given."""
+def dataset_label(row: Row) -> str:
+    """Name a data set, with the dim where one is given."""
     return (
         (f"{row['family']}/" if row.get("family") else "") + row["dataset"] + (f" at {row['dim']:g}" if row.get("dim") else "")
     )
 
 
 def _projection(title: str, points: Sequence[tuple[float, float, str]]) -> Figure:
-    """A dot a text, coloured by label; the rarer ones of many labels share a colour."""
+    """Draw a dot for each text, coloured by label; of many labels the rarer ones share a colour."""
     points = points[:: -(-len(points) // (10 * _MOST_POINTS))]
     counts = Counter(label for _, _, label in points)
-    named = sorted(label for label, _ in counts.most_common(_MOST_LABELS))
-    styles = {label: dot_style(place) for place, label in enumerate(named)}
-    others = {label for label in counts if label not in styles}
-    if others:
-        name = f"{len(others)} others"
-        styles = {name: {"color": "#888888", "linestyle": "none", "marker": "."}} | styles  # below the rest
-        points = [(x, y, name if label in others else label) for x, y, label in points]
+    common_labels = sorted(label for label, _ in counts.most_common(_MOST_LABELS))
+    styles = {label: dot_style(number) for number, label in enumerate(common_labels)}
+    rare_labels = {label for label in counts if label not in styles}
+    if rare_labels:
+        name = f"{len(rare_labels)} others"
+        styles = {name: {"color": GREY, "linestyle": "none", "marker": "."}} | styles  # below the rest
+        points = [(x, y, name if label in rare_labels else label) for x, y, label in points]
     axes = new_axes(title, height=SIZE[1] + 0.1 * len(styles))
     for label, style in styles.items():
         axes.plot(*zip(*((x, y) for x, y, other in points if other == label), strict=True), **style, markersize=3.5, alpha=0.8)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    told = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in styles)
-    return finished(axes, f"Embeddings of {title} in two dimensions, {len(points)} texts: {told}", styles)
+    description = ", ".join(f"{label} ({sum(other == label for _, _, other in points)})" for label in styles)
+    return finish_figure(axes, f"Embeddings of {title} in two dimensions, {len(points)} texts: {description}", styles)

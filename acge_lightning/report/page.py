@@ -1,4 +1,4 @@
-"""One HTML page that compares runs and evaluations, with nothing beside it: no script, no network. Needs matplotlib, Jinja."""
+"""Write one HTML page that compares runs and evaluations, without scripts or network. Needs matplotlib, Jinja."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.report.runs import Run, read_runs
 from acge_lightning.report.sections import sections
+from acge_lightning.report.style import INK
 from acge_lightning.terminal import visible
 
 try:
@@ -33,7 +34,7 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
         The runs, with a remark on each file that was missing or damaged.
 
     Raises:
-        InputError: nothing to compare, nowhere to write, or another file in the place of the page.
+        InputError: nothing to compare, nowhere to write, or the file is there and is no report.
     """
     out = Path(out).expanduser()
     check_replaceable(out, _MARKER, "a report")
@@ -44,14 +45,15 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The text of the page; a section for whatever there is data for."""
-    parts = {re.sub(r"\W+", "-", title.lower()): (title, found) for title, found in sections(runs).items() if found}
+    """Render the page, with a section for each kind of data that the runs have."""
+    titled_blocks = {re.sub(r"\W+", "-", title.lower()): (title, blocks) for title, blocks in sections(runs).items() if blocks}
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(autoescape=True, finalize=_visible, **how)
-    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=parts)
+    environment = Environment(
+        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=titled_blocks, ink=INK)
 
 
 def _visible(value: Any) -> Any:
-    """What a text would hide from its readers is written out; a figure has seen to that itself."""
+    """Write out invisible characters of a text; figures have done so already."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,4 +1,4 @@
-"""The sections of a report's page, each of what there is data for."""
+"""Make the sections of a report's page."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any
 import yaml
 
 from acge_lightning.evaluation.results import Row, means
-from acge_lightning.report.blocks import NONE, Part, Pictures, fold, gallery, grid, number, paragraph
-from acge_lightning.report.figures import figures, full_dim, told_dataset
+from acge_lightning.report.blocks import NONE, Block, Pictures, fold, gallery, grid, number, paragraph
+from acge_lightning.report.figures import dataset_label, figures, full_dim
 from acge_lightning.report.runs import Run, evaluations
 
 _DIMS = "Means over the data sets that all encoders were scored on at all their dims. A line without dots has no dims."
 
 
-def sections(runs: Sequence[Run]) -> dict[str, list[Part]]:
-    """Title -> what stands there, nothing where there is no data."""
-    drawn, found = figures(runs), evaluations(runs)
+def sections(runs: Sequence[Run]) -> dict[str, list[Block]]:
+    """Make the blocks of each section, by title; none where there is no data."""
+    pictures, evaluation = figures(runs), evaluations(runs)
     return {
         "Overview": _overview(runs),
         "Settings": _settings(runs),
-        "Training data and leak check": [*_leaks(found), *_training_data(runs, found)],
-        "Curves": _curves(drawn),
-        "Scores of training": _training_scores(runs, drawn),
-        "Scores of evaluation": _evaluation_scores(found) if found["rows"] else [],
-        "Matryoshka dims": gallery(drawn, "matryoshka/", _DIMS),
-        "Differences": _differences(found["differences"], drawn),
-        "Forgetting": _forgetting(runs, drawn),
-        "Search in steps": gallery(drawn, "funnel", "Each line joins the points that no other beats in speed and recall."),
-        "Embeddings": gallery(drawn, "projection/", "Texts near each other have similar embeddings.", shared=False),
-        "Neighbours": _examples(found["examples"], "neighbours", _neighbours),
-        "Worst errors": _examples(found["examples"], "errors", _errors),
+        "Training data and leak check": [*_leaks(evaluation), *_training_data(runs, evaluation)],
+        "Curves": _curves(pictures),
+        "Scores of training": _training_scores(runs, pictures),
+        "Scores of evaluation": _evaluation_scores(evaluation) if evaluation["rows"] else [],
+        "Matryoshka dims": gallery(pictures, "matryoshka/", _DIMS),
+        "Differences": _differences(evaluation["differences"], pictures),
+        "Forgetting": _forgetting(runs, pictures),
+        "Search in steps": gallery(pictures, "funnel", "Each line joins the points that no other beats in speed and recall."),
+        "Embeddings": gallery(pictures, "projection/", "Texts near each other have similar embeddings.", shared=False),
+        "Neighbours": _examples(evaluation["examples"], "neighbours", _neighbours),
+        "Worst errors": _examples(evaluation["examples"], "errors", _errors),
     }
 
 
-def _overview(runs: Sequence[Run]) -> list[Part]:
+def _overview(runs: Sequence[Run]) -> list[Block]:
     lines: dict[str, Callable[[Run], str]] = {
         "path": lambda run: str(run.path),
         "val/mean before": lambda run: number(run.before.get("val/mean")),
@@ -52,7 +52,7 @@ def _overview(runs: Sequence[Run]) -> list[Part]:
         "versions": lambda run: ", ".join(f"{k} {v}" for k, v in run.training.get("versions", {}).items()) or NONE,
         "evaluated encoders": lambda run: ", ".join(card["name"] for card in run.evaluation.get("encoders", [])) or NONE,
     }
-    rows = [[name, *(told(run) for run in runs)] for name, told in lines.items()]
+    rows = [[name, *(describe(run) for run in runs)] for name, describe in lines.items()]
     table = grid("Runs", ["", *(run.name for run in runs)], [row for row in rows if set(row[1:]) != {NONE}])
     return [*(paragraph(f"{run.name}: {remark}.", "warning") for run in runs for remark in run.remarks), table]
 
@@ -61,57 +61,63 @@ def _encoder(settings: Any) -> str:
     if not isinstance(settings, dict):
         return NONE
     name = str(settings.get("_target_", "")).rpartition(".")[2]
-    return " ".join(str(part) for part in (name, settings.get("path"), settings.get("dim")) if part) or NONE
+    return " ".join(str(word) for word in (name, settings.get("path"), settings.get("dim")) if word) or NONE
 
 
 def _train_rows(run: Run) -> list[float]:
     return [roles["train"] for roles in run.training.get("data", {}).values() if "train" in roles]
 
 
-def _leaks(found: Mapping[str, Any]) -> list[Part]:
-    """Which evaluated rows an encoder was trained on; and who does not say what it was trained on."""
-    bad = [row for row in found["leaks"] if row["found"]]
-    clean = [name for name in dict.fromkeys(r["encoder"] for r in found["leaks"]) if name not in {r["encoder"] for r in bad}]
-    known = {row["encoder"] for row in found["leaks"]}
-    silent = [card["name"] for card in found["encoders"] if card["dim"] is not None and card["name"] not in known]
-    parts = []
-    if bad:
-        rows = [[r["encoder"], told_dataset(r), f"{r['rows']:,}", (f"{r['found']:,}", "bad"), _share(r)] for r in bad]
+def _leaks(evaluation: Mapping[str, Any]) -> list[Block]:
+    """List evaluated rows that an encoder was trained on, and the encoders without a record of training data."""
+    leaky = [row for row in evaluation["leaks"] if row["found"]]
+    clean = [
+        name for name in dict.fromkeys(r["encoder"] for r in evaluation["leaks"]) if name not in {r["encoder"] for r in leaky}
+    ]
+    checked = {row["encoder"] for row in evaluation["leaks"]}
+    unchecked = [card["name"] for card in evaluation["encoders"] if card["dim"] is not None and card["name"] not in checked]
+    blocks = []
+    if leaky:
+        rows = [[r["encoder"], dataset_label(r), f"{r['rows']:,}", (f"{r['found']:,}", "bad"), _share(r)] for r in leaky]
         head = ["encoder", "data set", "evaluated", "of them trained on", "share"]
-        parts.append(paragraph("Some evaluated rows are training data: the scores of these data sets are too high.", "warning"))
-        parts.append(grid("Leaks", head, rows))
+        blocks.append(
+            paragraph("Some evaluated rows are training data: the scores of these data sets are too high.", "warning")
+        )
+        blocks.append(grid("Leaks", head, rows))
     if clean:
-        parts.append(paragraph(f"No evaluated row is among the recorded training data of {', '.join(clean)}."))
-    if silent:
-        parts.append(paragraph(f"Leaks are not known, for want of a record of training data: {', '.join(silent)}.", "warning"))
-    return parts
+        blocks.append(paragraph(f"No evaluated row is among the recorded training data of {', '.join(clean)}."))
+    if unchecked:
+        blocks.append(
+            paragraph(f"Leaks are not known, for want of a record of training data: {', '.join(unchecked)}.", "warning")
+        )
+    return blocks
 
 
 def _share(row: Row) -> str:
     return f"{row['found'] / row['rows']:.4f}" if row["rows"] else NONE
 
 
-def _training_data(runs: Sequence[Run], found: Mapping[str, Any]) -> list[Part]:
+def _training_data(runs: Sequence[Run], evaluation: Mapping[str, Any]) -> list[Block]:
     runs = [run for run in runs if run.training.get("data")]
     tasks = dict.fromkeys(task for run in runs for task in run.training["data"])
     rows = [[task, *(_roles(run.training["data"].get(task)) for run in runs)] for task in tasks]
-    parts = [grid("Rows of each task: train / dev / test", ["task", *(run.name for run in runs)], rows)] if rows else []
-    records = {card["name"]: card["trained_on"] for card in found["encoders"] if card.get("trained_on")}
-    return [*parts, *(fold(f"{name} was trained on", [paragraph(_yaml(record), "pre")]) for name, record in records.items())]
+    blocks = [grid("Rows of each task: train / dev / test", ["task", *(run.name for run in runs)], rows)] if rows else []
+    records = {card["name"]: card["trained_on"] for card in evaluation["encoders"] if card.get("trained_on")}
+    return [*blocks, *(fold(f"{name} was trained on", [paragraph(_yaml(record), "pre")]) for name, record in records.items())]
 
 
 def _roles(roles: Mapping[str, float] | None) -> str:
     return NONE if roles is None else " / ".join(number(roles.get(role), ",.0f") for role in ("train", "dev", "test"))
 
 
-def _training_scores(runs: Sequence[Run], drawn: Pictures) -> list[Part]:
+def _training_scores(runs: Sequence[Run], pictures: Pictures) -> list[Block]:
     runs = [run for run in runs if run.after or run.before]
     keys = sorted({key for run in runs for key in (*run.after, *run.before)}, key=lambda k: (not k.endswith("/mean"), k))
     head = ["score", *(run.name for run in runs)]
     table = grid("Before → after", head, [_before_after(key, runs) for key in keys if key.count("/") == 1])
     tasks = grid("Before → after", head, [_before_after(key, runs) for key in keys if key.count("/") > 1])
     folded = [fold("Scores of single tasks", [tasks])] if tasks["rows"] else []
-    return [table, *gallery(drawn, "scores", ""), *folded] if keys else []
+    return [table, *gallery(pictures, "scores", ""), *folded] if keys else []
 
 
 def _before_after(key: str, runs: Sequence[Run]) -> list[Any]:
@@ -126,80 +132,83 @@ def _before_after(key: str, runs: Sequence[Run]) -> list[Any]:
 
 
 def _best(values: Sequence[float | None]) -> float | None:
-    """The largest, where there is something to choose."""
-    there = [value for value in values if value is not None and value == value]
-    return max(there) if len(there) > 1 else None
+    """Return the largest of two or more numbers."""
+    numbers = [value for value in values if value is not None and value == value]
+    return max(numbers) if len(numbers) > 1 else None
 
 
-def _evaluation_scores(found: Mapping[str, Any]) -> list[Part]:
-    """A line a data set and a column an encoder, at full size; means of families; what failed, in words."""
-    names = [card["name"] for card in found["encoders"]]
-    full = {name: full_dim(found, name) for name in names}
-    at_full = {name: means(found["rows"], name, full[name]) for name in names}
-    cells = {(r["encoder"], r["family"], r["dataset"]): r for r in found["rows"] if r["error"]}
-    cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in found["rows"] if r["dim"] == full[r["encoder"]]}
-    datasets = sorted({(row["family"], row["dataset"], row["metric"]) for row in found["rows"]})
+def _evaluation_scores(evaluation: Mapping[str, Any]) -> list[Block]:
+    """List full-size scores, a line for each data set and a column for each encoder; means of families; errors."""
+    names = [card["name"] for card in evaluation["encoders"]]
+    full = {name: full_dim(evaluation, name) for name in names}
+    at_full = {name: means(evaluation["rows"], name, full[name]) for name in names}
+    cells: dict[tuple[str, ...], Row] = {}
+    cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in evaluation["rows"] if r["error"]}
+    cells |= {(r["encoder"], r["family"], r["dataset"]): r for r in evaluation["rows"] if r["dim"] == full[r["encoder"]]}
+    datasets = sorted({(row["family"], row["dataset"], row["metric"]) for row in evaluation["rows"]})
     rows = []
     for family, group in groupby(datasets, key=lambda dataset: dataset[0]):
         sets = list(group)
         rows += [[f"{family}/{name}, {metric}", *_scores_of(names, cells, (family, name))] for _, name, metric in sets]
         rows.append(_mean_line(family, at_full, {n: _count(cells, n, sets) for n in names}, len(sets)))
     rows.append(_mean_line("families", at_full, {n: _count(cells, n, datasets) for n in names}, len(datasets)))
-    told = [paragraph(f"{r['encoder']} on {told_dataset(r)}: {r['error']}", "warning") for r in found["rows"] if r["error"]]
-    told += [paragraph(f"* {r['encoder']} on {told_dataset(r)}: {r['note']}") for r in cells.values() if r["note"]]
+    remarks = [
+        paragraph(f"{r['encoder']} on {dataset_label(r)}: {r['error']}", "warning") for r in evaluation["rows"] if r["error"]
+    ]
+    remarks += [paragraph(f"* {r['encoder']} on {dataset_label(r)}: {r['note']}") for r in cells.values() if r["note"]]
     intro = paragraph("Each encoder at its full size; the best of a line is bold.")
-    return [intro, grid("Scores", ["data set", *_headings(found, full)], rows), *told]
+    return [intro, grid("Scores", ["data set", *_headings(evaluation, full)], rows), *remarks]
 
 
-def _headings(found: Mapping[str, Any], full: Mapping[str, float | None]) -> list[str]:
-    return [card["name"] + (f" ({full[card['name']]:g})" if full[card["name"]] else "") for card in found["encoders"]]
+def _headings(evaluation: Mapping[str, Any], full: Mapping[str, float | None]) -> list[str]:
+    return [card["name"] + (f" ({full[card['name']]:g})" if full[card["name"]] else "") for card in evaluation["encoders"]]
 
 
 def _scores_of(names: Sequence[str], cells: Mapping[tuple[str, ...], Row], dataset: tuple[str, str]) -> list[Any]:
-    found = [cells.get((name, *dataset)) or {"value": None, "error": None, "note": None} for name in names]
-    best = _best([row["value"] for row in found])
-    shown = []
-    for row in found:
+    rows = [cells.get((name, *dataset)) or {"value": None, "error": None, "note": None} for name in names]
+    best = _best([row["value"] for row in rows])
+    line = []
+    for row in rows:
         kind = "bad" if row["error"] else "best" if row["value"] is not None and row["value"] == best else ""
-        shown.append(("error" if row["error"] else number(row["value"]) + ("*" if row["note"] else ""), kind))
-    return shown
+        line.append(("error" if row["error"] else number(row["value"]) + ("*" if row["note"] else ""), kind))
+    return line
 
 
 def _count(cells: Mapping[tuple[str, ...], Row], encoder: str, datasets: Sequence[tuple[str, ...]]) -> int:
-    """On how many of the data sets an encoder has a score."""
+    """Count the data sets on which an encoder has a score."""
     return sum(cells.get((encoder, family, name), {}).get("value") is not None for family, name, _ in datasets)
 
 
-def _mean_line(of: str, scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int) -> list[Any]:
-    """Means; one that lacks some of the data sets says so, and is not the best."""
-    values = {name: found.get("mean" if of == "families" else of) for name, found in scores.items()}
+def _mean_line(group: str, scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int) -> list[Any]:
+    """List the means of a group; one over fewer data sets says so, and is not marked as the best."""
+    values = {name: family_means.get("mean" if group == "families" else group) for name, family_means in scores.items()}
     best = _best([value for name, value in values.items() if counts[name] == total])
-    cells: list[Any] = [(f"mean of {of}", "mean")]
+    cells: list[Any] = [(f"mean of {group}", "mean")]
     for name, value in values.items():
-        short = "" if value is None or counts[name] == total else f" ({counts[name]} of {total})"
-        cells.append((number(value) + short, "mean best" if value is not None and value == best and not short else "mean"))
+        suffix = "" if value is None or counts[name] == total else f" ({counts[name]} of {total})"
+        cells.append((number(value) + suffix, "mean best" if value is not None and value == best and not suffix else "mean"))
     return cells
 
 
-def _differences(rows: Sequence[Row], drawn: Pictures) -> list[Part]:
+def _differences(rows: Sequence[Row], pictures: Pictures) -> list[Block]:
     text = "An interval in colour does not hold 0: better is blue, worse is orange."
     cells = [
-        [r["encoder"], r["against"], told_dataset(r), f"{r['difference']:+.4f}", f"{r['low']:+.4f}", f"{r['high']:+.4f}"]
+        [r["encoder"], r["against"], dataset_label(r), f"{r['difference']:+.4f}", f"{r['low']:+.4f}", f"{r['high']:+.4f}"]
         for r in rows
     ]
     head = ["encoder", "less", "data set", "difference", "from", "to"]
-    return [*gallery(drawn, "differences/", text), fold("As a table", [grid("Differences", head, cells)])] if rows else []
+    return [*gallery(pictures, "differences/", text), fold("As a table", [grid("Differences", head, cells)])] if rows else []
 
 
-def _curves(drawn: Pictures) -> list[Part]:
-    first = {name: figure for name, figure in drawn.items() if name in ("curves/train/loss", "curves/val/mean")}
-    others = {name: figure for name, figure in drawn.items() if name not in first}
-    folded = gallery(others, "curves/", "")
+def _curves(pictures: Pictures) -> list[Block]:
+    main_curves = {name: figure for name, figure in pictures.items() if name in ("curves/train/loss", "curves/val/mean")}
+    other_curves = {name: figure for name, figure in pictures.items() if name not in main_curves}
+    folded = gallery(other_curves, "curves/", "")
     text = "Long curves are shown as means of neighbouring points."
-    return [*gallery(first, "curves/", text), *([fold("Single tasks and families", folded)] if folded else [])]
+    return [*gallery(main_curves, "curves/", text), *([fold("Single tasks and families", folded)] if folded else [])]
 
 
-def _forgetting(runs: Sequence[Run], drawn: Pictures) -> list[Part]:
+def _forgetting(runs: Sequence[Run], pictures: Pictures) -> list[Block]:
     tables = []
     for run in runs:
         if run.forgetting:
@@ -207,53 +216,53 @@ def _forgetting(runs: Sequence[Run], drawn: Pictures) -> list[Part]:
             rows = [[task, *map(number, row)] for task, row in zip(tasks, matrix, strict=True)]
             tables.append(grid(f"{run.name}: after training on (line), score of (column)", ["", *tasks], rows))
     text = "Line: after training on this task; column: the score of that task. Down a column is what was kept."
-    trade = gallery(drawn, "gain", "Down is less forgotten, to the right is more learnt; a line a strategy.")
-    layers = gallery(drawn, "layers/", "How much each layer mattered for earlier tasks, and how far it moved.")
-    return [*trade, *gallery(drawn, "forgetting/", text), fold("As tables", tables), *layers] if tables else layers
+    trade = gallery(pictures, "gain", "Down is less forgotten, to the right is more learnt; a line a strategy.")
+    layers = gallery(pictures, "layers/", "How much each layer mattered for earlier tasks, and how far it moved.")
+    return [*trade, *gallery(pictures, "forgetting/", text), fold("As tables", tables), *layers] if tables else layers
 
 
-def _examples(examples: Mapping[str, Any], key: str, show: Callable[[Any], list[Part]]) -> list[Part]:
-    """A fold for each data set, in it the encoders side by side."""
-    datasets = dict.fromkeys(name for sets in examples.values() for name, part in sets.items() if part[key])
+def _examples(examples: Mapping[str, Any], key: str, show: Callable[[Any], list[Block]]) -> list[Block]:
+    """Make a fold for each data set, with the encoders side by side."""
+    datasets = dict.fromkeys(name for sets in examples.values() for name, example in sets.items() if example[key])
     folds = []
     for dataset in datasets:
-        there = {encoder: sets[dataset][key] for encoder, sets in examples.items() if sets.get(dataset, {}).get(key)}
-        folds.append(fold(dataset, [{"kind": "cards", "cards": {encoder: show(part) for encoder, part in there.items()}}]))
+        by_encoder = {encoder: sets[dataset][key] for encoder, sets in examples.items() if sets.get(dataset, {}).get(key)}
+        folds.append(fold(dataset, [{"kind": "cards", "cards": {encoder: show(rows) for encoder, rows in by_encoder.items()}}]))
     return folds
 
 
-def _neighbours(found: Sequence[Row]) -> list[Part]:
-    return [{"kind": "hits", "query": row["query"], "hits": row["hits"]} for row in found]
+def _neighbours(rows: Sequence[Row]) -> list[Block]:
+    return [{"kind": "hits", "query": row["query"], "hits": row["hits"]} for row in rows]
 
 
-def _errors(found: Sequence[Row]) -> list[Part]:
+def _errors(rows: Sequence[Row]) -> list[Block]:
     head = ["text", "expected", "found"]
-    return [grid("Errors", head, [[row[key] for key in head] for row in found])]
+    return [grid("Errors", head, [[row[key] for key in head] for row in rows])]
 
 
-def _settings(runs: Sequence[Run]) -> list[Part]:
-    """What differs between the runs, then everything."""
+def _settings(runs: Sequence[Run]) -> list[Block]:
+    """List the settings that differ between the runs, then all settings."""
     runs = [run for run in runs if run.config]
     flat = [_flat(run.config) for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     rows = [[key, *(settings.get(key, NONE) for settings in flat)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    parts = [fold(f"All of {run.name}", [paragraph(_yaml(run.config), "pre")]) for run in runs]
+    blocks = [fold(f"All of {run.name}", [paragraph(_yaml(run.config), "pre")]) for run in runs]
     if len(runs) > 1:
         same = paragraph("The settings of the runs are the same.")
-        parts.insert(0, grid("What differs", ["key", *(run.name for run in runs)], rows) if rows else same)
-    return parts
+        blocks.insert(0, grid("What differs", ["key", *(run.name for run in runs)], rows) if rows else same)
+    return blocks
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value as text."""
-    found = {}
+    """Flatten settings to dotted key -> value as text."""
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return found
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return flat
 
 
 def _yaml(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How figures look, and where they go. Needs matplotlib."""
+"""Style, label and save figures. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, whole
+from acge_lightning.terminal import shortened
 
 try:
     import matplotlib
@@ -25,13 +28,14 @@ except ModuleNotFoundError as error:
     raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
 
 _LOG = logging.getLogger(__name__)
-_SOFTWARE = "acge_lightning"  # in each picture, which says by it that it may be replaced
-INK = "#1a1a1b"  # of text and axes: a page puts its own in place of it
+_SOFTWARE = "acge_lightning"  # written into each picture: it marks the file as one that may be replaced
+GREY = "#888888"  # of values that are neither good nor bad, and of the rest
+INK = "#1a1a1b"  # of text and axes; a page replaces it by its own text colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")  # Okabe and Ito, without yellow, black
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
-_PLACES = [
+_LABEL_OFFSETS = [
     (x, y * away, side) for away in (1, 2, 3) for y in (8, -8, 0) for x, side in ((5, "left"), (-5, "right"), (0, "center"))
 ]
 _CHINESE = (
@@ -42,7 +46,7 @@ _CHINESE = (
     "Microsoft YaHei",
     "SimHei",
 )  # fonts
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any: matplotlib types its keys as literals
     "font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in fontManager.get_font_names())],
     "font.size": 9,
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -51,25 +55,25 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#88888855",
+    "grid.color": f"{GREY}55",
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
 }
 
 
-def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None:
-    """Hand figures to a Lightning logger.
+def log_figures(logger: Any, figures: Mapping[str, Figure], step: int = 0) -> None:
+    """Log figures to a Lightning logger.
 
     Args:
         logger: one with `log_image`, as `WandbLogger`, or whose `experiment` has `add_figure`, as `TensorBoardLogger`.
-        shown: name -> figure.
-        step: under which they stand.
+        figures: name -> figure.
+        step: that they are logged at.
 
     Raises:
         InputError: the logger takes no pictures.
     """
-    with _drawing():
-        for name, figure in shown.items():
+    with _figure_style():
+        for name, figure in figures.items():
             if hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[figure], step=step)
             elif hasattr(logger.experiment, "add_figure"):
@@ -78,11 +82,11 @@ def log_figures(logger: Any, shown: Mapping[str, Figure], step: int = 0) -> None
                 raise InputError(f"{type(logger).__name__} takes no pictures: use logger=tensorboard or logger=wandb")
 
 
-def save_figures(shown: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
     """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
     folder, files = Path(folder).expanduser(), []
-    with _drawing():
-        for name, figure in shown.items():
+    with _figure_style():
+        for name, figure in figures.items():
             files.append(save_figure(figure, folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png")))
     return files
 
@@ -100,75 +104,71 @@ def save_figure(figure: Figure, file: Path, dpi: int = 160) -> Path:
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
-    """In our style; says once what to do if letters are missing from all fonts."""
+def _figure_style() -> Iterator[None]:
+    """Apply our style in the block; warn once, with a remedy, if no font has some letters."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    missing = [found for found in caught if re.match("Glyph .* missing from", str(found.message))]
-    for found in caught:
-        if found not in missing:
-            warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
+    missing = [warning for warning in caught if re.match("Glyph .* missing from", str(warning.message))]
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if missing:
         _LOG.warning("Pictures show boxes for letters that no font here has: install one with them, such as %s", _CHINESE[0])
 
 
 def new_axes(title: str, x: str = "", y: str = "", height: float = SIZE[1]) -> Axes:
-    """Axes on a figure of their own; `height` in inches."""
+    """Make a figure with one pair of axes; `height` in inches."""
     figure = Figure((SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(short(title, 44), loc="left", fontsize=10)
+    axes.set_title(shortened(title, 44), loc="left", fontsize=10)
     axes.set(xlabel=x, ylabel=y)
     return axes
 
 
-def short(text: str, most: int = 20) -> str:
-    """A text of at most so many letters."""
-    return text if len(text) <= most else text[: most - 1] + "…"  # the whole name is in the legend, label or table
-
-
 def label_point(axes: Axes, x: float, y: float, text: str, color: str = INK) -> None:
-    """Write a few letters at a point; `finished` finds a free place for them."""
+    """Label a point; `finish_figure` moves the label to a free position."""
     axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", va="center", fontsize=7, color=color)
 
 
-def finished(axes: Axes, told: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
-    """The figure, with a legend (name -> style) and a label in words; labels of points stand where they hide least."""
-    figure = axes.figure
-    figure.set_label(told)
+def finish_figure(axes: Axes, description: str, legend: Mapping[str, dict[str, Any]] | None = None) -> Figure:
+    """Add a legend (name -> style) and a description in words, and move the labels of points to where they hide least."""
+    figure = cast(Figure, axes.figure)  # no subfigure: `new_axes` made it
+    figure.set_label(description)
     if legend:
         handles = [Line2D([], [], **style) for style in legend.values()]
         figure.legend(handles, list(legend), loc="outside lower left", ncols=1 if max(map(len, legend)) > 20 else 2)
-    _spread(axes)
+    _spread_labels(figure, axes)
     return figure
 
 
-def _spread(axes: Axes) -> None:
+def _spread_labels(figure: Figure, axes: Axes) -> None:
+    """Move the labels of points to where they hide least."""
     labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
     if not labels:
         return
-    axes.figure.draw_without_rendering()  # so that the layout has given all their places
+    figure.draw_without_rendering()  # which computes the layout
     paths = [axes.transData.transform_path(line.get_path()) for line in axes.lines]
-    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in path.vertices]
+    occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in np.asarray(path.vertices)]
 
-    def put(label: Annotation, place: tuple[int, int, str]) -> Bbox:
-        label.set(position=place[:2], horizontalalignment=place[2])
+    def move(label: Annotation, offset: tuple[int, int, str]) -> Bbox:
+        label.set(position=offset[:2], horizontalalignment=offset[2])
         return label.get_window_extent()
 
-    def hidden(box: Bbox) -> int:
-        return 10 * box.count_overlaps(taken) + sum(path.intersects_bbox(box, filled=False) for path in paths)
+    def overlap(box: Bbox) -> int:
+        return 10 * box.count_overlaps(occupied) + sum(path.intersects_bbox(box, filled=False) for path in paths)
 
     for label in labels:
-        best = min(_PLACES, key=lambda place: hidden(put(label, place)))
-        taken.append(put(label, best))
+        best = min(_LABEL_OFFSETS, key=lambda offset: overlap(move(label, offset)))
+        occupied.append(move(label, best))
 
 
-def line_style(place: int) -> dict[str, Any]:
-    """Of the line of that number."""
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": _LINES[place % len(_LINES)]}
+def line_style(number: int) -> dict[str, Any]:
+    """Return the style of the line of that number."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": _LINES[number % len(_LINES)]}
 
 
-def dot_style(place: int) -> dict[str, Any]:
-    """Of the points of that number, in the colour of the line."""
-    marker = _MARKERS[(place // len(COLOURS)) % len(_MARKERS)]
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": "none", "marker": marker}
+def dot_style(number: int) -> dict[str, Any]:
+    """Return the style of the points of that number, in the colour of the line."""
+    marker = _MARKERS[(number // len(COLOURS)) % len(_MARKERS)]
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": "none", "marker": marker}

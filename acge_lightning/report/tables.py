@@ -1,10 +1,11 @@
-"""What a run shows at its end: scores before and after, example searches, and where its outputs are."""
+"""Make the tables that commands print, and write the result of a run."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,18 @@ from acge_lightning.evaluation.results import means
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
-from acge_lightning.terminal import one_line, show
+from acge_lightning.terminal import ProgressBar, shortened
 
 if TYPE_CHECKING:
+    from acge_lightning.data.evaluation_set import EvaluationSet
     from acge_lightning.data.mixture import MixtureDataModule
 
 Scores = Mapping[str, float]
-_WIDEST = 46  # characters of a hit that are shown
+_WIDEST = 46  # characters of a query or a hit
 
 
 def score_table(before: Scores, after: Scores) -> Table:
-    """One line a score, before (if there was a before) and after; families and the mean last."""
+    """Make a table of scores, before (if given) and after; families and the mean last."""
     table = Table(title="Scores", title_justify="left")
     table.add_column("score")
     for name in ("before", "after", "change") if before else ("score",):
@@ -43,7 +45,7 @@ def score_table(before: Scores, after: Scores) -> Table:
 
 
 def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
-    """One line a training task: its rows, those that an epoch trains on, and how often the run has gone through them."""
+    """Make a table of training tasks: rows, those that an epoch trains on, and the epochs that the run has trained."""
     table = Table(title="Training rows", title_justify="left")
     for column in ("task", "rows", "of an epoch", "share", "batches", "epochs"):
         table.add_column(column, justify="left" if column == "task" else "right")
@@ -53,33 +55,41 @@ def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
     return table
 
 
-def progress_line(total: int) -> Callable[[Mapping[str, Any]], None]:
-    """Prints a line for each row of an evaluation: its place among `total` pairs of model and data set, and its score."""
-    seen: dict[tuple[str, str, str], None] = {}
+@contextmanager
+def evaluation_progress(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Show how many of `total` pairs of model and data set are scored, and a line for each score.
 
-    def line(row: Mapping[str, Any]) -> None:
-        seen[row["encoder"], row["family"], row["dataset"]] = None
-        value = row["error"] or f"{row['value']:.4f}"
-        dim = "" if row["dim"] is None else f" at {row['dim']} dims"
-        text = f"[{len(seen)}/{total}] {row['encoder']} on {row['family']}/{row['dataset']}{dim}: {row['metric']} {value}"
-        show(one_line(text), stderr=True)
+    Yields:
+        A function that takes each row of an evaluation, as `show` of `evaluate` does.
+    """
+    scored: set[tuple[str, str, str]] = set()
+    with ProgressBar("evaluate", "scored", total) as bar:
 
-    return line
+        def add(row: Mapping[str, Any]) -> None:
+            pair = (row["encoder"], row["family"], row["dataset"])
+            bar.advance(pair not in scored)
+            scored.add(pair)
+            value = row["error"] or f"{row['value']:.4f}"
+            dim = "" if row["dim"] is None else f" at {row['dim']} dims"
+            dataset = f"{row['family']}/{row['dataset']}"
+            bar.print_line(f"[{len(scored)}/{total}] {row['encoder']} on {dataset}{dim}: {row['metric']} {value}")
+
+        yield add
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Scores at full size, a line a data set and a column an encoder; family means at each dim; intervals of differences."""
+    """Make tables of scores at full size, family means at each dim, and intervals of differences."""
     rows, names = result["rows"], [card["name"] for card in result["encoders"]]
     largest = {card["name"]: card["dim"] for card in result["encoders"]}
     table = Table(title="Scores at full size", title_justify="left")
     for column in ("family", "data set", "metric", *names, "remark"):
         table.add_column(column, justify="right" if column in names else "left")
     for family, name in dict.fromkeys((row["family"], row["dataset"]) for row in rows):
-        found = [row for row in rows if (row["family"], row["dataset"]) == (family, name)]
-        cells = {r["encoder"]: r for r in found if r["dim"] == largest[r["encoder"]] or r["error"]}
+        dataset_rows = [row for row in rows if (row["family"], row["dataset"]) == (family, name)]
+        cells = {r["encoder"]: r for r in dataset_rows if r["dim"] == largest[r["encoder"]] or r["error"]}
         remark = "; ".join(dict.fromkeys(str(r["error"] or r["note"]) for r in cells.values() if r["error"] or r["note"]))
         values = ["error" if n in cells and cells[n]["error"] else _digits(cells.get(n, {}).get("value")) for n in names]
-        table.add_row(family, name, found[0]["metric"], *values, remark)
+        table.add_row(family, name, dataset_rows[0]["metric"], *values, remark)
     return [table, _mean_table(rows, largest), *_difference_table(result["differences"])]
 
 
@@ -91,9 +101,9 @@ def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | N
     for name in largest:
         dims = dict.fromkeys(row["dim"] for row in rows if row["encoder"] == name and not row["error"])
         for dim in dims:
-            found = means(rows, name, dim)
-            shown = [_digits(found.get(family)) for family in (*families, "mean")]
-            table.add_row(name, "all" if dim is None else str(dim), *shown)
+            family_means = means(rows, name, dim)
+            cells = [_digits(family_means.get(family)) for family in (*families, "mean")]
+            table.add_row(name, "all" if dim is None else str(dim), *cells)
     return table
 
 
@@ -110,23 +120,23 @@ def _difference_table(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table]
 
 
-def forgetting_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Scores of each stage's tasks after each stage, what was learnt and forgotten, and what old indexes are worth.
+def forgetting_tables(record: Mapping[str, Any]) -> list[Table]:
+    """Make tables of each stage's scores after each stage, what was learnt and forgotten, and recall in old indexes.
 
     Args:
-        found: the contents of `forgetting.json`.
+        record: the contents of `forgetting.json`.
     """
     table = Table(title="Test scores of each stage's tasks", title_justify="left")
-    for column in ("after", *found["tasks"]):
+    for column in ("after", *record["tasks"]):
         table.add_column(column, justify="left" if column == "after" else "right")
-    for name, row in zip(("start", *found["tasks"]), (found["start"], *found["matrix"]), strict=True):
+    for name, row in zip(("start", *record["tasks"]), (record["start"], *record["matrix"]), strict=True):
         table.add_row(name, *(_digits(None if value != value else value) for value in row))
-    summary = Table(title=f"Learnt and forgotten, strategy {found['strategy']['name']}", title_justify="left")
-    for column in ("split", *found["measures"]):
+    summary = Table(title=f"Learnt and forgotten, strategy {record['strategy']['name']}", title_justify="left")
+    for column in ("split", *record["measures"]):
         summary.add_column(column.replace("_", " "), justify="left" if column == "split" else "right")
-    for split, part in (("test", found), ("dev", found["dev"])):
-        summary.add_row(split, *(_digits(None if value != value else value) for value in part["measures"].values()))
-    return [table, summary, *_index_table(found["old_index"])]
+    for split, split_record in (("test", record), ("dev", record["dev"])):
+        summary.add_row(split, *(_digits(None if value != value else value) for value in split_record["measures"].values()))
+    return [table, summary, *_index_table(record["old_index"])]
 
 
 def _index_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -141,32 +151,32 @@ def _index_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def suite_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Main scores of mteb's tasks, a line a task and a column an encoder."""
+    """Make a table of mteb's main scores, a line for each task and a column for each encoder."""
     table = Table(title="mteb's main scores", title_justify="left")
     for column in ("task", *scores):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for task in dict.fromkeys(task for found in scores.values() for task in found):
-        table.add_row(task, *(_digits(found.get(task, {}).get("main_score")) for found in scores.values()))
+    for task in dict.fromkeys(task for task_scores in scores.values() for task in task_scores):
+        table.add_row(task, *(_digits(task_scores.get(task, {}).get("main_score")) for task_scores in scores.values()))
     return table
 
 
 def leak_table(result: Mapping[str, Any]) -> Table | str:
-    """Evaluated rows that an encoder was trained on, by its own record."""
-    known = {leak["encoder"]: leak.get("error") or "" for leak in result["leaks"]}
-    silent = [card["name"] for card in result["encoders"] if card["name"] not in known and card["dim"] is not None]
-    found = [leak for leak in result["leaks"] if leak["found"]]
-    if not found:
-        unknown = [f"{', '.join(silent)}: no record of training data"] if silent else []
-        unknown += [f"{name}: {error}" for name, error in known.items() if error]
-        told = f" ({'; '.join(unknown)})" if unknown else ""
-        return f"Leak check: no evaluated row is among the recorded training data{told}."
+    """Make a table of evaluated rows that an encoder was trained on, by its own record; a sentence if there are none."""
+    errors = {leak["encoder"]: leak.get("error") or "" for leak in result["leaks"]}
+    unrecorded = [card["name"] for card in result["encoders"] if card["name"] not in errors and card["dim"] is not None]
+    leaks = [leak for leak in result["leaks"] if leak["found"]]
+    if not leaks:
+        remarks = [f"{', '.join(unrecorded)}: no record of training data"] if unrecorded else []
+        remarks += [f"{name}: {error}" for name, error in errors.items() if error]
+        text = f" ({'; '.join(remarks)})" if remarks else ""
+        return f"Leak check: no evaluated row is among the recorded training data{text}."
     table = Table(title="Leak check: evaluated rows that are in the training data", title_justify="left", style="red")
     for column in ("encoder", "data set", "rows", "seen in training"):
         table.add_column(column)
-    for leak in found:
+    for leak in leaks:
         share = f"{leak['found']} ({leak['found'] / leak['rows']:.1%})"
         table.add_row(leak["encoder"], f"{leak['family']}/{leak['dataset']}", str(leak["rows"]), share)
-    for name, error in known.items():
+    for name, error in errors.items():
         if error:
             table.add_row(name, "", "", error)
     return table
@@ -177,52 +187,54 @@ def _digits(value: float | None) -> str:
 
 
 def searches(encoder: Encoder, mixture: MixtureDataModule, count: int = 3, hits: int = 3) -> Table | None:
-    """A few dev queries and what the encoder finds for them in the corpus; None without a retrieval task."""
+    """Search the corpus for a few dev queries, and make a table of the hits; None without a retrieval task."""
     for name, data in mixture.tasks.items():
         evaluation_set = mixture.evaluation(name, "dev") if data.family == "retrieval" else None
-        if evaluation_set is None:
-            continue
-        boundary = evaluation_set.roles[0][0]
-        chosen = np.linspace(0, boundary - 1, min(count, boundary)).round().astype(int)
-        queries = [evaluation_set.texts[int(i)].as_py() for i in chosen]
-        documents = evaluation_set.texts.slice(boundary).to_pylist()
-        prompts = data.prompts
-        vectors = encoder.encode(queries, prompt=prompts.get("query"))
-        scores = similarity(vectors, encoder.encode(documents, prompt=prompts.get("document")))
-        grades = {(int(i), int(j)): grade for i, _, grade, _, j in evaluation_set.judgements.tolist()}
-        table = Table(title=f"Searches in {len(documents)} documents of {name}", title_justify="left")
-        for column in ("query", "cosine", "hit", "right"):
-            table.add_column(column)
-        for row, query in enumerate(queries):
-            hidden = [j for (i, j), grade in grades.items() if i == chosen[row] and math.isnan(grade)]
-            scores[row, hidden] = -math.inf
-            best = scores[row].topk(min(hits, len(documents) - len(hidden)))
-            for place, (value, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                right = "✓" if grades.get((int(chosen[row]), i), 0) > 0 else ""
-                end = place == len(best.indices) - 1
-                table.add_row(_cut(query) if place == 0 else "", f"{value:.3f}", _cut(documents[i]), right, end_section=end)
-        return table
+        if evaluation_set is not None:
+            return _search_table(encoder, name, evaluation_set, data.prompts, count, hits)
     return None
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+def _search_table(
+    encoder: Encoder, task: str, evaluation_set: EvaluationSet, prompts: Mapping[str, str], count: int, hits: int
+) -> Table:
+    query_count = evaluation_set.roles[0][0]
+    chosen = np.linspace(0, query_count - 1, min(count, query_count)).round().astype(int).tolist()
+    queries = [evaluation_set.texts[number].as_py() for number in chosen]
+    documents = evaluation_set.texts.slice(query_count).to_pylist()
+    vectors = encoder.encode(queries, prompt=prompts.get("query"))
+    scores = similarity(vectors, encoder.encode(documents, prompt=prompts.get("document")))
+    judgements = [] if evaluation_set.judgements is None else evaluation_set.judgements.tolist()
+    grades = {(int(query), int(document)): grade for query, _, grade, _, document in judgements}
+    table = Table(title=f"Searches in {len(documents)} documents of {task}", title_justify="left")
+    for column in ("query", "cosine", "hit", "right"):
+        table.add_column(column)
+    for number, text, row in zip(chosen, queries, scores, strict=True):
+        hidden = [document for (query, document), grade in grades.items() if query == number and math.isnan(grade)]
+        row[hidden] = -math.inf
+        best = row.topk(min(hits, len(documents) - len(hidden)))
+        for rank, (value, document) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), 1):
+            right = "✓" if grades.get((number, document), 0) > 0 else ""
+            query_cell = shortened(text, _WIDEST) if rank == 1 else ""
+            hit = shortened(documents[document], _WIDEST)
+            table.add_row(query_cell, f"{value:.3f}", hit, right, end_section=rank == len(best.indices))
+    return table
 
 
 def check_result(folder: Path) -> None:
-    """Refuse a folder with a `result.json` that no run has written."""
+    """Refuse a folder whose `result.json` is not of a run."""
     check_replaceable(folder / "result.json", b'"before"', "the result of a run")
 
 
 def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
-    """`result.json` of a run, by which it counts as done: its scores, and where its model is; whole or not at all."""
+    """Write `result.json` of a run, which marks it as done: its scores, and where its model is; whole or not at all."""
     check_result(folder)
     result = {"before": dict(before), "after": dict(after), "output": str(output)}
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def summarise(folder: Path) -> tuple[Table, int]:
-    """One line for every job of a multirun, best first; also written to `summary.csv`.
+    """Make a table of the jobs of a multirun, best first, and write it to `summary.csv`.
 
     Args:
         folder: of the multirun; each job's folder holds `result.json` and `.hydra/overrides.yaml`.
@@ -231,7 +243,7 @@ def summarise(folder: Path) -> tuple[Table, int]:
         The table, and how many jobs left no result.
 
     Raises:
-        InputError: no job, or a `summary.csv` that is another file.
+        InputError: the folder holds no job, or a `summary.csv` that is another file.
     """
     rows: list[tuple[str, str, float]] = []
     for job in sorted(p.parent for p in folder.glob("*/.hydra")):

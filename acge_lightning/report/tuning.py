@@ -1,4 +1,4 @@
-"""What `FunnelIndex.tune` has tried, as a picture. Needs matplotlib."""
+"""Draw the settings that `FunnelIndex.tune` has tried. Needs matplotlib."""
 
 from __future__ import annotations
 

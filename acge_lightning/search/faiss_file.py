@@ -107,7 +107,7 @@ def _check_codes(codes: np.ndarray, stage: Stage, rows: int) -> None:
 
 def _check_finite(values: np.ndarray) -> None:
     if values.dtype.kind == "f" and not all(
-        np.isfinite(part).all() for part in np.array_split(values, 1 + len(values) // 2**20)
+        np.isfinite(block).all() for block in np.array_split(values, 1 + len(values) // 2**20)
     ):
         raise DamagedError("a number is NaN or infinite")
 

@@ -18,7 +18,7 @@ from acge_lightning.search.rows import Key, Rows
 from acge_lightning.search.staged import StagedVectors
 from acge_lightning.search.stages import Stage, check_stages, default_stages
 from acge_lightning.search.storage import SavedIndex, read_index, write_index
-from acge_lightning.search.tune import Judgements, Measure, Tuned, choose_stages, default_candidates
+from acge_lightning.search.tune import Judgements, Measure, Stages, Tuned, choose_stages, default_candidates
 from acge_lightning.search.vectors import BLOCK
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class FunnelIndex:
         if are_texts:
             texts = list(items) if texts is None else texts
         vectors = self._encoded(items, "document", progress)
-        if are_texts and (ids is not None or len(self) == 0):
+        if are_texts and texts is not None and (ids is not None or len(self) == 0):
             vectors, ids, texts = self._with_direction(vectors, ids, texts)
         rows = self.rows.extended(len(self), len(vectors), ids, texts)
         self._check_direction(vectors, "row")
@@ -220,8 +220,8 @@ class FunnelIndex:
             raise InputError(f"none of {len(texts)} texts has a direction: the encoder knows none of their tokens")
         ids = range(len(texts)) if ids is None else ids
         dropped = (~kept).nonzero()[:, 0].tolist()
-        named = ", ".join(str(ids[i]) for i in dropped[:_MOST_NAMED]) + (" …" if len(dropped) > _MOST_NAMED else "")
-        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(dropped), len(texts), named)
+        examples = ", ".join(str(ids[i]) for i in dropped[:_MOST_NAMED]) + (" …" if len(dropped) > _MOST_NAMED else "")
+        _LOG.warning("%d of %d texts have no direction and are left out: %s", len(dropped), len(texts), examples)
         kept_indices = kept.nonzero()[:, 0].tolist()
         return vectors[kept], [ids[i] for i in kept_indices], [texts[i] for i in kept_indices]
 
@@ -281,11 +281,22 @@ class FunnelIndex:
         """
         vectors, cache = self._query_vectors(queries), {} if cache is None else cache
         if candidates is None:
-            candidates = default_candidates(self.stages[-1], self.matryoshka_dims, len(self), k)
+            checked: Iterable[Stages] = default_candidates(self.stages[-1], self.matryoshka_dims, len(self), k)
         else:
-            candidates = [check_stages(stages, self.dim, self.matryoshka_dims, self.force) for stages in candidates]
-        how = {"k": k, "target": target, "measure": measure, "batch": batch, "progress": progress}
-        tuned = choose_stages(self.vectors, self.rows, vectors, judgements, candidates, cache=cache, **how)
+            checked = [check_stages(stages, self.dim, self.matryoshka_dims, self.force) for stages in candidates]
+        tuned = choose_stages(
+            self.vectors,
+            self.rows,
+            vectors,
+            judgements,
+            checked,
+            k=k,
+            target=target,
+            measure=measure,
+            batch=batch,
+            cache=cache,
+            progress=progress,
+        )
         self.vectors = self.vectors.restaged(tuned.chosen.stages, cache)
         return tuned
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import to_disk
+from acge_lightning.files.atomic import replace_file, to_disk
 from acge_lightning.search.stages import Stage
 
 MANIFEST = "index.json"
@@ -34,9 +33,7 @@ def write_manifest(folder: Path, version: Path, settings: dict[str, Any]) -> Non
     manifest = {"format": _FORMAT, "version": version.name, **settings, "files": files}
     draft = folder / f".{MANIFEST}"
     draft.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    to_disk(draft)
-    os.replace(draft, folder / MANIFEST)
-    to_disk(folder)
+    replace_file(folder / MANIFEST, draft)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

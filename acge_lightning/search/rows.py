@@ -48,25 +48,25 @@ class Rows:
                 columns[name] = _column(name, values)
         if not new_count or not columns:
             return self
-        if row_count and any(columns[name].type != self.table.column(name).type for name in columns):
+        table = self.table if row_count else None
+        if table is not None and any(columns[name].type != table.column(name).type for name in columns):
             raise InputError("the ids of an index are all words or all whole numbers, and the new ones are of the other kind")
         new = pa.table(columns)
         if "id" not in columns:
-            return Rows(new if not row_count else pa.concat_tables([self.table, new]))
+            return Rows(new if table is None else pa.concat_tables([table, new]))
         _check_distinct(new.column("id"))
-        if not row_count:
+        if table is None:
             return Rows(new)
-        extended = Rows(pa.concat_tables([self.table, new]))
-        extended._ids = self._ids_and(new.column("id").to_pylist())
+        extended = Rows(pa.concat_tables([table, new]))
+        extended._ids = self._ids_and(table.column("id"), new.column("id").to_pylist())
         return extended
 
-    def _ids_and(self, ids: list[Key]) -> set[Key]:
-        """The ids of all rows and these.
+    def _ids_and(self, old: pa.ChunkedArray, ids: list[Key]) -> set[Key]:
+        """The ids of all rows, which are `old`, and these.
 
         Raises:
             InputError: one of these is that of a row.
         """
-        old = self.table.column("id")
         if len(self._ids) != len(old):  # not made yet, or rows were added to these before, and not kept
             self._ids = set(old.to_pylist())
         duplicates = self._ids.intersection(ids)
@@ -92,7 +92,9 @@ class Rows:
         return self.table.column("text").take(pa.array(rows)).to_pylist()
 
     def write(self, file: Path) -> None:
-        """Write them as an Arrow file."""
+        """Write the ids and texts, of which there must be some, as an Arrow file."""
+        if self.table is None:
+            raise ValueError("the rows have neither ids nor texts to write")
         with pa.ipc.new_file(str(file), self.table.schema) as writer:
             writer.write_table(self.table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,16 +76,15 @@ class StagedVectors:
 
     @torch.inference_mode()
     def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        seconds, rows = [], None
-        for stage, store in zip(self.stages, self.stores, strict=True):
+        counts = [*(max(k, stage.shortlist) for stage in self.stages[:-1]), k]
+        start = time.perf_counter()
+        scores, rows = self.stores[0].nearest(prefix(queries, self.stages[0].dim), min(counts[0], len(self)))
+        seconds = [time.perf_counter() - start]
+        later_stores = cast(list[Vectors], self.stores[1:])  # FAISS has the first stage only
+        for stage, store, count in zip(self.stages[1:], later_stores, counts[1:], strict=True):
             start = time.perf_counter()
-            prefixes = prefix(queries, stage.dim)
-            count = k if stage is self.stages[-1] else max(k, stage.shortlist)
-            if rows is None:
-                scores, rows = store.nearest(prefixes, min(count, len(self)))
-            else:
-                scores, order = store.compare(prefixes, rows).topk(min(count, rows.shape[1]))
-                rows = rows.gather(1, order)
+            scores, order = store.compare(prefix(queries, stage.dim), rows).topk(min(count, rows.shape[1]))
+            rows = rows.gather(1, order)
             seconds.append(time.perf_counter() - start)
         return scores.masked_fill(rows < 0, -torch.inf).numpy(), rows.numpy(), seconds
 

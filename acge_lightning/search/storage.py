@@ -107,12 +107,12 @@ def is_index(folder: Path) -> bool:
 def _holds_only_an_index(folder: Path) -> bool:
     """Whether all that is there is an index, perhaps a damaged one: only then is it replaced."""
     versions = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
-    others = {path.name for path in folder.iterdir()} - {path.name for path in versions}
-    if others - {MANIFEST, f".{MANIFEST}", ".lock"}:
+    other_names = {path.name for path in folder.iterdir()} - {path.name for path in versions}
+    if other_names - {MANIFEST, f".{MANIFEST}", ".lock"}:
         return False
     if any(path.is_symlink() or not all(FILE.fullmatch(file.name) for file in path.iterdir()) for path in versions):
         return False
-    return bool(versions) or MANIFEST not in others or _has_a_manifest(folder)
+    return bool(versions) or MANIFEST not in other_names or _has_a_manifest(folder)
 
 
 def _has_a_manifest(folder: Path) -> bool:

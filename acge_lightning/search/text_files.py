@@ -37,8 +37,8 @@ def list_files(source: Path) -> list[Path]:
     if source.is_dir():
         files, unreadable = _within(source)
         if unreadable:
-            named = ", ".join(map(str, unreadable[:_MOST_NAMED])) + (" …" if len(unreadable) > _MOST_NAMED else "")
-            _LOG.warning("%s: %d entries that are no files of their own are left out: %s", source, len(unreadable), named)
+            examples = ", ".join(map(str, unreadable[:_MOST_NAMED])) + (" …" if len(unreadable) > _MOST_NAMED else "")
+            _LOG.warning("%s: %d entries that are no files of their own are left out: %s", source, len(unreadable), examples)
     else:
         files = [source] if source.is_file() else []
         if files and not source.name.endswith(_KINDS):
@@ -53,7 +53,8 @@ def list_files(source: Path) -> list[Path]:
 
 def _within(source: Path) -> tuple[list[Path], list[Path]]:
     """Files of texts, and what has such a name, or leads to a folder, and cannot be read as one: pipes, links to nowhere."""
-    files, unreadable = [], []
+    files: list[Path] = []
+    unreadable: list[Path] = []
     for name, folder_names, file_names in os.walk(source, onerror=_raise):
         folder = Path(name)
         unreadable += [folder / name for name in folder_names if (folder / name).is_symlink() and not name.startswith(".")]
@@ -140,7 +141,8 @@ def read_texts(
 def _plain(file: Path) -> Iterator[tuple[int, str | RowError]]:
     """Lines of a txt, paragraphs of a md, each with the number of its first line."""
     paragraphs = ".md" in file.suffixes
-    block, block_start = [], 0
+    block: list[str] = []
+    block_start = 0
     open_file = gzip.open if file.suffix == ".gz" else open
     try:
         with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:

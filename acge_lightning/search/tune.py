@@ -18,9 +18,10 @@ from torch import Tensor
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import write_text
+from acge_lightning.metrics.ranking import ndcg
 from acge_lightning.search.rows import Key, Rows
 from acge_lightning.search.staged import StagedVectors
-from acge_lightning.search.stages import Stage, label
+from acge_lightning.search.stages import IndexKind, Stage, Store, label
 from acge_lightning.search.vectors import BLOCK, Vectors, prefix
 from acge_lightning.terminal import track
 
@@ -120,7 +121,7 @@ def choose_stages(
     exact = trials.exact_point(batch)
     points, fastest = [exact], exact
     families = _families(candidates)
-    for family in track(families, "tune", len(families)) if progress else families:
+    for family in track(families, "tune", "kinds of funnels") if progress else families:
         for stages in family:
             points.append(trials.point(stages, measure, batch, exact.seconds))
             if points[-1].seconds > fastest.seconds:
@@ -156,7 +157,7 @@ def default_candidates(last: Stage, trained: Sequence[int], row_count: int, k: i
     """
     dims = [d for d in sorted(trained) if d < last.dim]
     approximate = row_count >= _LARGE and find_spec("faiss") is not None
-    first_stages = [("int8", "ivf"), ("fp16", "hnsw")] if approximate else [("fp32", "exact")]
+    first_stages: list[tuple[Store, IndexKind]] = [("int8", "ivf"), ("fp16", "hnsw")] if approximate else [("fp32", "exact")]
     for dim in [d for d in dims if d <= last.dim // 4] or dims[:1]:
         middles = [(), *[(Stage(d, 4 * k, "int8"),) for d in dims if d >= 4 * dim][:1]]
         for store, index in first_stages:
@@ -248,7 +249,7 @@ def median_seconds(job: Any) -> float:
 
 
 def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, float]], k: int) -> float:
-    """Mean nDCG@k (gain = grade, as in trec_eval) over the queries that have a row of a grade above 0; 0 if none has.
+    """Mean nDCG@k over the queries that have a row of a grade above 0; 0 if none has.
 
     Args:
         hits: ids of each query's hits, the best first.
@@ -258,11 +259,10 @@ def mean_ndcg(hits: Sequence[Sequence[Key]], judgements: Sequence[Mapping[Key, f
     >>> round(mean_ndcg([["a", "b"]], [{"b": 1.0}], 10), 4)
     0.6309
     """
-    discounts = 1 / np.log2(np.arange(2, k + 2))
     values = []
     for ids, grades in zip(hits, judgements, strict=True):
         ideal = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k]
         if ideal:
             gains = [max(grades.get(row_id, 0.0), 0.0) for row_id in ids[:k]]
-            values.append(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
+            values.append(float(ndcg(*(torch.tensor(row, dtype=torch.double) for row in (gains, ideal)))))
     return float(np.mean(values)) if values else 0.0

@@ -84,7 +84,7 @@ class Vectors:
             codes, scale = self._pack(prefix(vectors[start : start + BLOCK], self.dim))
             target = slice(old_count + start, old_count + start + len(codes))
             buffer.codes[target] = codes
-            if buffer.scale is not None:
+            if buffer.scale is not None and scale is not None:
                 buffer.scale[target] = scale
         buffer.used = count
         extended = Vectors(self.dim, self.store, buffer.codes[:count], None if buffer.scale is None else buffer.scale[:count])
@@ -154,8 +154,10 @@ class Vectors:
         Returns:
             Float32[q, count] cosines, Int64[q, count] row indices.
         """
-        if self.store == "int8" and len(self) and len(queries) and torch.backends.mkldnn.is_available():
-            blocks = [self._nearest_int8(block, count) for block in queries.split(max(1, _SCORE_FLOATS // len(self)))]
+        if self.scale is not None and len(self) and len(queries) and torch.backends.mkldnn.is_available():
+            blocks = [
+                self._nearest_int8(block, self.scale, count) for block in queries.split(max(1, _SCORE_FLOATS // len(self)))
+            ]
             return torch.cat([scores for scores, _ in blocks]), torch.cat([rows for _, rows in blocks])
         scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         for start, block in self.blocks():
@@ -166,7 +168,7 @@ class Vectors:
                 rows = rows.gather(1, order)
         return scores, rows
 
-    def _nearest_int8(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _nearest_int8(self, queries: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `nearest`, by products of integers: a query is two digits of 8 and 7 bits, off by 2^-15 of its largest element."""
         q, n = len(queries), len(self)
         unit = queries.abs().amax(1).clamp(min=1e-30) / (127 * 128)
@@ -181,7 +183,7 @@ class Vectors:
             products = torch._int_mm(self.codes[start : start + step], digits)
             block = scores[start : start + len(products)]
             block.copy_(products[:, :q]).mul_(128)
-            block.add_(products[:, q:]).mul_(self.scale[start : start + step, None])
+            block.add_(products[:, q:]).mul_(scale[start : start + step, None])
         best_groups = scores.view(groups, _GROUP, q).amax(1).T.topk(min(count, groups)).indices  # the best rows are in these
         rows = (best_groups[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
         values = scores.T.gather(1, rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -12,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from acge_lightning.errors import InputError
-from acge_lightning.files.atomic import draft, sweep, to_disk, unwritten
+from acge_lightning.files.atomic import draft, replace_file, sweep, write_error
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 4 << 20  # bytes of a checkpoint beside its tensors, and of its manifest
@@ -62,11 +61,11 @@ class SafeCheckpointIO(CheckpointIO):
             _check_space(path.parent, size_of(checkpoint) + _SLACK)
             _write(path, checkpoint)
         except OSError as error:
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
         self._written.add(path.parent.resolve())
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True, **others: Any
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True, **kwargs: Any
     ) -> dict[str, Any]:
         """Read a checkpoint, or the newest good one of its folder."""
         path = _local(path)
@@ -79,9 +78,9 @@ class SafeCheckpointIO(CheckpointIO):
                 if other.name == path.name:
                     continue
                 with suppress(InputError):
-                    found = read(other, map_location)
-                    _LOG.warning("%s; going on from %s (step %s) instead", error, other, found.get("global_step"))
-                    return found
+                    checkpoint = read(other, map_location)
+                    _LOG.warning("%s; going on from %s (step %s) instead", error, other, checkpoint.get("global_step"))
+                    return checkpoint
             raise InputError(f"{error}, and {path.parent} has no other good checkpoint") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -103,10 +102,10 @@ class SafeCheckpointIO(CheckpointIO):
 
 
 def newest(*folders: str | Path) -> Path | None:
-    """The good checkpoint in folders that has the most steps; the later written of two with the same; None if none is good."""
+    """The good checkpoint with the most steps in some folders; of equals the one written last; None if none is good."""
     for path in _newest_first(*map(Path, folders)):
         try:
-            with _opened(path) as file:
+            with _open(path) as file:
                 _verify(path, file)
             return path
         except (InputError, OSError) as error:
@@ -115,13 +114,13 @@ def newest(*folders: str | Path) -> Path | None:
 
 
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint, tensors and plain values.
+    """Read and verify the content of a checkpoint, tensors and plain values.
 
     Raises:
         InputError: it is not there, damaged, without a manifest, or holds more than data.
     """
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             _verify(path, file)
             return torch.load(file, map_location=map_location, weights_only=True)
     except InputError:
@@ -130,13 +129,13 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({str(error).partition(chr(10))[0]})") from error
 
 
-def skim(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that is not verified, its tensors left on the disk until they are looked at.
+def read_unverified(path: Path) -> dict[str, Any]:
+    """Read the content of a checkpoint without verifying it; its tensors stay on the disk until they are looked at.
 
     Raises:
         Exception: whatever a damaged file leads to.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         _check_archive(path, file)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
@@ -156,8 +155,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 # ---- writing
@@ -182,10 +181,10 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
     the digest of the new one is added before the file changes, and that of the old one leaves after.
     """
     old = _digests(path) if path.exists() else []
-    with _in_place_of(path) as file:
+    with _replacing(path) as file:
         hashed = _Hashed(file)
         try:
-            torch.save(checkpoint, hashed)
+            torch.save(checkpoint, cast("IO[bytes]", hashed))  # it calls write and flush only
         except RuntimeError as error:
             raise hashed.error or error from error
         new = hashed.digest.hexdigest()
@@ -194,26 +193,25 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def _write_manifest(path: Path, digests: list[str]) -> None:
-    with _in_place_of(_manifest(path)) as file:
+    with _replacing(_manifest(path)) as file:
         file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
 
 
 @contextmanager
-def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of another, from the disk, when the block succeeds; a link gives way, and is not followed."""
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` when the block has succeeded and it is on the disk; a link is replaced, not followed."""
     with draft(path) as new:
         with open(new, "wb") as file:
             yield file
-        to_disk(new)
-        os.replace(new, path)
-        to_disk(path.parent)
+        replace_file(path, new)
 
 
 class _Hashed:
-    """A file to write to, which takes the digest of what passes, and keeps the error that torch hides behind another."""
+    """A file to write to; it takes the digest of its content, and keeps the error that torch hides behind another."""
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.digest, self.error = file, hashlib.sha256(), None
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
@@ -234,28 +232,28 @@ def _manifest(path: Path) -> Path:
 # ---- reading
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A regular file, opened: a pipe would be waited for."""
+def _open(path: Path) -> IO[bytes]:
+    """Open a regular file: a pipe would be waited for."""
     if not path.is_file():
         raise InputError(f"{path} is no file" if path.exists() else f"{path}: there is no such checkpoint")
     return open(path, "rb")
 
 
 def _digests(path: Path) -> list[str]:
-    with suppress(OSError, UnicodeDecodeError, InputError), _opened(_manifest(path)) as file:
+    with suppress(OSError, UnicodeDecodeError, InputError), _open(_manifest(path)) as file:
         return re.findall(r"^([0-9a-f]{64})\b", file.read(_MANIFEST).decode("ascii"), re.MULTILINE)
     return []
 
 
 def _verify(path: Path, file: IO[bytes]) -> None:
-    """The file is what its manifest says, and not larger in memory than on disk; it is read from its beginning afterwards."""
-    known = _digests(path)
-    if not known:
+    """Check that the file has a digest of its manifest, and is not larger in memory than on disk; then go to its beginning."""
+    digests = _digests(path)
+    if not digests:
         raise InputError(f"{path} has no manifest {_manifest(path).name}: it is not from here, or was not finished")
     digest = hashlib.sha256()
     for block in iter(lambda: file.read(_BLOCK), b""):
         digest.update(block)
-    if digest.hexdigest() not in known:
+    if digest.hexdigest() not in digests:
         raise InputError(f"{path} is damaged: its digest is not that of {_manifest(path).name}")
     _check_archive(path, file)
     file.seek(0)
@@ -272,9 +270,9 @@ def _check_archive(path: Path, file: IO[bytes]) -> None:
 
 
 def _newest_first(*folders: Path) -> list[Path]:
-    """Checkpoints by their number of steps, as they state it without being verified; unreadable ones are left out."""
+    """Checkpoints in descending order of their steps, as they state them, not verified; unreadable ones are left out."""
     steps: dict[Path, tuple[int, int]] = {}
     for path in chain.from_iterable(folder.glob("*.ckpt") for folder in folders):
         with suppress(Exception):  # whatever a damaged file may raise; verification says what is wrong
-            steps[path] = int(skim(path)["global_step"]), path.stat().st_mtime_ns
+            steps[path] = int(read_unverified(path)["global_step"]), path.stat().st_mtime_ns
     return sorted(steps, key=lambda path: steps[path], reverse=True)

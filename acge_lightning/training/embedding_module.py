@@ -1,4 +1,4 @@
-"""The training of an encoder on several tasks, as one LightningModule."""
+"""The LightningModule that trains an encoder on several tasks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from acge_lightning.data.batch import EvaluationBatch, TextBatch
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
-from acge_lightning.encoder.packed_attention import compile_backbone
+from acge_lightning.encoder.packing import compile_backbone
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export
+from acge_lightning.losses.contrastive import CosineLoss
 from acge_lightning.losses.matryoshka import Matryoshka, check_dims
-from acge_lightning.training.gather import anywhere, gather_batch
+from acge_lightning.metrics.task_metrics import EmbeddingMetric
+from acge_lightning.training.gather import any_rank, gather_batch
 from acge_lightning.training.optim import Optim
 from acge_lightning.training.optimized_module import OptimizedModule
 
@@ -45,6 +47,9 @@ class EmbeddingModule(OptimizedModule):
         config: plain values that are kept in checkpoints.
     """
 
+    losses: Mapping[str, CosineLoss | Matryoshka]
+    metrics: Mapping[str, EmbeddingMetric]
+
     def __init__(
         self,
         encoder: Encoder,
@@ -63,29 +68,33 @@ class EmbeddingModule(OptimizedModule):
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
         self.tasks = dict(tasks)
-        self.losses = nn.ModuleDict({name: task.training_loss() for name, task in tasks.items()})
+        losses = {name: task.training_loss() for name, task in tasks.items()}
         metrics = {name: task.evaluation_metric() for name, task in tasks.items()}
-        self.metrics = nn.ModuleDict({name: metric for name, metric in metrics.items() if metric is not None})
+        metrics = {name: metric for name, metric in metrics.items() if metric is not None}
+        # mypy does not see that a ModuleDict is a mapping
+        self.losses = nn.ModuleDict(self._with_prefixes(losses, matryoshka))  # type: ignore[assignment]
+        self.metrics = nn.ModuleDict(metrics)  # type: ignore[assignment, arg-type]
         self.optim = optim or Optim()
         self.batch_tokens, self.recompute = batch_tokens, recompute
         if compile:
             compile_backbone(encoder.backbone)
-        self._use_matryoshka(matryoshka)
 
-    def _use_matryoshka(self, matryoshka: Mapping[str, Any] | None) -> None:
+    def _with_prefixes(self, losses: Mapping[str, CosineLoss], matryoshka: Mapping[str, Any] | None) -> dict[str, nn.Module]:
+        """The losses, with `Matryoshka` around each of them if it has settings; the encoder notes the dims."""
         if not matryoshka:
-            return
-        for name, loss in self.losses.items():
-            self.losses[name] = Matryoshka(loss, **matryoshka)
+            return dict(losses)
+        wrapped = {name: Matryoshka(loss, **matryoshka) for name, loss in losses.items()}
         check_dims(matryoshka["dims"], self.encoder.dim)
         self.encoder.matryoshka_dims = tuple(sorted(matryoshka["dims"], reverse=True))
+        return dict(wrapped)
 
     # ---- training
 
     def set_matryoshka_dims(self, dims: Sequence[int]) -> None:
         """Train these prefixes only, of those that the module was made with, from the next step on."""
         for loss in self.losses.values():
-            loss.set_dims(dims)
+            if isinstance(loss, Matryoshka):
+                loss.set_dims(dims)
 
     def embed(self, batch: TextBatch) -> tuple[Tensor, ...]:
         """Embeddings of each column Float[n_i, D], all encoded together."""
@@ -94,22 +103,25 @@ class EmbeddingModule(OptimizedModule):
 
     def training_step(self, batch: TextBatch) -> Tensor:
         """The loss of a batch."""
-        criterion = self.losses[batch.task]
-        loss = criterion(*gather_batch(self.embed(batch), batch.labels, batch.ids))
+        task_loss = self.losses[batch.task]
+        loss = task_loss(*gather_batch(self.embed(batch), batch.labels, batch.ids))
         self.log(f"train/{batch.task}/loss", loss, batch_size=len(batch))
-        losses = getattr(criterion, "parts", {})
-        if losses and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:
-            losses = {}  # no logger takes them, and calls that go nowhere cost time too
-        for dim, value in losses.items():
-            self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
+        if isinstance(task_loss, Matryoshka) and self._is_logged_step():
+            for dim, value in task_loss.loss_by_dim.items():
+                self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
         return loss * self.tasks[batch.task].loss_weight
+
+    def _is_logged_step(self) -> bool:
+        """Whether the loggers take the values of this step; at other steps calls that go nowhere cost time too."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        return (self.trainer.global_step + 1) % every == 0
 
     # ---- evaluation
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Give the embeddings to the task's metric."""
-        if batch.task in self.metrics:
+        """Give the embeddings of a batch to its task's metric."""
+        if batch.task in self.metrics and batch.labels is not None:
             vectors = self.encoder(batch.tokens, self.batch_tokens)
             self.metrics[batch.task].update(vectors, batch.rows, batch.labels)
 
@@ -127,15 +139,15 @@ class EmbeddingModule(OptimizedModule):
         self._score("val", "dev")
 
     def on_test_epoch_end(self) -> None:
-        """The same for the test splits."""
+        """Score all tasks and log the values of the test splits."""
         self._score("test", "test")
 
     def _score(self, prefix: str, role: str) -> None:
         values: Score = {}
         families: dict[str, list[float]] = {}
-        seen = anywhere([metric.update_called for metric in self.metrics.values()], self.device)
-        for (name, metric), any_rank in zip(self.metrics.items(), seen, strict=True):
-            if any_rank:  # every rank takes part then: the others wait for its texts, even for none
+        seen = any_rank([metric.update_called for metric in self.metrics.values()], self.device)
+        for (name, metric), has_texts in zip(self.metrics.items(), seen, strict=True):
+            if has_texts:  # every rank takes part then: the others wait for its texts, even for none
                 scores = metric.compute()
                 values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
                 families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
@@ -149,7 +161,7 @@ class EmbeddingModule(OptimizedModule):
         self.log(f"{prefix}/mean", torch.tensor(values[f"{prefix}/mean"]), prog_bar=True)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
-        """The trained encoder as an export, in `folder`/export."""
+        """Export the trained encoder to `folder`/export."""
         trained = [task.data for task in self.tasks.values() if task.weight and "train" in task.data.opened_splits]
         rows = [data.keys(data.train) for data in trained]
         return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

@@ -1,10 +1,10 @@
-"""Masked-language-model pre-training: gives a fresh backbone its first knowledge, from plain text."""
+"""Masked-language-model pre-training: trains a fresh backbone on plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from torch.nn.functional import cross_entropy
 from acge_lightning.data.batch import EvaluationBatch, TextBatch
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone
-from acge_lightning.encoder.packed_attention import is_packed, packed_states
+from acge_lightning.encoder.packing import is_packed, packed_states
 from acge_lightning.encoder.tokens import Tokens
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import save_backbone
 from acge_lightning.training.optim import Optim
 from acge_lightning.training.optimized_module import OptimizedModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NO_DEV = "there is no text to validate on: set data.holdout above 0, for example 0.01"
 
@@ -46,6 +49,8 @@ class MaskedLanguageModule(OptimizedModule):
         module: {_target_: acge_lightning.training.MaskedLanguageModule, masking: 0.3}
     """
 
+    special: Tensor
+
     def __init__(
         self,
         encoder: Encoder,
@@ -66,16 +71,16 @@ class MaskedLanguageModule(OptimizedModule):
             raise InputError("masked-LM pre-training has no embedding to cut: set matryoshka to null")
         if not 0 < masking < 1:
             raise InputError(f"module.masking={masking} is no share of the tokens: give 0.15 to 0.4")
-        wrong = [name for name, task in tasks.items() if task.data.family != "unlabelled"]
-        if wrong:
-            raise InputError(f"task {wrong[0]!r} is not of the unlabelled family: pre-training reads plain text only")
+        labelled = [name for name, task in tasks.items() if task.data.family != "unlabelled"]
+        if labelled:
+            raise InputError(f"task {labelled[0]!r} is not of the unlabelled family: pre-training reads plain text only")
         self.save_hyperparameters({"config": dict(config or {})})
         self.encoder = encoder
         if encoder.dense is not None:
             encoder.dense.requires_grad_(False)  # no guess reaches it
         self.tasks = dict(tasks)
         self.masking, self.optim, self.batch_tokens = masking, optim or Optim(), batch_tokens
-        rows, width = encoder.backbone.get_input_embeddings().weight.shape  # may exceed the tokens, differ from hidden_size
+        rows, width = self._token_table().shape  # may exceed the tokens, differ from hidden_size
         self.transform = nn.Sequential(nn.Linear(encoder.hidden_size, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(rows))
         self.register_buffer("special", torch.tensor(sorted(tokenizer.all_special_ids)), persistent=False)
@@ -83,19 +88,23 @@ class MaskedLanguageModule(OptimizedModule):
 
     # ---- the task
 
+    def _token_table(self) -> Tensor:
+        """The weight of the token embedding, Float[rows, width]."""
+        backbone = cast("PreTrainedModel", self.encoder.backbone)  # a static one is refused
+        return cast(Tensor, backbone.get_input_embeddings().weight)
+
     def guess(self, tokens: Tokens, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of the cross-entropies of the hidden tokens, how many were guessed right, and how many there are."""
+        """Hide tokens and guess them: the sum of their cross-entropies, how many were guessed right, and how many there are."""
         total = torch.zeros(3, device=tokens.ids.device)
         for ids, chosen, states in self._states(tokens, generator):
-            table = self.encoder.backbone.get_input_embeddings().weight
-            logits = (self.transform(states) @ table.T + self.bias).float()
+            logits = (self.transform(states) @ self._token_table().T + self.bias).float()
             loss = cross_entropy(logits, ids[chosen], reduction="sum")
             right = (logits.argmax(-1) == ids[chosen]).sum()
             total = total + torch.stack([loss, right.to(loss), loss.new_tensor(len(states))])
         return total[0], total[1], total[2]
 
     def _states(self, tokens: Tokens, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Ids, which of them are hidden, and the backbone's vectors of these, chunk by chunk."""
+        """The ids, which of them are hidden, and the backbone's vectors of these, chunk by chunk."""
         backbone = self.encoder.backbone
         packed = is_packed(backbone) and bool(tokens.lengths.all())
         for rows in tokens.chunks(self.batch_tokens or self.encoder.batch_tokens, packed):
@@ -112,26 +121,26 @@ class MaskedLanguageModule(OptimizedModule):
             yield ids, chosen, states[chosen]
 
     def hide(self, input_ids: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Ids with some tokens hidden, and which they are, at least one: Int64 and Bool of the shape of `input_ids`."""
+        """Hide some tokens, at least one: the new ids and which are hidden, Int64 and Bool of the shape of `input_ids`."""
 
         def draw() -> Tensor:
             device = input_ids.device if generator is None else generator.device
             return torch.rand(input_ids.shape, generator=generator, device=device).to(input_ids.device)
 
-        first, second, third = draw(), draw(), draw()
-        open_to_it = (mask == 1) & ~torch.isin(input_ids, self.special)
-        chosen = open_to_it & (first < self.masking)
+        selection, treatment, replacement = draw(), draw(), draw()
+        eligible = (mask == 1) & ~torch.isin(input_ids, self.special)
+        chosen = eligible & (selection < self.masking)
         if not chosen.any():
-            chosen = open_to_it & (first == first.masked_fill(~open_to_it, 2.0).min())
+            chosen = eligible & (selection == selection.masked_fill(~eligible, 2.0).min())
         tokenizer = self.encoder.tokenize.tokenizer
-        random_ids = (third * len(tokenizer)).long()
-        hidden = torch.where(chosen & (second < 0.8), tokenizer.mask_token_id, input_ids)
-        return torch.where(chosen & (second >= 0.9), random_ids, hidden), chosen
+        random_ids = (replacement * len(tokenizer)).long()
+        hidden = torch.where(chosen & (treatment < 0.8), tokenizer.mask_token_id, input_ids)
+        return torch.where(chosen & (treatment >= 0.9), random_ids, hidden), chosen
 
     # ---- Lightning
 
     def setup(self, stage: str) -> None:
-        """There must be text to validate on: without any, Lightning would leave the validation out and say nothing."""
+        """Check that there is text to validate on: without any, Lightning would leave the validation out and say nothing."""
         super().setup(stage)
         for task in self.tasks.values():
             task.data.open()
@@ -139,7 +148,7 @@ class MaskedLanguageModule(OptimizedModule):
             raise InputError(_NO_DEV)
 
     def training_step(self, batch: TextBatch) -> Tensor:
-        """Mean cross-entropy of the hidden tokens."""
+        """The mean cross-entropy of the hidden tokens."""
         loss, _, count = self.guess(batch.columns[0])
         loss = loss / count.clamp(min=1)
         self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
@@ -163,7 +172,7 @@ class MaskedLanguageModule(OptimizedModule):
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
-        """The same for the test splits."""
+        """Log the same of the test splits."""
         self._score("test")
 
     def _score(self, prefix: str) -> None:
@@ -174,5 +183,8 @@ class MaskedLanguageModule(OptimizedModule):
         self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
-        """The backbone and its tokenizer as a transformers folder, in `folder`/backbone: a start for training, no encoder."""
-        return save_backbone(self.encoder, folder / "backbone")
+        """Write the backbone and its tokenizer as a transformers folder, `folder`/backbone: a start for training, no encoder.
+
+        `provenance`, plain data on how it was made, is its `training.json`.
+        """
+        return save_backbone(self.encoder, folder / "backbone", provenance)

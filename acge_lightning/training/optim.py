@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from acge_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,28 @@ class Optim:
         if not 0 <= self.warmup <= 1:
             raise InputError(f"optim.warmup={self.warmup} is a share of the steps: give 0 to 1")
 
-    def configure(self, model: nn.Module, steps: int) -> dict[str, Any]:
-        """What a LightningModule's `configure_optimizers` returns.
+    def configure(self, model: nn.Module, steps: int) -> OptimizerLRSchedulerConfig:
+        """Make the optimizer and its schedule, as a LightningModule's `configure_optimizers` returns them.
 
         Args:
             model: whose parameters to train.
             steps: optimizer steps of the whole run.
+
+        Raises:
+            InputError: a schedule that transformers does not have.
         """
         from transformers import get_scheduler
 
-        made = self.optimizer(parameter_groups(model, self.weight_decay))
+        optimizer = self.optimizer(parameter_groups(model, self.weight_decay))
         try:
-            scheduler = get_scheduler(self.schedule, made, round(self.warmup * steps), steps)
+            scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), steps)
         except ValueError as error:
             raise InputError(f"optim.schedule={self.schedule!r} is unknown to transformers ({error}): try linear") from error
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay, vectors (biases, norms) do not.
+    """Group the parameters in two: matrices decay, vectors (biases, norms) do not.
 
     >>> [len(g["params"]) for g in parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.01)]
     [1, 3]

@@ -1,8 +1,8 @@
-"""What both modules share: the encoder that the data is given, the optimizer, and how gradients of a fused one are clipped."""
+"""The base of both modules: hands the encoder to the data, makes the optimizer, clips gradients of fused optimizers too."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -13,27 +13,32 @@ from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.training.optim import Optim
 
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
 
 class OptimizedModule(LightningModule):
     """A LightningModule that trains an encoder, whose `optim` says how it learns."""
 
     encoder: Encoder
     optim: Optim
+    batch_tokens: int | None
 
     def setup(self, stage: str) -> None:
         """Hand the encoder to the data, whose batches are made with its tokenizer."""
-        bind = getattr(self.trainer.datamodule, "bind", None)
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        bind = getattr(datamodule, "bind", None)
         if bind is not None:
             bind(self.encoder)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer, and its schedule over the whole run."""
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make the optimizer, and its schedule over the whole run."""
         return self.optim.configure(self, int(self.trainer.estimated_stepping_batches))
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Lightning's clipping, which takes a fused optimizer under bf16-mixed too: there, no gradients are scaled.
+        """Clip as Lightning does, and take a fused optimizer under bf16-mixed too: there, no gradients are scaled.
 
         Args:
             optimizer: whose gradients to clip.
@@ -44,8 +49,8 @@ class OptimizedModule(LightningModule):
             InputError: the optimizer is fused, and gradients are scaled (16-mixed): it unscales them too late to be clipped.
         """
         precision = self.trainer.precision_plugin
-        fused = isinstance(precision, MixedPrecision) and getattr(optimizer, "_step_supports_amp_scaling", False)
-        if not (gradient_clip_val and fused):
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not (gradient_clip_val and fused and isinstance(precision, MixedPrecision)):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif precision.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")

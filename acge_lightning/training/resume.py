@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what may differ from the run that wrote it, where its files are now, and the scores before it."""
+"""Resuming from a checkpoint: compares the configs, finds moved files, and keeps the scores from before training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from acge_lightning.errors import InputError
-from acge_lightning.training.checkpoint import newest, skim
+from acge_lightning.training.checkpoint import newest, read_unverified
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 8  # differences in a message
+_MOST_SHOWN = 8  # differences in a message
 
-# Where a run works and what it tells: nothing that it learns. These keys may always differ.
-PLACE = (
+# Where a run works and what it reports, which changes nothing that it learns. These keys may always differ.
+RUN_KEYS = (
     *("name", "test", "trusted", "paths*", "logger*", "resume", "resume_changed_data", "on_bad_row", "max_bad_fraction"),
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins*")),
     *(f"trainer.{name}" for name in ("deterministic", "benchmark", "profiler*", "detect_anomaly", "inference_mode")),
@@ -38,8 +38,8 @@ PLACE = (
     *(f"callbacks.checkpoint.{name}" for name in ("dirpath", "filename", "verbose", "save_last", "auto_insert_metric_name")),
     *(f"task.*.data.{name}" for name in ("cache_dir", "on_bad_row", "max_bad_fraction")),
 )
-# How far it trains and how often it is scored, from the step where it goes on; and files that are compared by their content.
-LENGTH = (
+# How long it trains and how often it is scored, from the step where it goes on; and files that are compared by their content.
+LENGTH_KEYS = (
     *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps")),
     *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.gradient_clip_val"),
     *("callbacks.early_stopping*", "callbacks.ewc.anchors*", "task.*.data.path", "fisher*"),
@@ -50,9 +50,9 @@ LENGTH = (
 
 
 def check_config(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on under a config of which a part would have no effect, or would be said of steps that had another.
+    """Refuse to go on under a config of which a part would have no effect, or would be claimed of steps that had another.
 
-    What may differ: `PLACE`, `LENGTH`; a task's data where its rows are the same, or `resume_changed_data=true` says so.
+    What may differ: `RUN_KEYS`, `LENGTH_KEYS`; a task's data where its rows are the same, or with `resume_changed_data=true`.
 
     Args:
         where: the checkpoint, for the message.
@@ -62,7 +62,7 @@ def check_config(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) 
     Raises:
         InputError: naming each other key with both values.
     """
-    free = [*PLACE, *LENGTH, *(["task.*.data*"] if now.get("resume_changed_data") else [])]
+    free = [*RUN_KEYS, *LENGTH_KEYS, *(["task.*.data*"] if now.get("resume_changed_data") else [])]
     old, new = (dict(config.get("task") or {}) for config in (before, now))
     both = old.keys() & new.keys()  # which tasks there are is compared with the rows, by the mixture
     before, now = ({**c, "task": {n: t[n] for n in both}} for c, t in ((before, old), (now, new)))
@@ -70,22 +70,22 @@ def check_config(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def check_same(where: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to keep what was finished under another config; only `PLACE` may differ.
+    """Refuse to keep what was finished under another config; only `RUN_KEYS` may differ.
 
     Raises:
         InputError: naming each other key with both values.
     """
-    _refuse(where, differences(before, now, PLACE))
+    _refuse(where, differences(before, now, RUN_KEYS))
 
 
-def _refuse(where: Any, found: Mapping[str, tuple[Any, Any]]) -> None:
-    if not found:
+def _refuse(where: Any, differing: Mapping[str, tuple[Any, Any]]) -> None:
+    if not differing:
         return
-    shown = [f"{key}={_said(old)} (now {_said(new)})" for key, (old, new) in found.items()]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    shown = [f"{key}={_as_text(old)} (now {_as_text(new)})" for key, (old, new) in differing.items()]
+    more = f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     raise InputError(
-        f"{where} was trained with another config: {', '.join(shown[:_SHOWN])}{more}: put it back, or begin a new run with "
-        "another paths.output_dir (encoder=pretrained encoder.path=<a run>/export begins with the weights of that run)"
+        f"{where} was trained with another config: {', '.join(shown[:_MOST_SHOWN])}{more}: put it back, or begin a new run "
+        "with another paths.output_dir (encoder=pretrained encoder.path=<a run>/export begins with the weights of that run)"
     )
 
 
@@ -93,53 +93,58 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[s
     """Key -> its values in both configs, outermost keys first, for those that differ and match none of the patterns.
 
     Paths below the run's folder, the folder that holds it or another of `paths` may move along with it. A key that is missing
-    counts as null; of nodes with other targets only the target is told, and of values that follow one another the first.
+    counts as null; of nodes with other targets only the target is given, of keys of one name that differ alike the outermost.
 
     >>> differences({"seed": 0, "mixture": {"seed": 0}}, {"seed": 5, "mixture": {"seed": 5}}, [])
     {'seed': (0, 5)}
     """
-    found: dict[str, tuple[Any, Any]] = {}
-    moved = _moved(before), _moved(now)
+    differing: dict[str, tuple[Any, Any]] = {}
+    old_path, new_path = _below_folders(before), _below_folders(now)
 
     def compare(key: str, old: Any, new: Any) -> None:
         if old == new or any(fnmatchcase(key, pattern) for pattern in free):
             return
-        parts = [part if isinstance(part, Mapping) else {} if part is None else None for part in (old, new)]
+        old_node, new_node = _node(old), _node(new)
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            parts = [dict(enumerate(part)) for part in (old, new)]
-        if None in parts or parts == [{}, {}]:
-            if not (isinstance(old, str) and isinstance(new, str) and moved[0](old) == moved[1](new)):
-                found[key] = old, new
-        elif parts[0].get("_target_") != parts[1].get("_target_"):
+            old_node, new_node = dict(enumerate(old)), dict(enumerate(new))
+        if old_node is None or new_node is None or not (old_node or new_node):
+            if not (isinstance(old, str) and isinstance(new, str) and old_path(old) == new_path(new)):
+                differing[key] = old, new
+        elif old_node.get("_target_") != new_node.get("_target_"):
             if old is None or new is None or not any(fnmatchcase(f"{key}._target_", pattern) for pattern in free):
-                found[key] = old, new
+                differing[key] = old, new
         else:
-            for name in {**parts[0], **parts[1]}:
-                compare(f"{key}.{name}" if key else str(name), parts[0].get(name), parts[1].get(name))
+            for name in {**old_node, **new_node}:
+                compare(f"{key}.{name}" if key else str(name), old_node.get(name), new_node.get(name))
 
     compare("", dict(before), dict(now))
-    told: dict[tuple[str, str], str] = {}
-    for key in sorted(found, key=lambda key: (key.count("."), key)):
-        told.setdefault((key.rpartition(".")[2], repr(found[key])), key)
-    return {key: found[key] for key in told.values()}
+    outermost: dict[tuple[str, str], str] = {}
+    for key in sorted(differing, key=lambda key: (key.count("."), key)):
+        outermost.setdefault((key.rpartition(".")[2], repr(differing[key])), key)
+    return {key: differing[key] for key in outermost.values()}
 
 
-def _moved(config: Mapping[str, Any]) -> Callable[[str], str]:
-    """Names a path by its place below one of the config's folders."""
+def _node(value: Any) -> Mapping[Any, Any] | None:
+    """A mapping as it is, nothing as an empty one; None for any other value."""
+    return {} if value is None else value if isinstance(value, Mapping) else None
+
+
+def _below_folders(config: Mapping[str, Any]) -> Callable[[str], str]:
+    """A function that rewrites a path as one relative to the folder of the config that it lies in."""
     paths = {key: value for key, value in (config.get("paths") or {}).items() if isinstance(value, str) and value}
     roots = {value.rstrip("/"): key for key, value in paths.items()}
     roots.setdefault(os.path.dirname(paths.get("output_dir", "").rstrip("/")), "beside")
 
-    def rooted(text: str) -> str:
+    def relative(text: str) -> str:
         for root, name in sorted(roots.items(), key=lambda item: -len(item[0])):
             if root and (text == root or text.startswith(f"{root}/")):
                 return f"<{name}>{text[len(root) :]}"
         return text
 
-    return rooted
+    return relative
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Mapping) and "_target_" in value:
         value = value["_target_"]
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -151,7 +156,7 @@ def _said(value: Any) -> str:
 
 
 def checkpoint_to_resume(resume: str | None, folder: Path, trainer: Trainer, module: LightningModule) -> Path | None:
-    """The checkpoint that `resume` asks for, of the same config; None to begin anew.
+    """Choose the checkpoint that `resume` asks for, of the same config; None to begin anew.
 
     Args:
         resume: a file; `auto`, the newest good one; None, which under Slurm means the one with which the job was requeued.
@@ -171,8 +176,8 @@ def checkpoint_to_resume(resume: str | None, folder: Path, trainer: Trainer, mod
         file = Path(resume)
     if file is not None:
         try:
-            content = skim(file)
-        except Exception:  # damaged: another may be loaded instead, and is compared then
+            content = read_unverified(file)
+        except Exception:  # damaged: another is loaded in its place, and compared then
             return file
         check_recorded(file, content, module)
     return file
@@ -213,26 +218,28 @@ class Resume(Callback):
 
     @classmethod
     def of(cls, trainer: Trainer) -> Resume:
-        """The one of a trainer."""
-        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))
+        """The callback of this class that a trainer has."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        return next(callback for callback in callbacks if isinstance(callback, cls))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the scores before training."""
         checkpoint["before"] = dict(self.before)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take what is ours, and put right what is Lightning's."""
+        """Take the scores from before training; correct the states of Lightning's callbacks."""
         check_recorded(trainer.ckpt_path, checkpoint, pl_module)
         self.before = {str(name): float(value) for name, value in checkpoint.get("before", {}).items()}
         states = checkpoint["callbacks"]
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # as in `of`
             if callback.state_key not in states:
                 continue
             if isinstance(callback, ModelCheckpoint):
-                folders = Path(trainer.ckpt_path).parent.resolve(), Path(callback.dirpath)
-                states[callback.state_key] = _rebased(states[callback.state_key], callback, folders)
+                folder = Path(trainer.ckpt_path or "").parent.resolve()
+                folders = folder, Path(callback.dirpath or folder)
+                states[callback.state_key] = _relocated(states[callback.state_key], callback, folders)
             elif isinstance(callback, EarlyStopping):
-                states[callback.state_key] = _counted(states[callback.state_key], callback)
+                states[callback.state_key] = _with_patience(states[callback.state_key], callback)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """An optimizer has taken a step with the state that was restored."""
@@ -263,47 +270,48 @@ class Resume(Callback):
 def check_recorded(where: Any, checkpoint: Mapping[str, Any], module: LightningModule) -> None:
     """As `check_config`, for the configs that a checkpoint and a module hold; one that says nothing is warned of."""
     try:
-        known = (checkpoint.get("hyper_parameters") or {}).get("config")
-        if known:
-            check_config(where, known, module.hparams.get("config") or {})
+        recorded = (checkpoint.get("hyper_parameters") or {}).get("config")
+        if recorded:
+            check_config(where, recorded, module.hparams.get("config") or {})
         else:
             _LOG.warning("%s does not say with which config it was trained: nothing is compared", where)
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{where} holds something else in the place of its config: take another, or begin anew") from error
 
 
-def _rebased(state: Mapping[str, Any], callback: ModelCheckpoint, folders: tuple[Path, ...]) -> dict[str, Any]:
-    """The state of a ModelCheckpoint, of which files are where they are now; those that are nowhere are left out."""
+def _relocated(state: Mapping[str, Any], callback: ModelCheckpoint, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """The state of a ModelCheckpoint with its files where they are now; those that are gone are left out."""
     kept: dict[str, torch.Tensor] = {}
     for path, score in state["best_k_models"].items():
-        found = _found(path, folders)
-        if found:
-            kept[found] = torch.as_tensor(float(score))
+        located = _located(path, folders)
+        if located:
+            kept[located] = torch.as_tensor(float(score))
         else:
             _LOG.warning("%s, of the best checkpoints so far (%s %g), is gone", path, callback.monitor, float(score))
-    worst, best = (min, max) if callback.mode == "max" else (max, min)
-    first = best(kept, key=kept.get) if kept else "" if callback.monitor else _found(state["best_model_path"], folders)
-    last = worst(kept, key=kept.get) if kept else ""
+    pick_worst, pick_best = (min, max) if callback.mode == "max" else (max, min)
+    best, worst = "" if callback.monitor else _located(state["best_model_path"], folders), ""
+    if kept:
+        best, worst = (pick(kept, key=lambda path: float(kept[path])) for pick in (pick_best, pick_worst))
     return {
         **state,
         "dirpath": callback.dirpath,
         "best_k_models": kept,
-        "best_model_path": first,
-        "best_model_score": kept.get(first),
-        "kth_best_model_path": last,
-        "kth_value": kept.get(last, callback.kth_value),
-        "last_model_path": _found(state["last_model_path"], folders[-1:]),
+        "best_model_path": best,
+        "best_model_score": kept.get(best),
+        "kth_best_model_path": worst,
+        "kth_value": kept.get(worst, callback.kth_value),
+        "last_model_path": _located(state["last_model_path"], folders[-1:]),
     }
 
 
-def _found(path: str, folders: tuple[Path, ...]) -> str:
+def _located(path: str, folders: tuple[Path, ...]) -> str:
     """The checkpoint of that name in the first of the folders that has one; empty if none has."""
     name = re.split(r"[/\\]", path)[-1]
     files = [folder / name for folder in folders if name.endswith(".ckpt") and (folder / name).is_file()]
     return str(files[0]) if files else ""
 
 
-def _counted(state: Mapping[str, Any], callback: EarlyStopping) -> dict[str, Any]:
+def _with_patience(state: Mapping[str, Any], callback: EarlyStopping) -> dict[str, Any]:
     """The state of an EarlyStopping, with the patience that the config now gives it."""
     best = torch.as_tensor(float(state["best_score"]))
     counts = {name: int(state[name]) for name in ("wait_count", "stopped_epoch")}

@@ -1,4 +1,4 @@
-"""Encoders by path or name: folders, named releases, the Hugging Face hub."""
+"""Loads encoders by path or name: folders, named releases, the Hugging Face hub."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The modules of a model folder: sentence-transformers' older and newer layouts, and plain transformers folders.
+"""Reads the modules of a model folder: sentence-transformers' older and newer layouts, and plain transformers folders.
 
 Weights come from safetensors files only, and no code of a model folder is ever run.
 """
@@ -6,23 +6,17 @@ Weights come from safetensors files only, and no code of a model folder is ever 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokenizers import normalizers
 from torch import nn
-from transformers import (
-    MODEL_FOR_TEXT_ENCODING_MAPPING,
-    MODEL_MAPPING,
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from acge_lightning.encoder.build import auto_class, check_max_length, position_limit, quiet, read_tokenizer
-from acge_lightning.encoder.encoder import Dense, Pooling, StaticBackbone, Tokenize
+from acge_lightning.encoder.encoder import Dense, Pooling, StaticBackbone
 from acge_lightning.encoder.model_settings import (
     is_within,
     no_larger,
@@ -33,13 +27,20 @@ from acge_lightning.encoder.model_settings import (
     reading,
     setting,
 )
-from acge_lightning.encoder.packed_attention import PACKED
+from acge_lightning.encoder.packing import PACKED
+from acge_lightning.encoder.tokens import Tokenize
 from acge_lightning.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Settings = Mapping[str, tuple[Any, ...] | None]
+
 _LOG = logging.getLogger(__name__)
-_POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_POOLING_MODES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _DEFAULT_LENGTH = 512
-_TRANSFORMER = {  # settings of a Transformer module, with the values that we do as; None for any
+# Settings of a module that are supported -> their supported values; None for any value.
+_TRANSFORMER_SETTINGS: Settings = {
     "max_seq_length": None,
     "do_lower_case": None,
     "unpad_inputs": None,  # the same vectors either way
@@ -47,10 +48,10 @@ _TRANSFORMER = {  # settings of a Transformer module, with the values that we do
     "module_output_name": ("token_embeddings",),
     "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
 }
-_ARGUMENTS = ("model", "tokenizer", "config", "processor")  # `model_args`, or `model_kwargs`: what transformers is given
-_HARMLESS = {"trust_remote_code", "dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "padding_side"}
+_ARGUMENT_KINDS = ("model", "tokenizer", "config", "processor")  # `model_args`, or `model_kwargs`: arguments of transformers
+_HARMLESS_ARGUMENTS = {"trust_remote_code", "dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "padding_side"}
 _POOLING_KEYS = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
-_DENSE = {  # as above
+_DENSE_SETTINGS: Settings = {
     "in_features": None,
     "out_features": None,
     "bias": None,
@@ -59,11 +60,11 @@ _DENSE = {  # as above
     "module_output_name": ("sentence_embedding",),
     "use_residual": (False,),
 }
-_NORMALIZE = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
+_NORMALIZE_SETTINGS: Settings = {"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding",)}
 
 
 def read_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of each module in order, a closing Normalize left out (`encode` normalises)."""
+    """Kind and folder of each module in order, without a closing Normalize (`encode` normalises)."""
     entries = read_json(folder / "modules.json", None)
     if entries is None:
         if not (folder / "config.json").is_file():
@@ -83,7 +84,7 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
     if modules and modules[-1][0] == "Normalize":
         _, path = modules.pop()
         if path != folder:
-            _check_settings(path / "config.json", read_settings(path / "config.json", {}), _NORMALIZE)
+            _check_settings(path / "config.json", read_settings(path / "config.json", {}), _NORMALIZE_SETTINGS)
     kinds = tuple(kind for kind, _ in modules)
     starts = [("Transformer", "Pooling"), ("StaticEmbedding",)]
     if kinds not in [*starts, *((*start, "Dense") for start in starts)]:
@@ -97,8 +98,8 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
 # ---- one module each
 
 
-def read_transformer(folder: Path, max_length: int | None, attention: str | None) -> tuple[nn.Module, Tokenize]:
-    """Backbone (float32) and tokens of a Transformer module; arguments given take the place of the folder's settings."""
+def read_transformer(folder: Path, max_length: int | None, attention: str | None) -> tuple[PreTrainedModel, Tokenize]:
+    """Backbone (float32) and tokenizer of a Transformer module; an argument takes the place of the folder's setting."""
     settings = _transformer_settings(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: these are adapter weights (adapter_config.json): merge them into their model first")
@@ -106,17 +107,14 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     with reading(folder), quiet():
         config = read_config(folder, weights)
         _check_positions(config)
+        options: dict[str, Any] = {} if attention in (None, PACKED) else {"attn_implementation": attention}
+        options |= {"state_dict": weights, "dtype": torch.float32, "output_loading_info": True}
         with no_larger(folder, weights):
-            backbone, report = _model_class(config).from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **({"attn_implementation": attention} if attention not in (None, PACKED) else {}),
-            )
+            model = _model_class(config).from_pretrained(None, config=config, **options)
+            # annotated as the model alone, which it is without `output_loading_info`
+            backbone, report = cast("tuple[PreTrainedModel, dict[str, Any]]", model)
         backbone.config.name_or_path = str(folder)
-        rows = len(backbone.get_input_embeddings().weight)
+        embeddings: Any = backbone.get_input_embeddings()
         tokenizer = read_tokenizer(folder)
         _check_types(tokenizer, folder)
     if getattr(tokenizer, "chat_template", None) and "modality_config" not in settings:
@@ -126,9 +124,9 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise InputError(f"{folder}: the weights lack {len(missing)} tensors, {missing[0]} first: the file is incomplete")
-    _check_ids(tokenizer, rows, folder)
+    _check_ids(tokenizer, len(embeddings.weight), folder)
     if settings.get("do_lower_case"):
-        _lower(tokenizer)
+        _lowercase(tokenizer)
     limit = position_limit(backbone)
     length = settings.get("max_seq_length") if max_length is None else max_length
     if length is None:
@@ -137,30 +135,32 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that `auto_class` chooses: it takes weights that are in memory, so that transformers looks for no files."""
-    known = (MODEL_MAPPING if auto_class(config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING)[type(config)]
-    if not isinstance(known, (list, tuple)):
-        return known
-    return next((one for one in known if one.__name__ in (config.architectures or ())), known[0])
+    """The model class that `auto_class` would choose; unlike that, it takes weights from memory and looks for no files."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoModel
+
+    classes: Any = (MODEL_MAPPING if auto_class(config) is AutoModel else MODEL_FOR_TEXT_ENCODING_MAPPING)[type(config)]
+    if not isinstance(classes, (list, tuple)):
+        return cast("type[PreTrainedModel]", classes)
+    return next((kind for kind in classes if kind.__name__ in (config.architectures or ())), classes[0])
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
-    """Of the file beside the weights, if there is one; an error if one asks for other vectors than ours."""
+    """The settings in the file beside the weights, if there is one; an error for one that would change the vectors."""
     file = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / "sentence_bert_config.json")
     settings = read_settings(file, {})
     setting(file, settings, "max_seq_length", int)
     setting(file, settings, "do_lower_case", bool)
-    for name in (f"{part}_{word}" for part in _ARGUMENTS for word in ("args", "kwargs")):
-        others = sorted(set(setting(file, settings, name, dict, {})) - _HARMLESS)
-        settings.pop(name, None)
-        if others:
-            raise InputError(f"{file}: {name}.{others[0]} is not supported: make the model's own files say it")
-    _check_settings(file, settings, _TRANSFORMER)
+    for key in (f"{kind}_{suffix}" for kind in _ARGUMENT_KINDS for suffix in ("args", "kwargs")):
+        unsupported = sorted(set(setting(file, settings, key, dict, {})) - _HARMLESS_ARGUMENTS)
+        settings.pop(key, None)
+        if unsupported:
+            raise InputError(f"{file}: {key}.{unsupported[0]} is not supported: make the model's own files say it")
+    _check_settings(file, settings, _TRANSFORMER_SETTINGS)
     return settings
 
 
-def _check_settings(file: Path, settings: dict[str, Any], supported: dict[str, tuple[Any, ...] | None]) -> None:
-    """An error for a setting that would go unheeded: one that we do not know, or of another value than we do as."""
+def _check_settings(file: Path, settings: Mapping[str, Any], supported: Settings) -> None:
+    """Raise an error for a setting that would go unheeded: an unsupported one, or one of an unsupported value."""
     for name, value in settings.items():
         values = supported.get(name, ())
         if value and values is not None and value not in values:
@@ -168,27 +168,27 @@ def _check_settings(file: Path, settings: dict[str, Any], supported: dict[str, t
 
 
 def _check_positions(config: PreTrainedConfig) -> None:
-    """An error for relative positions of BERT and its like, which transformers reads from a config but computes no more."""
+    """Raise an error for relative positions of BERT and its like: transformers reads them from a config but ignores them."""
     kind = getattr(config, "position_embedding_type", None) or "absolute"
     if kind.startswith("relative_key"):
         raise InputError(f"config.json: position_embedding_type={kind!r} is not supported: transformers leaves it out")
 
 
 def _check_types(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """An error if a model is to be given token types other than 0: ours are given none."""
+    """Raise an error if a tokenizer gives token types other than 0: the encoder passes none on."""
     if "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"]):
         raise InputError(f"{folder}: its tokenizer gives token types other than 0, which is not supported")
 
 
 def _check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path) -> None:
-    """An error if a token has no row in the table of embeddings, or hardly a row has one."""
+    """Raise an error if a token has no row in the table of embeddings, or nearly all rows have no token."""
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
-    if tokens > rows or tokens < rows / 10:  # so few are those that transformers makes up where it finds no vocabulary
+    if tokens > rows or tokens < rows / 10:  # without a vocabulary, transformers makes up so few
         raise InputError(f"{folder}: {tokens} tokens, but its table of embeddings has {rows} rows: they do not fit")
 
 
-def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokenize]:
-    """Backbone and tokens of a StaticEmbedding module (also model2vec's)."""
+def read_static(folder: Path, max_length: int | None) -> tuple[StaticBackbone, Tokenize]:
+    """Backbone and tokenizer of a StaticEmbedding module (also model2vec's)."""
     weights = read_weights(folder)
     table = weights.get("embedding.weight", weights.get("embeddings"))
     if table is None or {"mapping", "weights"} & set(weights):
@@ -200,8 +200,9 @@ def read_static(folder: Path, max_length: int | None) -> tuple[nn.Module, Tokeni
         backbone.embedding.weight = nn.Parameter(table)
         tokenizer = read_tokenizer(folder)
         _check_ids(tokenizer, len(table), folder)
-        cut = tokenizer.backend_tokenizer.truncation or {"max_length": 2**31}
-    return backbone, Tokenize(tokenizer, cut["max_length"] if max_length is None else max_length, special_tokens=False)
+        if max_length is None:
+            max_length = (tokenizer.backend_tokenizer.truncation or {"max_length": 2**31})["max_length"]
+    return backbone, Tokenize(tokenizer, max_length, special_tokens=False)
 
 
 def _shape(value: torch.Tensor) -> str:
@@ -209,7 +210,7 @@ def _shape(value: torch.Tensor) -> str:
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The mode of a Pooling module: newer `pooling_mode`, older booleans, mean if neither says."""
+    """The mode of a Pooling module: the newer `pooling_mode`, or the older booleans, or mean if there is neither."""
     config = read_settings(folder / "config.json")
     if config is None:
         raise InputError(f"{folder}/config.json is missing: copy the Pooling module's folder again")
@@ -219,12 +220,12 @@ def read_pooling(folder: Path) -> Pooling:
         flags = [key for key in modes if setting(file, config, key, bool)]
         mode = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in flags] or "mean"
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
-    if not isinstance(mode, str) or mode not in _POOLING:
-        raise InputError(f"{file}: Pooling {str(mode)[:80]} is not supported: choose one of {sorted(_POOLING)}")
+    if not isinstance(mode, str) or mode not in _POOLING_MODES:
+        raise InputError(f"{file}: Pooling {str(mode)[:80]} is not supported: choose one of {sorted(_POOLING_MODES)}")
     if not setting(file, config, "include_prompt", bool, True):
         raise InputError(f"{file}: Pooling with include_prompt=false is not supported")
     _check_settings(file, config, dict.fromkeys([*_POOLING_KEYS, *modes]))
-    return _POOLING[mode]
+    return _POOLING_MODES[mode]
 
 
 def read_dense(folder: Path) -> Dense:
@@ -233,22 +234,23 @@ def read_dense(folder: Path) -> Dense:
     config = read_settings(file)
     if config is None:
         raise InputError(f"{file} is missing: copy the Dense module's folder again")
-    _check_settings(file, config, _DENSE)
+    _check_settings(file, config, _DENSE_SETTINGS)
     activation = setting(file, config, "activation_function", str, "torch.nn.modules.activation.Tanh")
     if not activation.startswith("torch.nn."):
         raise InputError(f"{file}: Dense with {activation:.80} is not supported")
     sizes = setting(file, config, "out_features", int), setting(file, config, "in_features", int)
     weights, bias = read_weights(folder), setting(file, config, "bias", bool, True)
     expected = {"linear.weight": sizes, **({"linear.bias": sizes[:1]} if bias else {})}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if found != expected or 0 in sizes:
-        raise InputError(f"{folder} cannot be loaded: its tensors are {found}, but config.json makes them {expected}")
+    tensor_shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if tensor_shapes != expected or 0 in sizes:
+        raise InputError(f"{folder} cannot be loaded: its tensors are {tensor_shapes}, but config.json makes them {expected}")
     dense = Dense(sizes[1], sizes[0], bias, activation.rpartition(".")[2])
     dense.load_state_dict(weights)
     return dense
 
 
-def _lower(tokenizer: PreTrainedTokenizerBase) -> None:
+def _lowercase(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer fold case before its own normalizer, in place."""
     backend = tokenizer.backend_tokenizer
-    rest = [backend.normalizer] if backend.normalizer else []
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+    own_normalizers = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own_normalizers])

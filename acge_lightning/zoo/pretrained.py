@@ -1,4 +1,4 @@
-"""Encoders by path or name: folders, exports, named releases and the Hugging Face hub."""
+"""Loads encoders by path or name: folders, exports, named releases and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from acge_lightning.encoder.build import adapt
-from acge_lightning.encoder.encoder import Dense, Encoder, Pooling
+from acge_lightning.encoder.build import prepare_backbone
+from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone
 from acge_lightning.encoder.model_settings import read_json, read_settings, reading, setting
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import read_steady, recover
 from acge_lightning.zoo.model_folder import read_dense, read_modules, read_pooling, read_static, read_transformer
 from acge_lightning.zoo.releases import RELEASES
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _LOG = logging.getLogger(__name__)
-_ON_CPU = (None, "packed", "sdpa", "eager")  # attentions that work there
-_DOWNLOAD = ["*.json", "*.txt", "*.safetensors", "*.model"]
+_CPU_ATTENTION = (None, "packed", "sdpa", "eager")  # attentions that work there
+_DOWNLOADED_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
 
 
 def load(
@@ -77,10 +80,17 @@ def from_pretrained(
         revision: commit, tag or branch on the hub.
         cache_dir: where downloads are kept.
         dtype: of the weights; float32 by default.
+
+    Raises:
+        InputError: as of `load`.
+
+    YAML::
+
+        encoder: {_target_: acge_lightning.zoo.from_pretrained, path: FOLDER, max_length: 256}
     """
     folder = resolve(path, revision, cache_dir)
-    given = (pooling, dense, max_length, gradient_checkpointing, attention, prompts)
-    encoder = read_steady(folder, lambda: _read(folder, *given)).to(_dtype(dtype))
+    options = (pooling, dense, max_length, gradient_checkpointing, attention, prompts)
+    encoder = read_steady(folder, lambda: _read(folder, *options)).to(_dtype(dtype))
     if _dtype(dtype) != torch.float32:
         _check_finite(encoder, folder)
     return encoder.train()
@@ -96,31 +106,33 @@ def _read(
     prompts: Mapping[str, str] | None,
 ) -> Encoder:
     modules = dict(read_modules(folder))
-    _tell_similarity(folder)
+    _warn_of_other_similarity(folder)
+    backbone: StaticBackbone | PreTrainedModel
     if "StaticEmbedding" in modules:
         if pooling not in (None, "mean"):
             raise InputError(f"{folder}: pooling={pooling!r} does not fit a static encoder, whose tokens are averaged")
         backbone, tokenize = read_static(modules["StaticEmbedding"], max_length)
     else:
         backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention)
-        adapt(backbone, gradient_checkpointing, attention)
+        prepare_backbone(backbone, gradient_checkpointing, attention)
     if pooling is None:
         pooling = read_pooling(modules["Pooling"]) if "Pooling" in modules else "mean"
     encoder = Encoder(backbone, tokenize, pooling, prompts=_prompts(folder) if prompts is None else prompts)
     if "Dense" in modules:
-        encoder.dense = _checked(read_dense(modules["Dense"]), encoder.hidden_size, dense, folder)
+        encoder.dense = read_dense(modules["Dense"])
+        _check_head(encoder.dense, encoder.hidden_size, dense, folder)
     elif dense is not None:
         encoder.dense = Dense(encoder.hidden_size, dense)
     if dense is None or "Dense" in modules:
         encoder.matryoshka_dims = _matryoshka_dims(folder, encoder)
     _check_finite(encoder, folder)
-    if attention in _ON_CPU:
-        _try(encoder, folder)
+    if attention in _CPU_ATTENTION:
+        _check_vectors(encoder, folder)
     return encoder
 
 
 def _check_finite(encoder: Encoder, folder: Path) -> None:
-    """An error that names a tensor with NaN or infinity in it; the sum of one says whether to look closer."""
+    """Raise an error that names a tensor with NaN or infinity in it; its sum, which is quick, says whether to look closer."""
     for name, value in encoder.state_dict().items():
         if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
             dtype = str(value.dtype).removeprefix("torch.")
@@ -129,8 +141,8 @@ def _check_finite(encoder: Encoder, folder: Path) -> None:
             )
 
 
-def _try(encoder: Encoder, folder: Path) -> None:
-    """An error if the encoder does not give finite vectors for a text and for none."""
+def _check_vectors(encoder: Encoder, folder: Path) -> None:
+    """Raise an error if the encoder does not give finite vectors for a text and for an empty one."""
     with reading(folder), torch.no_grad():
         vectors = encoder.eval()(encoder.tokenize(["a text, 一段文字", ""]))
     if not vectors.isfinite().all():
@@ -138,6 +150,7 @@ def _try(encoder: Encoder, folder: Path) -> None:
 
 
 def _matryoshka_dims(folder: Path, encoder: Encoder) -> tuple[int, ...]:
+    """The prefix sizes that the folder's encoder was trained for."""
     file = folder / "acge.json"
     dims = setting(file, read_settings(file, {}), "matryoshka_dims", list, [])
     if not all(type(dim) is int and 1 <= dim <= encoder.dim for dim in dims):
@@ -145,14 +158,15 @@ def _matryoshka_dims(folder: Path, encoder: Encoder) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _checked(head: Dense, hidden_size: int, dense: int | None, folder: Path) -> Dense:
+def _check_head(head: Dense, hidden_size: int, dense: int | None, folder: Path) -> None:
+    """Raise an error if a head does not take the backbone's vectors, or does not give those asked for."""
     n, m = head.linear.in_features, head.linear.out_features
     if n != hidden_size or dense not in (None, m):
         raise InputError(f"{folder} has a Dense head {n} → {m}: it does not fit dense={dense} on vectors of {hidden_size}")
-    return head
 
 
 def _prompts(folder: Path) -> dict[str, str]:
+    """The folder's prompts, with a warning where one was meant for all texts."""
     file = folder / "config_sentence_transformers.json"
     settings = read_settings(file, {})
     default = setting(file, settings, "default_prompt_name", str)
@@ -164,22 +178,22 @@ def _prompts(folder: Path) -> dict[str, str]:
     return {name: text for name, text in prompts.items() if text is not None}
 
 
-def _tell_similarity(folder: Path) -> None:
-    """A warning where the folder's similarity is not that of vectors of length 1, by which ours are compared."""
+def _warn_of_other_similarity(folder: Path) -> None:
+    """Warn where the folder's encoder was made for another similarity than that of vectors of length 1."""
     file = folder / "config_sentence_transformers.json"
     name = setting(file, read_settings(file, {}), "similarity_fn_name", str) or "cosine"
-    last = str((read_json(folder / "modules.json", None) or [{}])[-1].get("type"))
-    if name != "cosine" and not (name == "dot" and last.endswith("Normalize")):
+    last_module = str((read_json(folder / "modules.json", None) or [{}])[-1].get("type"))
+    if name != "cosine" and not (name == "dot" and last_module.endswith("Normalize")):
         _LOG.warning(
             "%s was made to compare vectors by %r, and encode makes them of length 1: they compare by cosine", folder, name
         )
 
 
-# ---- where it lies
+# ---- its folder
 
 
 def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """The folder of a path, a release's name or a hub id; downloads what the cache lacks."""
+    """The folder of a path, a release's name or a hub id; files that the cache lacks are downloaded."""
     path = Path(path_or_name).expanduser()
     recover(path)
     if path.is_dir():
@@ -194,7 +208,7 @@ def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: st
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
+        return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOADED_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

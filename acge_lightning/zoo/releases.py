@@ -1,4 +1,4 @@
-"""Weights that have a name of their own."""
+"""Lists the released weights that `load` knows by a name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Release:
-    """Weights that have a name of their own: where they lie on the hub, and a line about them."""
+    """Released weights: their repository and revision on the hub, and a line about them."""
 
     repo: str
     revision: str
@@ -20,5 +20,5 @@ RELEASES = {
 
 
 def models() -> dict[str, Release]:
-    """The named weights."""
+    """Name -> released weights."""
     return dict(RELEASES)

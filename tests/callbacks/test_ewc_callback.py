@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from acge_lightning.callbacks.ewc import EWCAnchor, added, layer
+from acge_lightning.callbacks.ewc import EWCAnchor, layer_of, summed
 from acge_lightning.continual.anchor import Anchor
 from acge_lightning.continual.ewc import penalty
 from acge_lightning.errors import InputError
@@ -257,7 +257,7 @@ def test_added_anchors_have_the_sum_of_the_penalties():
     anchors = [an_anchor(encoder, seed) for seed in range(4)]
     anchors[1].fisher["0.bias"].zero_()
     anchors[3].theta.pop("2.bias")
-    one, constant = added(anchors)
+    one, constant = summed(anchors)
     point = an_anchor(encoder, 9).theta
 
     def at(anchor):
@@ -293,7 +293,7 @@ def test_what_is_logged(anchor, tmp_path):
 
 def test_layers():
     names = ["backbone.layers.11.mlp.weight", "backbone.embedding.weight", "dense.linear.bias", "0.weight"]
-    assert [layer(name) for name in names] == ["layers 11", "embedding", "dense", "0"]
+    assert [layer_of(name) for name in names] == ["layers 11", "embedding", "dense", "0"]
 
 
 # ---- precision and devices

@@ -53,7 +53,7 @@ class Watch(Callback):
         self.used = []
 
     def on_before_backward(self, trainer, pl_module, loss):
-        self.used.append(tuple(sorted(pl_module.losses["sts"].parts, reverse=True)))
+        self.used.append(tuple(sorted(pl_module.losses["sts"].loss_by_dim, reverse=True)))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ SMALL = [
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
     "fisher={samples: 20, pool: 10}",
-    *(f"+task.sample_{name}.data.{key}" for name in ("sts", "retrieval", "pair") for key in ("max_train=64", "max_dev=40")),
+    *(f"++task.sample_{name}.data.{key}" for name in ("sts", "retrieval", "pair") for key in ("max_train=64", "max_dev=40")),
     *(f"task.sample_{name}.data.batch_size=8" for name in ("sts", "retrieval", "pair")),
 ]
 STRATEGIES = ("none", "l2sp", "ewc", "ewc_online", "replay", "ewc_replay", "merge")
@@ -230,6 +230,18 @@ def test_what_the_config_changes_of_a_folder_is_there_from_the_first_score_on(co
     assert torch.equal(start.encode(texts), short.encode(texts))
     assert not torch.allclose(start.encode(texts), load(small_encoder).encode(texts), atol=1e-4)
     assert start.tokenize.max_length == last.tokenize.max_length == 3
+
+
+def test_a_damaged_record_of_the_start_encoder_is_named(small_encoder, tmp_path, cache):
+    start = tmp_path / "pretrained"
+    shutil.copytree(small_encoder, start)
+    (start / "training_rows.npy").write_bytes(b"\x93NUMPY junk")
+    pretrained = ["encoder=pretrained", f"encoder.path={start}", "encoder.max_length=3", STAGES]
+    paths = [f"paths.output_dir={tmp_path / 'run'}", f"paths.cache_dir={cache}"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", [*paths, *(o for o in SMALL if not o.startswith("encoder")), *pretrained])
+    with pytest.raises(InputError, match=r"training_rows\.npy is damaged .*: export the encoder again"):
+        sequence.sequence(cfg)
 
 
 @pytest.mark.parametrize(

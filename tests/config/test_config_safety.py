@@ -110,7 +110,7 @@ HOSTILE = {
     "acge_lightning.config.targets.resolve_target": ["os.system", "x", ["os"]],
     "acge_lightning.config.building.instantiate": [{"path": "x"}],
     "acge_lightning.config.building.partial": ["x"],
-    "acge_lightning.config.sources.Checked": ["main", "checked://x"],
+    "acge_lightning.config.sources.CheckedSource": ["main", "checked://x"],
     "acge_lightning.config.secrets.concealed": ["x", {}],
     "acge_lightning.config.overrides.arguments": [["x"]],
     "acge_lightning.commands.cli.main": [],
@@ -135,7 +135,7 @@ HOSTILE = {
     "acge_lightning.zoo.load": ["x"],
     "acge_lightning.zoo.pretrained.logging.os.system": [SHELL],
     "acge_lightning.training.EmbeddingModule.load_from_checkpoint": ["x"],
-    "acge_lightning.training.checkpoint.os.system": [SHELL],
+    "acge_lightning.training.resume.os.system": [SHELL],
     "acge_lightning.data.STSDataModule.load_from_checkpoint": ["x"],
     "acge_lightning.data.STSDataModule.from_datasets": [],
     "acge_lightning.data.readers.locate": ["x"],
@@ -242,6 +242,20 @@ def test_hostile_target_is_refused(target, calls):
     refuse(node, r"^_target_=\S+ (is refused|is not there: acge_lightning)|^_target_='\S+' is refused")
     refuse(node | {"_partial_": True})
     assert calls == []
+
+
+@pytest.mark.parametrize("home", ["acge_lightning.commands.jobs", "acge_lightning.config.overrides"])
+def test_commands_and_config_are_barred_whatever_they_define(home, calls, monkeypatch):
+    """A class of the kind that configs may name elsewhere, defined there, under its own name and as another file's import."""
+    barred = type("Barred", (torch.nn.Module,), {"__module__": home})
+    allowed = type("Allowed", (torch.nn.Module,), {"__module__": "acge_lightning.losses.contrastive"})
+    monkeypatch.setattr(f"{home}.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Barred", barred, raising=False)
+    monkeypatch.setattr("acge_lightning.losses.contrastive.Allowed", allowed, raising=False)
+    for place in (home, "acge_lightning.losses.contrastive"):
+        refuse({"_target_": f"{place}.Barred"}, "configs need no such thing")
+    assert calls == []
+    assert isinstance(instantiate({"_target_": "acge_lightning.losses.contrastive.Allowed"}), allowed)
 
 
 @pytest.mark.parametrize("target", NO_NAMES)
@@ -482,7 +496,7 @@ def test_partials_take_the_rest_later_and_pickle():
     assert instantiate(schedule)(optimizer).step_size == 2
 
 
-@pytest.mark.parametrize("convert", ["all", "none", None])
+@pytest.mark.parametrize("convert", ["all", "partial", "object", None])
 @pytest.mark.parametrize("as_config", [True, False])
 def test_objects_receive_plain_containers_and_extras_as_they_are(tmp_path, monkeypatch, convert, as_config):
     package(tmp_path, "keeper_q", "def keep(**given):\n    return given\n")
@@ -497,6 +511,12 @@ def test_objects_receive_plain_containers_and_extras_as_they_are(tmp_path, monke
     assert made["settings"] is settings
     assert {type(made["a"]), type(made["d"])} == {dict}
     assert {type(made["a"]["b"]), type(made["d"]["e"])} == {list}
+
+
+@pytest.mark.parametrize("convert", ["none", None, True, ["all"]])
+def test_a_conversion_that_is_not_done_is_refused(convert):
+    with pytest.raises(InputError, match=r"conf key loss\._convert_=.* is refused: objects receive plain dicts and lists"):
+        instantiate(OmegaConf.create({"loss": {"_target_": LOSS, "_convert_": convert}}).loss)
 
 
 def test_without_recursion_the_inner_node_stays_a_dict(tmp_path, monkeypatch):

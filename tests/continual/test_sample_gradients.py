@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from acge_lightning.continual.pool_loss import Embedded, against
+from acge_lightning.continual.pool_loss import Embedded, frozen_loss
 from acge_lightning.continual.sample_gradients import SampleGradients
-from acge_lightning.encoder import dropout as layers
 from acge_lightning.encoder.build import static, transformer
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.vocabulary import train_vocabulary
@@ -92,8 +91,8 @@ def labels_of(name, rows):
 def frozen(name, estimator="empirical"):
     """The loss as `SampleGradients` takes it, and how many columns it has."""
     contrast = "InfoNCE" in name
-    made = against(LOSSES[name], pool_of(name), estimator, OWN_NEGATIVES if contrast else None)
-    draws = torch.rand(N, made.draws, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    made = frozen_loss(LOSSES[name], pool_of(name), estimator, OWN_NEGATIVES if contrast else None)
+    draws = torch.rand(N, made.draws_per_sample, generator=torch.Generator().manual_seed(3), dtype=torch.double)
 
     def losses(vectors, rows):
         ids = tuple(column[rows] for column in IDS[: made.columns])
@@ -162,7 +161,7 @@ def contrasted(name, loss, s, mine, pool, i, d, choose):
         torch.cat([NEGATIVE_IDS, OWN_IDS[own]]),
     )
     embeddings = tuple(torch.empty(len(column), 1) for column in ids)
-    blocked = loss.known(embeddings, torch.cat([JUDGED, torch.tensor([[101, 203, 1]])]), ids)
+    blocked = loss.targets(embeddings, torch.cat([JUDGED, torch.tensor([[101, 203, 1]])]), ids)
     others = {
         "query_to_doc": [(mine[0], doc) for doc in docs],
         "doc_to_query": [(query, mine[1]) for query in queries],
@@ -213,12 +212,9 @@ def test_it_is_the_loop_over_samples_for_every_loss(name, kind):
     assert apart(found.totals, brute_force(made, columns, lambda v, i: by_hand(name, v, i))) < 1e-10
 
 
-@pytest.mark.parametrize("onednn", [True, False])  # as on AMD's processors, and on others
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "electra"])
-def test_the_other_architectures(kind, onednn, monkeypatch):
-    monkeypatch.setattr(layers, "onednn_is_faster", lambda: onednn)
+def test_the_other_architectures(kind):
     made = encoder(kind, dense=None)
-    assert any(type(module) is layers.Linear for module in made.modules()) is onednn
     losses, count, _ = frozen("InfoNCE")
     columns = [texts(made, seed) for seed in range(count)]
     with SampleGradients(made) as found:
@@ -240,12 +236,14 @@ def test_a_model_whose_tokens_see_only_those_before_them_goes_sample_by_sample()
 @pytest.mark.parametrize("changes", [{"pooling": "cls"}, {"pooling": "last"}, {"attention": "sdpa"}])
 def test_other_poolings_and_attentions(changes):
     made = encoder("bert", **changes).train()
+    made.backbone.eval()
     losses, count, _ = frozen("CoSENT")
     columns = [texts(made, seed) for seed in range(count)]
     made.dense.linear.bias.requires_grad_(False)
     before = made.backbone.config._attn_implementation
     with SampleGradients(made) as found:
         found.add(columns, losses)
+    assert [name for name, module in made.named_children() if module.training] == ["dense"]
     assert made.training
     assert made.backbone.config._attn_implementation == before
     assert [name for name, p in made.named_parameters() if not p.requires_grad] == ["dense.linear.bias"]
@@ -336,9 +334,25 @@ def test_mas_is_the_size_of_how_cosines_react(name):
 
 def test_unknown_losses_and_estimators_are_errors():
     with pytest.raises(InputError, match="MSELoss has no form"):
-        against(torch.nn.MSELoss(), pool_of("CoSENT"))
+        frozen_loss(torch.nn.MSELoss(), pool_of("CoSENT"))
     with pytest.raises(InputError, match="'fisher' is unknown"):
-        against(CoSENT(), pool_of("CoSENT"), "fisher")
+        frozen_loss(CoSENT(), pool_of("CoSENT"), "fisher")
+
+
+@pytest.mark.parametrize("loss", [CoSENT(), LabelContrast()], ids=["CoSENT", "LabelContrast"])
+def test_a_loss_that_compares_labels_needs_them(loss):
+    pool = pool_of("CoSENT")
+    rows = Embedded(pool.vectors, None, pool.ids)
+    with pytest.raises(InputError, match=f"{type(loss).__name__} compares labels, and the task has none"):
+        frozen_loss(loss, pool)(rows)
+    with pytest.raises(InputError, match="has none"):
+        frozen_loss(loss, rows)(pool)
+
+
+def test_drawn_targets_need_their_random_numbers():
+    pool = pool_of("SimCSE")
+    with pytest.raises(ValueError, match="estimator=true needs 1 random numbers a sample"):
+        frozen_loss(SimCSE(), pool, "true")(Embedded(pool.vectors, None, pool.ids))
 
 
 def test_a_pool_text_that_comes_twice_counts_once():
@@ -350,5 +364,5 @@ def test_a_pool_text_that_comes_twice_counts_once():
     )
     own = Embedded(tuple(torch.randn(N, D, dtype=torch.double) for _ in range(2)), None, IDS)
     once = Embedded(pool.vectors, None, pool.ids)
-    torch.testing.assert_close(against(SimCSE(0.2), twice)(own), against(SimCSE(0.2), once)(own))
-    assert math.isfinite(float(against(SimCSE(0.2), once)(own).sum()))
+    torch.testing.assert_close(frozen_loss(SimCSE(0.2), twice)(own), frozen_loss(SimCSE(0.2), once)(own))
+    assert math.isfinite(float(frozen_loss(SimCSE(0.2), once)(own).sum()))

@@ -38,7 +38,7 @@ from acge_lightning.data.unlabelled import view
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
-from acge_lightning.losses.contrastive import known_positives
+from acge_lightning.losses.contrastive import positive_mask
 from acge_lightning.metrics.task_metrics import Retrieval
 
 DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -546,8 +546,8 @@ def check_batch(found, judged, most):
     assert {q for q, _ in told} == {text_id(q) for q in queries}
     docs = [*positives, *negatives]
     ids = np.concatenate(found.ids[1:])
-    known = known_positives(as_tensor(found.ids[0]), as_tensor(ids), found.labels)  # what InfoNCE leaves out
-    assert known.tolist() == [[judged[q].get(d, 0) > 0 or d == q for d in docs] for q in queries]
+    positives = positive_mask(as_tensor(found.ids[0]), as_tensor(ids), found.labels)  # what InfoNCE leaves out
+    assert positives.tolist() == [[judged[q].get(d, 0) > 0 or d == q for d in docs] for q in queries]
 
 
 def as_tensor(array):

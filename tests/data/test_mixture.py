@@ -446,6 +446,14 @@ def test_data_without_a_model_says_what_it_needs(make):
         data.train_dataloader()
 
 
+def test_loaders_and_rows_need_a_trainer(make, encoder):
+    data = MixtureDataModule({"sts": make("sts")})
+    data.bind(encoder)
+    for use in (data.train_dataloader, data.val_dataloader, lambda: data.rows_of(0, 0)):
+        with pytest.raises(InputError, match=r"no Trainer.*Trainer\.fit"):
+            use()
+
+
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
 def test_a_task_alone_needs_an_encoder_too(make, loader):
     with pytest.raises(InputError, match=r"call bind\(encoder\)"):

@@ -54,7 +54,7 @@ def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_p
     kept = Embeddings(load(small_encoder), tmp_path)
 
     def left_of(room):
-        monkeypatch.setattr("acge_lightning.embed.cache._ROOM", room)
+        monkeypatch.setattr("acge_lightning.embed.cache._MAX_BYTES", room)
         kept.encode([f"a text for {room} bytes"])
         assert (tmp_path / "mine" / "x.vectors.npy").is_file()
         assert kept.folder.is_dir()
@@ -68,7 +68,7 @@ def test_vectors_of_the_encoders_used_longest_ago_make_room(small_encoder, tmp_p
     assert left_of(3 * size + 527) == set()
     again = Embeddings(load(small_encoder), tmp_path)
     assert again.encode(["a text for 10000 bytes"]).shape == (1, kept.encoder.dim)
-    assert len(again._kept) == 3
+    assert len(again._by_key) == 3
 
 
 def test_another_process_gets_the_folder_and_not_its_vectors(small_encoder, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_pickles_are_not_read(small_encoder, tmp_path, caplog):
     (file,) = tmp_path.rglob("*.vectors")
     np.save(tmp_path / "x.npy", np.array([print], dtype=object), allow_pickle=True)
     file.write_bytes((tmp_path / "x.npy").read_bytes())
-    assert Embeddings(load(small_encoder), tmp_path)._kept == {}
+    assert Embeddings(load(small_encoder), tmp_path)._by_key == {}
     assert "is damaged" in caplog.text
 
 
@@ -167,9 +167,10 @@ def full(*given):
 def test_drafts_of_killed_processes_are_swept(small_encoder, tmp_path):
     kept = Embeddings(load(small_encoder), tmp_path)
     killed = (
-        "import os\nfrom acge_lightning import embeddings, load\nembeddings._Block.write = lambda *_: os.kill(os.getpid(), 9)\n"
+        "import os\nfrom acge_lightning import load\nfrom acge_lightning.embed import cache\n"
+        "cache._Block.write = lambda *_: os.kill(os.getpid(), 9)\n"
     )
-    killed += f"embeddings.Embeddings(load({str(small_encoder)!r}), {str(tmp_path)!r}).encode(['a'])"
+    killed += f"cache.Embeddings(load({str(small_encoder)!r}), {str(tmp_path)!r}).encode(['a'])"
     assert subprocess.run([sys.executable, "-c", killed]).returncode == -9
     assert len(list(kept.folder.iterdir())) == 1
     kept.encode(["b"])
@@ -182,6 +183,6 @@ def test_room_is_made_of_vectors_alone(small_encoder, tmp_path, monkeypatch):
     other.mkdir()
     for name in ("x.vectors", "thesis.txt"):
         (other / name).write_bytes(bytes(100))
-    monkeypatch.setattr("acge_lightning.embed.cache._ROOM", 0)
+    monkeypatch.setattr("acge_lightning.embed.cache._MAX_BYTES", 0)
     Embeddings(load(small_encoder), tmp_path).encode(["a"])
     assert [file.name for file in other.iterdir()] == ["thesis.txt"]

@@ -50,6 +50,19 @@ def test_heads_prompts_and_dropout(words):
     assert encoder.encode("x", prompt="query").shape == (1, 12)
 
 
+@pytest.mark.parametrize("dim", [0, -1])
+def test_vectors_without_dims_are_refused(words, dim):
+    with pytest.raises(InputError, match=f"dim={dim} does not fit"):
+        static(words, dim=dim)
+
+
+@pytest.mark.parametrize("dense", [0, -3])
+def test_a_head_without_dims_is_refused(words, tokenizer, dense):
+    for build in (lambda: static(words, dim=8, dense=dense), lambda: transformer(tokenizer, BERT, max_length=40, dense=dense)):
+        with pytest.raises(InputError, match="sizes begin at 1"):
+            build()
+
+
 def test_transformer_takes_its_vocabulary_from_the_tokenizer(tokenizer):
     encoder = transformer(tokenizer, {**BERT, "vocab_size": 7}, pooling="cls", max_length=40, dense=20)
     assert encoder.backbone.config.vocab_size == len(tokenizer)

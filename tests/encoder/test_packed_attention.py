@@ -1,6 +1,8 @@
 """Packed texts against the same texts padded."""
 
 import copy
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -8,12 +10,20 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
-from acge_lightning.encoder import packed_attention as packed
-from acge_lightning.encoder.build import adapt, transformer
-from acge_lightning.encoder.dropout import GELU, Dropout
-from acge_lightning.encoder.encoder import Encoder, Tokenize, pool
-from acge_lightning.encoder.packed_attention import MODEL_TYPES, PACKED, Segments, compile_backbone, packed_states, pool_packed
-from acge_lightning.encoder.tokens import Tokens
+from acge_lightning.encoder import packed_attention, packing
+from acge_lightning.encoder.build import prepare_backbone, transformer
+from acge_lightning.encoder.dropout import Dropout
+from acge_lightning.encoder.encoder import Encoder, pool
+from acge_lightning.encoder.packing import (
+    MODEL_TYPES,
+    PACKED,
+    Segments,
+    compile_backbone,
+    is_packed,
+    packed_states,
+    pool_packed,
+)
+from acge_lightning.encoder.tokens import Tokenize, Tokens
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 
@@ -27,7 +37,7 @@ def backbone(model_type, **more):
     model = AutoModel.from_config(config).double()
     for parameter in model.parameters():  # biases and norms too, or a mistake in them would not show
         torch.nn.init.normal_(parameter, std=0.3)
-    adapt(model, False, PACKED)
+    prepare_backbone(model, False, PACKED)
     return model
 
 
@@ -58,26 +68,6 @@ def test_vectors_and_gradients_are_those_of_padded_texts(model_type, lengths, mo
             torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_without_gradients_a_token_is_embedded_once_for_a_position(model_type, lengths):
-    model = backbone(model_type, embedding_size=8).eval()  # ELECTRA projects these
-    assert any(type(module) is GELU for module in model.modules())  # which changes what it is given
-    tokens = tokens_of(lengths)
-    tokens.ids.remainder_(7).add_(5)
-    expected, seen = packed_states(model, tokens.ids, tokens.lengths).detach(), []
-    model.embeddings.register_forward_hook(lambda module, args, given, _: seen.append(given), with_kwargs=True)
-    with torch.no_grad():
-        found = packed_states(model, tokens.ids, tokens.lengths)
-    assert type(found) is torch.Tensor
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    (given,) = seen
-    first = 0 if model_type in ("bert", "electra") else 2
-    pairs = zip(given["input_ids"][0].tolist(), (given["position_ids"][0] - first).tolist(), strict=True)
-    places = [i for n in lengths for i in range(n)]
-    assert sorted(pairs) == sorted(set(zip(tokens.ids.tolist(), places, strict=True)))
-
-
 def test_dropout_without_gradients_is_each_tokens_own():
     model = backbone("bert").train()
     seen = []
@@ -104,10 +94,10 @@ def test_attention_drops_as_often_as_torch_does(monkeypatch):
         dropped.append((x, keep))
         return x * keep / (1 - p)
 
-    monkeypatch.setattr(packed, "dropout", fake)
+    monkeypatch.setattr(packed_attention, "dropout", fake)
     lengths = torch.tensor([4, 3])
     q, k, v = torch.randn(3, 1, 2, 7, 5, dtype=torch.double)
-    found, _ = packed.packed_attention(None, q, k, v, None, segments=Segments(lengths, q.device), dropout=0.5)
+    found, _ = packed_attention.packed_attention(None, q, k, v, None, segments=Segments(lengths, q.device), dropout=0.5)
     ((weights, keep),) = dropped
     assert weights.shape == (2, 2, 4, 4)
     begin = 0
@@ -133,8 +123,8 @@ def test_groups_cover_every_text_once_and_pad_little():
 @pytest.mark.parametrize("many", [1, 2, 7, 8, 20])
 def test_only_lengths_of_few_texts_are_padded_to_one(many):
     lengths = torch.tensor([40] * 2 + [39] * many + [38] * 2 + [37] * 2 + [9] * many)
-    found = [(g.texts, g.width, g.places is None) for g in Segments(lengths, torch.device("cpu")).groups]
-    if many < packed._FEW:
+    found = [(g.texts, g.width, g.slots is None) for g in Segments(lengths, torch.device("cpu")).groups]
+    if many < packing._ENOUGH_TEXTS:
         assert found == [(6 + many, 40, False), (many, 9, True)]
     else:
         assert found == [(2, 40, True), (many, 39, True), (4, 38, False), (many, 9, True)]
@@ -144,7 +134,7 @@ def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
     """Shapes and arguments only: without a GPU there are no numbers to compare."""
     rows = torch.empty(3, 12, 2, 64, dtype=torch.bfloat16, device="meta")
     segments = Segments(torch.tensor([6, 4, 2]), torch.device("meta"))
-    result = packed._attend_in_one(segments, *rows, scaling=0.125)
+    result = packed_attention._attend_all(segments, *rows, scaling=0.125)
     assert result.shape == (12, 2, 64)
     assert result.dtype == torch.bfloat16
     assert segments.longest == 6
@@ -166,7 +156,7 @@ def test_the_kernel_for_variable_lengths_takes_what_it_is_given():
 )
 def test_the_kernel_for_variable_lengths_is_used_where_there_is_one(device, capability, dtype, size, there, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert packed._has_kernel(torch.device(device), dtype, size) is there
+    assert packed_attention._has_kernel(torch.device(device), dtype, size) is there
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -175,7 +165,7 @@ def test_on_a_gpu_packed_attention_is_the_padded_one(p):
     lengths = torch.tensor([130, 129, 60, 7, 1])
     q, k, v = torch.randn(3, 1, 4, int(lengths.sum()), 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     segments = Segments(lengths, q.device)
-    found, _ = packed.packed_attention(None, q, k, v, None, segments=segments, dropout=p)
+    found, _ = packed_attention.packed_attention(None, q, k, v, None, segments=segments, dropout=p)
     if p:
         assert found.isfinite().all()
         return
@@ -259,17 +249,17 @@ def test_an_error_on_another_core_is_raised_and_leaves_the_threads_as_they_were(
 def test_a_model_that_is_not_known_is_padded():
     sizes = {"vocab_size": 60, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
     model = AutoModel.from_config(AutoConfig.for_model("distilbert", **sizes))
-    adapt(model, False, None)
-    assert not packed.is_packed(model)
+    prepare_backbone(model, False, None)
+    assert not is_packed(model)
     with pytest.raises(InputError, match=r"attention=packed is for bert.*not distilbert as it is configured: leave it null"):
-        adapt(model, False, PACKED)
+        prepare_backbone(model, False, PACKED)
 
 
 def test_attention_of_choice_is_kept():
     tokenizer = train_vocabulary(["a b c d e f g h"] * 9, "wordpiece", 40)
     config = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     kinds = {name: transformer(tokenizer, config, attention=name) for name in (None, PACKED, "sdpa", "eager")}
-    assert [packed.is_packed(encoder.backbone) for encoder in kinds.values()] == [True, True, False, False]
+    assert [is_packed(encoder.backbone) for encoder in kinds.values()] == [True, True, False, False]
     assert kinds["eager"].backbone.config._attn_implementation == "eager"
     weights = kinds[None].state_dict()
     found = [kind.load_state_dict(weights) and kind.encode(["a b c", "", "d e f g h"]) for kind in kinds.values()]
@@ -291,7 +281,7 @@ def test_a_compiled_backbone_gives_the_same_vectors_and_gradients():
     tokenize = Tokenize(train_vocabulary(["a b c d e f g h"] * 9, "wordpiece", 40), 64)
     plain, compiled = Encoder(copy.deepcopy(model), tokenize), Encoder(model, tokenize)
     compile_backbone(compiled.backbone)
-    assert not packed.is_packed(compiled.backbone)
+    assert not is_packed(compiled.backbone)
     for lengths in (LENGTHS[2], LENGTHS[3]):  # of other shapes
         found = []
         for encoder in (plain, compiled):
@@ -301,3 +291,15 @@ def test_a_compiled_backbone_gives_the_same_vectors_and_gradients():
             found.append((vectors.detach(), [p.grad for p in encoder.parameters() if p.grad is not None]))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
     assert list(plain.state_dict()) == list(compiled.state_dict())
+
+
+def test_an_encoder_that_comes_from_another_process_takes_texts_packed_and_padded(tmp_path):
+    texts = ["你好", "", "你好你好"]
+    encoder = transformer(train_vocabulary(texts, "wordpiece", 100), SIZES | {"model_type": "bert"}).eval()
+    assert is_packed(encoder.backbone)
+    torch.save((encoder, [encoder.encode(texts[::2]), encoder.encode(texts)]), tmp_path / "encoder.pt")
+    code = f"""import sys, torch
+encoder, expected = torch.load(sys.argv[1], weights_only=False)
+for texts, vectors in zip(({texts[::2]!r}, {texts!r}), expected):
+    torch.testing.assert_close(encoder.encode(texts), vectors)"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "encoder.pt")], check=True)

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from acge_lightning.encoder.encoder import Dense
-from acge_lightning.encoder.pca import evenly, rotate_to_components
+from acge_lightning.encoder.pca import rotate_to_components, sample_texts
 from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export
@@ -25,6 +25,16 @@ def encoder(request, small_encoder):
     made = load(small_encoder)
     made.dense = request.param and Dense(16, request.param)
     return made.eval()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_module_of_the_old_encoder_and_of_the_new_is_in_its_mode(encoder, training):
+    encoder.train(training)
+    encoder.backbone.train(not training)
+    before = [module.training for module in encoder.modules()]
+    turned = rotate_to_components(encoder, TEXTS)
+    assert [module.training for module in encoder.modules()] == before
+    assert {module.training for module in turned.backbone.modules()} == {not training}
 
 
 def raw(encoder, texts):
@@ -47,7 +57,7 @@ def test_texts_are_drawn_evenly_from_the_distinct_ones(count):
     distinct = list(dict.fromkeys(texts))
     expected = distinct[:: max(1, math.ceil(len(distinct) / count))]
     for given in (texts, Texts(lambda: iter(texts)), iter(texts)):
-        assert evenly(given, count) == expected
+        assert sample_texts(given, count) == expected
 
 
 def test_distances_at_full_size_stay(encoder):

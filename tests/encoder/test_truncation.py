@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from acge_lightning.encoder.build import read_tokenizer
-from acge_lightning.encoder.encoder import Tokenize
+from acge_lightning.encoder.tokens import Tokenize
 from acge_lightning.encoder.vocabulary import train_vocabulary
 
 CORPUS = [
@@ -153,7 +153,7 @@ def test_many_long_texts_have_the_tokens_of_the_whole(kind):
 def test_of_a_long_text_of_words_a_small_part_is_read(kind):
     tokenize = tokenize_of(kind)
     text = "Machine learning is fun. " * 40_000
-    assert len(tokenize._cut(text)) < 4000
+    assert len(tokenize._truncate(text)) < 4000
     assert tokenize([text]).ids.tolist() == expected(tokenize, text[:20_000])
 
 

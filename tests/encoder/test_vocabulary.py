@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 from transformers import AutoTokenizer
 
-from acge_lightning.encoder.pca import evenly
+from acge_lightning.encoder.pca import sample_texts
 from acge_lightning.encoder.vocabulary import Texts, _sample, train_vocabulary
 from acge_lightning.errors import InputError
 
@@ -112,7 +112,7 @@ def test_the_sample_is_the_same_however_texts_are_given(limits):
         assert _sample(given, *limits) == expected
 
 
-@pytest.mark.parametrize("draw", [lambda texts: _sample(texts, 10, 10**9), lambda texts: evenly(texts, 10)])
+@pytest.mark.parametrize("draw", [lambda texts: _sample(texts, 10, 10**9), lambda texts: sample_texts(texts, 10)])
 def test_only_the_sample_is_kept(draw):
     texts = Texts(lambda: (f"{i} " + "字" * 1000 for i in range(10_000)))  # 20 MB
     tracemalloc.start()

@@ -68,20 +68,20 @@ def test_scores_equal_a_loop(encoder, dataset, cache, dim, kind, shots, probe):
     settings = Protocol(**QUICK, probe=probe, adaptive=False)
     rows = longtail([Model("one", "one", encoder)], [dataset], settings, [8], cache_dir=cache)["rows"]
     row = next(r for r in rows if (r["dim"], r["perturbation"], r["shots"]) == (dim, kind, shots))
-    texts = Texts.of(dataset, cache)
-    known = encoder.encode(texts.known).numpy()
-    tested = encoder.encode(perturb(texts.tested, kind)).numpy()
+    texts = Texts.from_dataset(dataset, cache)
+    known = encoder.encode(texts.train).numpy()
+    tested = encoder.encode(perturb(texts.test, kind)).numpy()
     accuracies = {"all": [], "head": [], "tail": []}
     for seed in range(2):
-        drawn, heads = draw(texts.known_labels, shots, 0.3, 8, seed)
-        learn, labels = cut(known[drawn], dim), texts.known_labels[drawn]
+        drawn, heads = draw(texts.train_labels, shots, 0.3, 8, seed)
+        learn, labels = cut(known[drawn], dim), texts.train_labels[drawn]
         if probe == "logistic":
             told = LogisticRegression(max_iter=100, class_weight="balanced").fit(learn, labels).predict(cut(tested, dim))
         else:
             means = {label: learn[labels == label].mean(axis=0) for label in sorted(set(labels))}
             told = [max(means, key=lambda c, x=x: x @ means[c] / np.linalg.norm(means[c])) for x in cut(tested, dim)]
         right = {"all": [], "head": [], "tail": []}
-        for answer, truth in zip(told, texts.tested_labels, strict=True):
+        for answer, truth in zip(told, texts.test_labels, strict=True):
             right["all"].append(answer == truth)
             right["head" if truth in heads else "tail"].append(answer == truth)
         for part, values in right.items():
@@ -115,13 +115,13 @@ def test_equal_encoders_do_not_differ_and_others_by_their_difference(result):
 
 
 def test_principal_components_are_those_of_the_training_texts(encoder, dataset, cache, result):
-    texts = Texts.of(dataset, cache)
-    known, tested = (encoder.encode(t).numpy().astype(float) for t in (texts.known, texts.tested))
+    texts = Texts.from_dataset(dataset, cache)
+    known, tested = (encoder.encode(t).numpy().astype(float) for t in (texts.train, texts.test))
     axes = np.linalg.svd(known - known.mean(0), full_matrices=False)[2].T
-    drawn, _ = draw(texts.known_labels, 3, 0.3, 8, 0)
+    drawn, _ = draw(texts.train_labels, 3, 0.3, 8, 0)
     fitted = LogisticRegression(max_iter=100, class_weight="balanced")
-    fitted.fit(cut((known - known.mean(0)) @ axes, 8)[drawn], texts.known_labels[drawn])
-    value = (fitted.predict(cut((tested - known.mean(0)) @ axes, 8)) == texts.tested_labels).mean()
+    fitted.fit(cut((known - known.mean(0)) @ axes, 8)[drawn], texts.train_labels[drawn])
+    value = (fitted.predict(cut((tested - known.mean(0)) @ axes, 8)) == texts.test_labels).mean()
     row = next(r for r in result["rows"] if (r["encoder"], r["dim"], r["shots"]) == ("one PCA", 8, 3))
     assert row["each"]["all"][0] == pytest.approx(value, abs=0.01)
 
@@ -131,10 +131,10 @@ def test_training_texts_that_are_tested_are_left_out(tmp_path):
     for split, rows in (("train", known), ("test", [("二", "a"), ("四", "b"), ("五", "c")])):
         lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = Texts.of(Dataset("classification", tmp_path, "test"), tmp_path / "cache")
-    assert found.known == ["一", "三"]
-    assert found.tested == ["二", "四"]  # no training text has the class of 五
-    assert found.known_labels.tolist() == found.tested_labels.tolist() == [0, 1]
+    found = Texts.from_dataset(Dataset("classification", tmp_path, "test"), tmp_path / "cache")
+    assert found.train == ["一", "三"]
+    assert found.test == ["二", "四"]  # no training text has the class of 五
+    assert found.train_labels.tolist() == found.test_labels.tolist() == [0, 1]
 
 
 def test_a_set_that_fails_has_its_reason_and_the_others_go_on(encoder, dataset, cache, tmp_path):

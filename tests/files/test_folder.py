@@ -25,7 +25,7 @@ def write(target, text="new", names=("a.txt", "sub/b.txt")):
 @pytest.fixture(params=["exchanged", "in two steps"])
 def way(request, monkeypatch):
     if request.param == "in two steps":
-        monkeypatch.setattr(swap, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(swap, "_exchange_paths", lambda one, other: False)
     return request.param
 
 
@@ -127,7 +127,7 @@ from acge_lightning.files import folder as swap
 from acge_lightning.files.folder import whole_folder
 
 if sys.argv[2] == "between":
-    swap._exchange = lambda one, other: False
+    swap._exchange_paths = lambda path, other: False
     rename = swap.Path.rename
     def until_aside(path, target):
         rename(path, target)
@@ -228,4 +228,4 @@ def test_exchange_is_one_step_here():
     if sys.platform != "linux":
         pytest.skip("not Linux")
     one, other = Path("/proc/self/no-such"), Path("/proc/self/none")
-    assert swap._exchange(one, other) is False
+    assert swap._exchange_paths(one, other) is False

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.losses import CoSENTLoss, Multip
 from torch.autograd import gradcheck
 
 from acge_lightning.errors import InputError
-from acge_lightning.losses.contrastive import CoSENT, InfoNCE, LabelContrast, SimCSE, known_positives, pair_mask
+from acge_lightning.losses.contrastive import CoSENT, InfoNCE, LabelContrast, SimCSE, pair_mask, positive_mask
 
 COMBINATIONS = [
     (("query_to_doc",), "joint"),
@@ -212,7 +212,7 @@ def test_info_nce_of_a_larger_random_batch_equals_the_loop():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_pair_mask_and_known_positives_equal_loops(seed):
+def test_pair_mask_and_positive_mask_equal_loops(seed):
     rng = np.random.default_rng(seed)
     rows, columns, pairs = rng.integers(0, 6, 5), rng.integers(0, 6, 7), rng.integers(0, 8, (6, 2))
     listed = {tuple(p) for p in pairs.tolist()}
@@ -220,7 +220,7 @@ def test_pair_mask_and_known_positives_equal_loops(seed):
     assert mask.tolist() == [[(a, b) in listed for b in columns.tolist()] for a in rows.tolist()]
     labels = np.concatenate([pairs, rng.integers(-1, 2, (6, 1))], axis=1)
     listed = {(a, b) for a, b, g in labels.tolist() if g > 0} | set(zip(rows.tolist(), columns.tolist(), strict=False))
-    mask = known_positives(*map(torch.from_numpy, (rows, columns, labels)))
+    mask = positive_mask(*map(torch.from_numpy, (rows, columns, labels)))
     assert mask.tolist() == [[(a, b) in listed or a == b for b in columns.tolist()] for a in rows.tolist()]
 
 

@@ -64,10 +64,10 @@ def test_closed_gradients_at_the_edges_are_those_of_autograd(name, scale):
     logits = scale * torch.randn(
         (6,) if loss.rowwise else (6, 6), dtype=torch.double, generator=torch.Generator().manual_seed(1)
     )
-    known = loss.known((logits,), labels, None)
-    value, (gradient,) = loss.value_and_gradient([logits], known)
+    targets = loss.targets((logits,), labels, None)
+    value, (gradient,) = loss.value_and_gradient([logits], targets)
     with_graph = logits.clone().requires_grad_()
-    expected = loss.value([with_graph], known)
+    expected = loss.value([with_graph], targets)
     (by_logits,) = torch.autograd.grad(expected, with_graph, allow_unused=True, materialize_grads=True)
     torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, by_logits, rtol=1e-12, atol=1e-12)
@@ -161,15 +161,15 @@ def test_each_dim_has_its_temperature(name, reduction):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_parts_are_the_losses_of_the_dims_before_their_weights(name):
+def test_loss_by_dim_are_the_losses_of_the_dims_before_their_weights(name):
     loss, count, labels, ids = LOSSES[name]
     columns = columns_of(count)
     matryoshka = Matryoshka(loss, DIMS, WEIGHTS)
     matryoshka(columns, labels, ids)
-    assert set(matryoshka.parts) == set(DIMS)
-    for dim, part in matryoshka.parts.items():
-        assert not part.requires_grad
-        torch.testing.assert_close(part, loss(tuple(c[:, :dim] for c in columns), labels, ids).detach(), rtol=0, atol=1e-12)
+    assert set(matryoshka.loss_by_dim) == set(DIMS)
+    for dim, value in matryoshka.loss_by_dim.items():
+        assert not value.requires_grad
+        torch.testing.assert_close(value, loss(tuple(c[:, :dim] for c in columns), labels, ids).detach(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, ndcg_score, v_measure_score
-from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from acge_lightning.errors import InputError
@@ -22,7 +21,6 @@ from acge_lightning.metrics import task_metrics as metrics
 from acge_lightning.metrics.task_metrics import (
     AveragePrecision,
     EmbeddingMetric,
-    KNNAccuracy,
     LinearProbe,
     Reranking,
     Retrieval,
@@ -392,36 +390,6 @@ def classes(n, share=0.6, kinds=3, seed=0):
     return texts(n) + 0.7 * texts(kinds, seed=9)[labels[:, 0]], labels
 
 
-@pytest.mark.parametrize("k", [1, 3, 10, 500])
-def test_knn_accuracy_equals_the_loop(k):
-    embeddings, labels = classes(120)
-    vectors, known = unit(embeddings), labels[:, 1].numpy() == 1
-    right = []
-    for vector, answer in zip(vectors[~known], labels[~known, 0].tolist(), strict=True):
-        cosine = vectors[known] @ vector
-        near = np.argsort(-cosine)[:k]
-        found = labels[known, 0].numpy()[near]
-        right.append(max(range(3), key=lambda c: ((found == c).sum(), cosine[near][found == c].sum())) == answer)
-    assert 0.4 < np.mean(right) < 1 or k == 500
-    assert scored(KNNAccuracy(k), embeddings, labels)["accuracy"] == pytest.approx(np.mean(right))
-
-
-@pytest.mark.parametrize("k", [1, 3, 7])
-def test_knn_accuracy_of_two_classes_and_odd_k_equals_scikit_learn(k):
-    embeddings, labels = classes(1500, kinds=2)  # more than are tested at once
-    vectors, known = unit(embeddings), labels[:, 1].numpy() == 1
-    model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(vectors[known], labels[known, 0])
-    expected = model.score(vectors[~known], labels[~known, 0])
-    assert scored(KNNAccuracy(k), embeddings, labels)["accuracy"] == pytest.approx(expected)
-
-
-def test_knn_majority_beats_any_sum_of_cosines():
-    """Two far neighbours of one class outvote one equal neighbour of another."""
-    embeddings = torch.tensor([[1.0, 0], [1.0, 0], [-1.0, 0.01], [-1.0, -0.01]])
-    labels = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 1]])
-    assert scored(KNNAccuracy(3), embeddings, labels)["accuracy"] == 1
-
-
 @pytest.mark.parametrize("max_iter", [1, 100])
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_linear_probe_equals_scikit_learn(max_iter):
@@ -433,11 +401,10 @@ def test_linear_probe_equals_scikit_learn(max_iter):
     assert scored(LinearProbe(max_iter), embeddings, labels)["accuracy"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("kind", [KNNAccuracy, LinearProbe])
 @pytest.mark.parametrize("learn", [0, 1])
-def test_classification_needs_texts_to_learn_from_and_texts_to_test(kind, learn):
+def test_classification_needs_texts_to_learn_from_and_texts_to_test(learn):
     with pytest.raises(InputError, match="one kind is missing"):
-        scored(kind(), texts(6), torch.tensor([[i % 2, learn] for i in range(6)]))
+        scored(LinearProbe(), texts(6), torch.tensor([[i % 2, learn] for i in range(6)]))
 
 
 def test_linear_probe_needs_two_classes():
@@ -509,7 +476,6 @@ METRICS = {
     AveragePrecision: JUDGED,
     Retrieval: RATED,
     Reranking: JUDGED,
-    KNNAccuracy: CLASSES,
     LinearProbe: CLASSES,
     VMeasure: CLASSES,
 }
@@ -588,13 +554,13 @@ def one_of_two(rank, port, results):
     store = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     try:
-        for kind in (Retrieval, KNNAccuracy):
+        for kind in (Retrieval, LinearProbe):
             nothing = kind()
             if rank:  # the other has seen no text
                 nothing.update(texts(42), torch.arange(42), METRICS[kind])
             results.put((kind.__name__, nothing.compute()))
             ids = torch.arange(42).split([10, 32])[rank]
-            labels = METRICS[kind][ids] if kind is KNNAccuracy else METRICS[kind][rank::2]
+            labels = METRICS[kind][ids] if kind is LinearProbe else METRICS[kind][rank::2]
             value = fed_in_batches(kind(), texts(42)[ids], ids, labels, 8, seed=rank)
             results.put((kind.__name__, value))
     finally:
@@ -610,7 +576,7 @@ def test_two_processes_give_the_same_as_one():
     torch.multiprocessing.spawn(one_of_two, args=(port, results), nprocs=2)
     for _ in range(8):
         name, value = results.get()
-        kind = {"Retrieval": Retrieval, "KNNAccuracy": KNNAccuracy}[name]
+        kind = {"Retrieval": Retrieval, "LinearProbe": LinearProbe}[name]
         assert value == pytest.approx(scored(kind(), texts(42), METRICS[kind]), abs=1e-9)
 
 
@@ -642,7 +608,7 @@ def test_states_travel_by_the_device_of_the_metric(kind, monkeypatch):
     metric.unsync()
 
 
-@pytest.mark.parametrize("kind", [Spearman, KNNAccuracy, Retrieval])
+@pytest.mark.parametrize("kind", [Spearman, LinearProbe, Retrieval])
 def test_texts_that_come_twice_count_once(kind):
     embeddings, labels = texts(42), METRICS[kind]
     metric = kind()

@@ -110,9 +110,9 @@ def test_another_logger_is_refused(shown, tmp_path):
         log_figures(CSVLogger(tmp_path), shown)
 
 
-@pytest.mark.parametrize(("module", "missing"), [("drawing", "matplotlib"), ("figures", "matplotlib"), ("compare", "jinja2")])
+@pytest.mark.parametrize(("module", "missing"), [("style", "matplotlib"), ("figures", "matplotlib"), ("page", "jinja2")])
 def test_what_is_not_installed_is_named(module, missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; import acge_lightning.{module}"
+    code = f"import sys; sys.modules[{missing!r}] = None; import acge_lightning.report.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "InputError" in done.stderr
     assert "pip install 'acge-lightning[report]'" in done.stderr

@@ -19,8 +19,8 @@ from acge_lightning.report.page import page
 from acge_lightning.report.runs import read_runs
 
 OVERRIDES = [
-    *("task=[sample_sts]", "task.sample_sts.data.batch_size=12", "+task.sample_sts.data.max_train=24"),
-    *("+task.sample_sts.data.max_dev=20", "optim=adamw_static", "encoder.dim=8", "trainer.max_epochs=2"),
+    *("task=[sample_sts]", "task.sample_sts.data.batch_size=12", "++task.sample_sts.data.max_train=24"),
+    *("++task.sample_sts.data.max_dev=20", "optim=adamw_static", "encoder.dim=8", "trainer.max_epochs=2"),
     *("callbacks.steps.every=1", "callbacks=[guard,peers,randomness,checkpoint,steps,early_stopping,learning_rate]"),
 ]
 

@@ -15,8 +15,8 @@ from acge_lightning.data import MixtureDataModule, RerankingDataModule, Retrieva
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
-from acge_lightning.report.tables import score_table, searches, show, summarise, write_result
-from acge_lightning.terminal import Console
+from acge_lightning.report.tables import score_table, searches, summarise, write_result
+from acge_lightning.terminal import Console, show
 
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
 ELEVEN = [0, 15, 30, 45, 60, 74, 89, 104, 119, 134, 149]  # evenly spaced among the 150 dev queries

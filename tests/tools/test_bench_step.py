@@ -15,6 +15,7 @@ import torch
 TOOLS = Path(__file__).parents[2] / "tools"
 RATIOS = {"ratio_vs_default", "ratio_vs_best", "memory_ratio_vs_default"}
 SHRINK = 16
+sys.path.insert(0, str(TOOLS))  # where tools import each other from
 
 
 def tool(name):

@@ -22,7 +22,7 @@ def run(gain, forgetting):
 @pytest.mark.parametrize("strategy", ["none", "l2sp", "ewc", "ewc_online", "ewc_replay", "replay", "merge"])
 def test_every_strategy_is_tried_at_every_pair_and_number(name, strategy):
     found = settings(SCENARIOS[name], strategy, [(1e-3, 1), (1e-4, 3)])
-    values = next(iter(SCENARIOS[name].own()[strategy].values()), [None])
+    values = next(iter(SCENARIOS[name].hyperparameters()[strategy].values()), [None])
     assert len(found) == len({s.label() for s in found}) == 2 * len(values)
     assert {(s.rate, s.epochs) for s in found} == {(1e-3, 1), (1e-4, 3)}
 
@@ -34,8 +34,8 @@ def test_every_run_composes_into_stages(name, strategy, tmp_path):
     with initialize_config_dir(str(CONF), version_base=None):
         config = compose("train", [*options, f"strategy={strategy}", f"paths.data_dir={tmp_path}", "logger=none"])
     stages = config.stages
-    assert next(iter(stages)) == SCENARIOS[name].first
-    assert stages[SCENARIOS[name].first].train is False
+    assert next(iter(stages)) == SCENARIOS[name].first_stage
+    assert stages[SCENARIOS[name].first_stage].train is False
     assert {task for stage in stages.values() for task in stage.task} == set(config.task)
 
 

@@ -176,7 +176,7 @@ def test_a_process_without_texts_takes_part_in_the_scores(cache, monkeypatch):
     module = EmbeddingModule(encoder, {"sts": Task(data["sts"])})
     with pytest.raises(InputError, match="no task has a dev split"):
         module.on_validation_epoch_end()
-    monkeypatch.setattr("acge_lightning.training.embedding_module.anywhere", lambda here, device: [True for _ in here])
+    monkeypatch.setattr("acge_lightning.training.embedding_module.any_rank", lambda flags, device: [True for _ in flags])
     with pytest.raises(InputError, match="has seen no texts"), pytest.warns(UserWarning, match="was called before"):
         module.on_validation_epoch_end()
 

@@ -20,7 +20,7 @@ from acge_lightning.config.sources import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import lock
 from acge_lightning.training.checkpoint import newest, read
-from acge_lightning.training.resume import LENGTH, PLACE, check_config, check_same, differences
+from acge_lightning.training.resume import LENGTH_KEYS, RUN_KEYS, check_config, check_same, differences
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -395,6 +395,6 @@ def test_a_killed_run_with_workers_goes_on_at_once(cache, tmp_path):
 
 def test_the_documentation_names_what_may_differ():
     text = (ROOT / "docs" / "resume.md").read_text(encoding="utf-8")
-    for pattern in (*PLACE, *LENGTH):
+    for pattern in (*RUN_KEYS, *LENGTH_KEYS):
         if pattern != "fisher*":  # of no effect in a run, and the same in a sequence
             assert f"{pattern.removesuffix('*').rpartition('.')[2]}" in text, pattern

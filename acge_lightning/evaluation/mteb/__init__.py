@@ -1,4 +1,4 @@
-"""Encoders of ours in mteb, and mteb's own scores on its suites and on local folders."""
+"""Score our encoders with the library mteb, on its suites and on local folders."""
 
 from typing import TYPE_CHECKING
 

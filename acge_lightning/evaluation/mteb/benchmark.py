@@ -1,4 +1,4 @@
-"""Scores by mteb 2 itself: on its suites, whose data come from the hub, and on local folders."""
+"""Score encoders with mteb 2: on its suites, whose data come from the hub, and on local folders."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def suite_scores(
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores by mteb's own program: encoder at dim -> task -> metric -> value.
+    """Score encoders with mteb: encoder at dim -> task -> metric -> value.
 
     Args:
-        models: encoders; lexical baselines have no place in mteb.
+        models: encoders; mteb takes no lexical baselines.
         suite: `local` for the data sets under `paths["data_dir"]`, `cmteb` or another benchmark's name for the hub's.
         out: folder for results in mteb's format.
         paths: `data_dir` and `cache_dir`.
@@ -52,20 +52,23 @@ def suite_scores(
         max_bad_fraction: with `local`, as in `find`.
         exclude_own_id: with `local`, as in `find`.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    scores_of: dict[str, dict[str, dict[str, float]]] = {}
     for model in models:
-        if model.encoder is None:
-            raise InputError(f"model={model.path} is no encoder: with suite={suite} give encoders only")
+        encoder = model.require_encoder(f"with suite={suite} give encoders only")
         for dim in model.dims(dims):
-            given = {"dim": dim, "prompts": model.prompts}
             if suite == "local":
-                kept = {"on_bad_row": on_bad_row, "max_bad_fraction": max_bad_fraction, "exclude_own_id": exclude_own_id}
-                datasets = find(paths["data_dir"], tasks, **kept)
-                scores = run_local(model.encoder, model.name, datasets, out, cache_dir=paths["cache_dir"], **given)
+                datasets = find(
+                    paths["data_dir"],
+                    tasks,
+                    on_bad_row=on_bad_row,
+                    max_bad_fraction=max_bad_fraction,
+                    exclude_own_id=exclude_own_id,
+                )
+                scores = run_local(encoder, model.name, datasets, out, dim, model.prompts, paths["cache_dir"])
             else:
-                scores = run_suite(model.encoder, model.name, suite, out, **given)
-            found[f"{model.name}@{dim}"] = scores
-    return found
+                scores = run_suite(encoder, model.name, suite, out, dim, model.prompts)
+            scores_of[f"{model.name}@{dim}"] = scores
+    return scores_of
 
 
 @isolated_randomness()
@@ -95,12 +98,12 @@ def run_suite(
     """
     mteb = mteb_library()
     try:
-        known = mteb.get_benchmark(SUITES.get(suite, suite))
+        benchmark = mteb.get_benchmark(SUITES.get(suite, suite))
     except KeyError as error:
         raise InputError(
             f"suite={suite!r} is unknown ({error.args[0]}): give {', '.join(SUITES)} or a name of mteb's"
         ) from None
-    tasks = [_anew(task) for task in known.tasks]
+    tasks = [_fresh_task(task) for task in benchmark.tasks]
     results = _run(as_mteb(encoder, name, dim, prompts), tasks, out)
     return dict(zip((task.metadata.name for task in tasks), results, strict=True))
 
@@ -138,15 +141,15 @@ def run_local(
     return dict(zip(keys, _run(as_mteb(encoder, name, dim, prompts), tasks, out), strict=True))
 
 
-def _anew(task: Any) -> Any:
-    """The task as it was made: mteb keeps one object for all runs, whose generator would go on where the last one ended."""
-    made = type(task)(seed=SEED)
-    made.hf_subsets = task.hf_subsets
-    return made.filter_eval_splits(task.eval_splits)
+def _fresh_task(task: Any) -> Any:
+    """Make a task anew: mteb keeps one object for all runs, whose generator would continue from the last run."""
+    fresh = type(task)(seed=SEED)
+    fresh.hf_subsets = task.hf_subsets
+    return fresh.filter_eval_splits(task.eval_splits)
 
 
 def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict[str, float]]:
-    """The values of each task; mteb writes them below `out`."""
+    """Score each task; mteb writes the results below `out`."""
     mteb = mteb_library()
     from httpx import TransportError
     from huggingface_hub.errors import HfHubHTTPError
@@ -155,18 +158,18 @@ def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict
     _check_keys(model.prompts, tasks)
     cache, results = mteb.ResultCache(Path(out).expanduser()), []
     for task in tasks:
-        known = _known(cache, task, model)
+        has_result = _has_result(cache, task, model)
         try:
             with warnings.catch_warnings():
                 for category in (ConvergenceWarning, UndefinedMetricWarning):  # mteb's 100 iterations; labels never predicted
                     warnings.simplefilter("ignore", category)
-                done = mteb.evaluate(
+                result = mteb.evaluate(
                     model,
                     task,
                     co2_tracker=False,
                     encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
                     cache=cache,
-                    overwrite_strategy="only-missing" if known else "always",
+                    overwrite_strategy="only-missing" if has_result else "always",
                     show_progress_bar=False,
                 )
         except (ConnectionError, HfHubHTTPError, TransportError) as error:
@@ -175,33 +178,33 @@ def _run(model: MTEBEncoder, tasks: Sequence[Any], out: str | Path) -> list[dict
                 f"{task.metadata.name}: the hub cannot be reached ({reason}): check the network and run again, what is done is "
                 f"in {out}; or use suite=local, which scores folders of data and works offline"
             ) from error
-        results.append(_values(done.task_results[0]))
+        results.append(_values(result.task_results[0]))
     return results
 
 
-def _known(cache: Any, task: Any, model: MTEBEncoder) -> bool:
-    """Whether the folder has a result of this task, and of the same rows; one of other rows, or a damaged one, is put aside."""
+def _has_result(cache: Any, task: Any, model: MTEBEncoder) -> bool:
+    """Tell whether the folder has a result of this task and its rows; one of other rows, or a damaged one, is renamed."""
     name, meta = task.metadata.name, model.mteb_model_meta
     try:
         result = cache.load_task_result(name, meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        word, why = "damaged", f"is damaged ({' '.join(str(error).split()):.200})"
+        suffix, reason = "damaged", f"is damaged ({' '.join(str(error).split()):.200})"
     else:
         if result is None or result.dataset_revision == task.metadata.revision:
             return result is not None
-        word, why = str(result.dataset_revision)[:24], "is of other rows"
+        suffix, reason = str(result.dataset_revision)[:24], "is of other rows"
     file = cache.get_task_result_path(name, meta)
-    aside = file.with_name(f"{file.name}.{_UNSAFE.sub('_', word)}")
+    aside = file.with_name(f"{file.name}.{_UNSAFE.sub('_', suffix)}")
     os.replace(file, aside)
-    _LOG.warning("%s %s: it is kept as %s, and the task is scored again", file, why, aside.name)
+    _LOG.warning("%s %s: it is kept as %s, and the task is scored again", file, reason, aside.name)
     return False
 
 
 def _check_keys(prompts: Mapping[str, str], tasks: Sequence[Any]) -> None:
     types = {task.metadata.type for task in tasks}
-    known = {task.metadata.name for task in tasks} | types | {"query", "document"}
+    allowed_keys = {task.metadata.name for task in tasks} | types | {"query", "document"}
     for key in prompts:
-        if key not in known and re.sub("-(query|document)$", "", key) not in known:
+        if key not in allowed_keys and re.sub("-(query|document)$", "", key) not in allowed_keys:
             raise InputError(
                 f"prompts.{key} fits no text of these tasks: give query, document, a type ({', '.join(sorted(types))}) or "
                 "the name of a task, both also with -query or -document"
@@ -209,8 +212,8 @@ def _check_keys(prompts: Mapping[str, str], tasks: Sequence[Any]) -> None:
 
 
 def _values(result: Any) -> dict[str, float]:
-    """The mean of each metric over splits and subsets; `main_score`, and others where they are numbers."""
-    parts = [part for split in result.scores.values() for part in split]
-    numbers = [name for name, value in parts[0].items() if isinstance(value, (int, float))]
-    values = {name: round(float(np.mean([part[name] for part in parts])), _DECIMALS) for name in numbers}
+    """Average each metric over splits and subsets: `main_score`, and others if they are numbers."""
+    subset_scores = [scores for split in result.scores.values() for scores in split]
+    numbers = [name for name, value in subset_scores[0].items() if isinstance(value, (int, float))]
+    values = {name: round(float(np.mean([scores[name] for scores in subset_scores])), _DECIMALS) for name in numbers}
     return {name: value for name, value in values.items() if name == "main_score" or np.isfinite(value)}

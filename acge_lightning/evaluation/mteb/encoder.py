@@ -1,4 +1,4 @@
-"""An encoder of ours as a model of mteb 2."""
+"""Wrap an encoder as a model of mteb 2."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.metrics.ranking import similarities
 
-_ROWS = 256  # of queries whose scores of 64 bits are in memory
+_ROWS = 256  # of queries whose scores of 64 bits are in memory at a time
 
 
 def mteb_library() -> Any:
-    """The library mteb, or what to do where it is not installed."""
+    """Import the library mteb; an InputError says how to install it."""
     try:
         import mteb
     except ImportError:
@@ -31,7 +31,7 @@ def mteb_library() -> Any:
 
 @contextmanager
 def isolated_randomness() -> Iterator[None]:
-    """Leave the generators of Python, NumPy and torch as they were, whatever is drawn, or seeded, inside: mteb seeds them."""
+    """Restore the generators of Python, NumPy and torch after the block, which may draw or seed: mteb does."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
@@ -55,16 +55,16 @@ class MTEBEncoder:
         self.encoder, self.mteb_model_meta, self.dim, self.prompts = encoder, mteb_model_meta, dim, prompts
 
     def prompt(self, task: Any, role: Any = None) -> str | None:
-        """The prompt for a task's texts: that of task and role, task, type and role, type, role: the first that there is."""
+        """Return the prompt for a task's texts: the first that exists of task and role, task, type and role, type, role."""
         keys = [task.name, task.type]
         if role is not None:
             keys = [f"{task.name}-{role.value}", task.name, f"{task.type}-{role.value}", task.type, role.value]
         return next((self.prompts[key] for key in keys if key in self.prompts), None)
 
     def encode(
-        self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: Any, prompt_type: Any = None, **others: Any
+        self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: Any, prompt_type: Any = None, **options: Any
     ) -> np.ndarray:
-        """Float32[texts, dim], of length 1, of the batches' texts; equal texts have equal vectors.
+        """Encode the texts of batches to vectors of length 1, Float32[texts, dim]; equal texts have equal vectors.
 
         Raises:
             InputError: vectors that are not finite.
@@ -76,15 +76,15 @@ class MTEBEncoder:
         return vectors[numbers]
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Float32[n, m] cosines of every row with every row, on a GPU if there is one; those of equal rows are equal."""
+        """Compute the cosines Float32[n, m] of all rows, on a GPU if there is one; those of equal rows are equal."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        first, second = (torch.as_tensor(values, device=device) for values in (embeddings1, embeddings2))
-        distinct, of = second.unique(dim=0, return_inverse=True)
+        rows1, rows2 = (torch.as_tensor(values, device=device) for values in (embeddings1, embeddings2))
+        distinct, distinct_index = rows2.unique(dim=0, return_inverse=True)
         distinct = distinct.double()
-        return torch.cat([similarities(part, distinct)[:, of].cpu() for part in first.split(_ROWS)])
+        return torch.cat([similarities(chunk, distinct)[:, distinct_index].cpu() for chunk in rows1.split(_ROWS)])
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosine of each row with its partner."""
+        """Compute the cosine of each row with the same row of the other."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
@@ -92,13 +92,13 @@ class MTEBEncoder:
 
 @isolated_randomness()
 def as_mteb(encoder: Encoder, name: str, dim: int | None = None, prompts: Mapping[str, str] | None = None) -> MTEBEncoder:
-    """An encoder as a model of mteb 2.
+    """Wrap an encoder as a model of mteb 2.
 
     Its revision is the hash of weights, tokenizer and settings, so that results of other weights are never taken for its own;
     a `dim` and prompts are mteb's `experiment_kwargs`.
 
     Args:
-        encoder: any of ours.
+        encoder: any of this package.
         name: `owner/name`, or a name, which becomes `local/name`.
         dim: how many leading dims are kept, then normalised; all by default.
         prompts: name of a task (`T2Retrieval`), type (`Retrieval`), role (`query`, `document`), or task or type with role
@@ -121,8 +121,8 @@ def as_mteb(encoder: Encoder, name: str, dim: int | None = None, prompts: Mappin
     settings: dict[str, Any] = {} if size == encoder.dim else {"embed_dim": size}
     if prompts:
         settings["prompts"] = {key: encoder.prompts[prompt] for key, prompt in prompts.items()}
-    static = isinstance(encoder.backbone, StaticBackbone)
-    lookup = encoder.backbone.embedding if static else encoder.backbone.get_input_embeddings()
+    backbone: Any = encoder.backbone  # torch types a module's submodules as tensors or modules
+    lookup = backbone.embedding if isinstance(backbone, StaticBackbone) else backbone.get_input_embeddings()
     weights = list(encoder.parameters())
     meta = ModelMeta.create_empty(
         overwrites={

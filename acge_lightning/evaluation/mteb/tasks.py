@@ -1,4 +1,4 @@
-"""mteb's own task classes on local folders.
+"""Make tasks of mteb's own classes from local folders.
 
 What defines each local protocol, so that its numbers can be had without mteb. `X` holds Float32 vectors of length 1 of the
 rows in the order of the files; `y` their labels; scikit-learn gets NumPy arrays of 32 bits. The seed is 42 everywhere. Values
@@ -108,29 +108,29 @@ def _judged(data: RetrievalDataset, split: Role) -> Any:
     from datasets import Dataset
 
     queries: JudgedQueries = data.opened_splits[split]
-    listed = data.family == "reranking"
-    if listed:
+    is_reranking = data.family == "reranking"
+    if is_reranking:
         queries = queries.select(np.flatnonzero((queries.positives > 0) & (queries.positives < np.diff(queries.offsets))))
         if not len(queries):
             raise InputError(f"{data.path}: no query of {split} has both relevant and other candidates")
-    column, text, answer = data.documents(queries)
-    texts = column.take(pa.array(text)) if listed else column
-    grade = (queries.grades > 0).astype(float) if listed else queries.grades.clip(min=0)
+    column, text_numbers, document_numbers = data.documents(queries)
+    texts = column.take(pa.array(text_numbers)) if is_reranking else column
+    grade = (queries.grades > 0).astype(float) if is_reranking else queries.grades.clip(min=0)
     if (grade % 1).any():
         raise InputError(f"{data.path}: {split} has the grade {grade[grade % 1 > 0][0]:g}: trec_eval needs whole numbers")
-    documents = _names("d", len(text))
-    own = data.own_documents(queries).tolist()
-    names = [documents[row] if row >= 0 else name for row, name in zip(own, _names("q", len(queries)), strict=True)]
+    documents = _names("d", len(text_numbers))
+    own_documents = data.own_documents(queries).tolist()
+    names = [documents[row] if row >= 0 else name for row, name in zip(own_documents, _names("q", len(queries)), strict=True)]
     relevant: dict[str, dict[str, int]] = {name: {} for name in names}
-    asked = queries.judged_texts(np.arange(len(queries)))[1]
-    for query, document, value in zip(asked.tolist(), answer.tolist(), grade.tolist(), strict=True):
+    query_numbers = queries.judged_texts(np.arange(len(queries)))[1]
+    for query, document, value in zip(query_numbers.tolist(), document_numbers.tolist(), grade.tolist(), strict=True):
         grades = relevant[names[query]]
         grades[documents[document]] = max(int(value), grades.get(documents[document], 0))
     judged = {
         "corpus": Dataset(pa.table({"id": documents, "text": texts})),
         "queries": Dataset.from_dict({"id": names, "text": queries.read_queries(np.arange(len(queries)))}),
         "relevant_docs": relevant,
-        "top_ranked": {name: list(candidates) for name, candidates in relevant.items()} if listed else None,
+        "top_ranked": {name: list(candidates) for name, candidates in relevant.items()} if is_reranking else None,
     }
     return {"default": {split: judged}}
 
@@ -140,7 +140,7 @@ def _rows(data: RowDataset, role: Role) -> list[dict[str, Any]]:
 
 
 def _names(kind: str, count: int) -> list[str]:
-    """Names whose alphabetical order, by which trec_eval parts equal scores, is that of the rows."""
+    """Make names whose alphabetical order, by which trec_eval orders equal scores, is that of the rows."""
     return [f"{kind}{i:010d}" for i in range(count)]
 
 
@@ -152,8 +152,8 @@ class _Family:
     """A task family as mteb knows it: the name of its class, its type, category, main score, our rows, constants, our name."""
 
     base: str
-    type: str
-    category: str
+    type: Any  # one of mteb's literals
+    category: Any  # likewise
     main: str
     read: Callable[[Any, Role], Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -187,12 +187,14 @@ _MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "pre
 
 
 class _Local:
-    """Stands before a class of mteb: the rows of a folder instead of the hub's."""
+    """Mixed into a class of mteb: reads the rows of a folder instead of the hub's."""
 
     _source: ClassVar[Dataset]
     _cache_dir: ClassVar[str | Path]
+    data_loaded: bool
+    dataset: Any
 
-    def load_data(self, num_proc: int | None = None, **others: Any) -> None:
+    def load_data(self, num_proc: int | None = None, **options: Any) -> None:
         """Read and check the rows, once."""
         if self.data_loaded:
             return
@@ -205,8 +207,10 @@ class _Local:
         self.dataset = family.read(data, source.split)
         self.data_loaded = True
 
-    def task_specific_scores(self, scores: Mapping[str, Mapping[str, float]], *others: Any, **more: Any) -> dict[str, float]:
-        """trec_eval's means over queries, for retrieval and reranking, which mteb would round to 5 decimals."""
+    def task_specific_scores(
+        self, scores: Mapping[str, Mapping[str, float]], *arguments: Any, **options: Any
+    ) -> dict[str, float]:
+        """Average trec_eval's values over queries, for retrieval and reranking, which mteb would round to 5 decimals."""
         means = {}
         for measure in next(iter(scores.values())):
             kind, _, depth = measure.rpartition("_")
@@ -216,7 +220,7 @@ class _Local:
 
 @isolated_randomness()
 def local_tasks(datasets: Sequence[Dataset], cache_dir: str | Path = CACHE) -> list[Any]:
-    """Tasks of mteb's own classes on local folders.
+    """Make tasks of mteb's own classes from local folders.
 
     Their names are `Local<type>_<name>` (`LocalSTS_stsb_zh`; of triplets `LocalTriplet_<name>`); their revisions are hashes of
     the folders' files. Draws follow from a task's own generator: make new tasks for each evaluation.
@@ -263,10 +267,10 @@ def _task(dataset: Dataset, cache_dir: str | Path) -> Any:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Changes with any file of the folder, and with how it is read."""
+    """Hash the files of the folder, and how they are read."""
     folder = locate(dataset.path)
-    kept = "" if dataset.on_bad_row == "raise" else " without bad rows"
-    digest = hashlib.sha256(f"{VERSION} {_VERSION} {dataset.limit} {dataset.exclude_own_id}{kept}".encode())
+    suffix = "" if dataset.on_bad_row == "raise" else " without bad rows"
+    digest = hashlib.sha256(f"{VERSION} {_VERSION} {dataset.limit} {dataset.exclude_own_id}{suffix}".encode())
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
         with file.open("rb") as handle:
