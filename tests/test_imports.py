@@ -47,7 +47,8 @@ OUTSIDE = {
     ("tools", "tests"): "",
 }
 # Files of a room -> what of the rooms that it may import they may not.
-NARROWER = {"data/[!m]*.py data/mixture.py": ("acge_lightning.losses", "acge_lightning.metrics")}  # data/modules.py names them
+# (data/modules.py has those of each family, data/task.py those of a task)
+NARROWER = {"data/[!mt]*.py data/mixture.py": ("acge_lightning.losses", "acge_lightning.metrics")}
 # Rooms of pure maths -> what they may import besides the standard library and rooms.
 PURE = {
     "metrics/* losses/* encoder/* classify/*": "torch torchmetrics transformers tokenizers safetensors numpy scipy sklearn "

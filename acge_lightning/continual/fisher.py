@@ -102,7 +102,7 @@ def fisher(
             file = None if state is None else Path(state) / f"{name}.{rank}.safetensors"
             files[name] = _Sums(file, key, encoder, len(range(rank, work.samples, world)))
             _add_up(encoder, work, files[name], batch_tokens, bar, rank, world)
-    found, means = _combined(works, files)
+    importance, means = _combined(works, files)
     theta = {
         name: p.detach().to("cpu", torch.promote_types(p.dtype, torch.float32), copy=True)
         for name, p in encoder.named_parameters()
@@ -112,7 +112,7 @@ def fisher(
         "tasks": {name: work.describe() | {"mean": means[name]} for name, work in works.items()},
         "versions": {name: version(name) for name in ("acge_lightning", "torch", "transformers")},
     }
-    return Anchor(theta, found, meta)
+    return Anchor(theta, importance, meta)
 
 
 def write_anchor(
@@ -219,12 +219,12 @@ def _add_up(
     encoder: Encoder, work: _TaskSamples, sums: _Sums, batch_tokens: int | None, bar: ProgressBar, rank: int, world: int
 ) -> None:
     """Add this process's share of a task's samples, from where its file ends."""
-    mine = torch.arange(rank, work.samples, world)
-    if sums.done >= len(mine):
-        bar.advance(len(mine))
+    own_samples = torch.arange(rank, work.samples, world)
+    if sums.done >= len(own_samples):
+        bar.advance(len(own_samples))
         return
     batch, loss, draws = work.begin()
-    columns = [column.select(mine) for column in batch.columns[: loss.columns]]
+    columns = [column.select(own_samples) for column in batch.columns[: loss.columns]]
     lengths = torch.stack([column.lengths for column in columns]).sum(0)
     done = 0
     with SampleGradients(encoder, absolute=work.estimator == "mas") as gradients:
@@ -232,9 +232,9 @@ def _add_up(
         for chunk in Tokens(lengths[:0], lengths).chunks(batch_tokens or encoder.batch_tokens, packed=True):
             done += len(chunk)
             if done > sums.done:
-                rows = mine[chunk].to(encoder.device)
+                rows = own_samples[chunk].to(encoder.device)
                 gradients.add([column.select(chunk) for column in columns], _losses(loss, batch, rows, draws))
-                sums.keep(done, last=done == len(mine))
+                sums.keep(done, last=done == len(own_samples))
             bar.advance(len(chunk))
 
 
