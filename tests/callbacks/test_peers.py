@@ -12,7 +12,7 @@ import pytest
 from acge_lightning.callbacks.peers import Peers
 from acge_lightning.errors import InputError
 
-LIMIT = 6
+LIMIT = 4
 WAIT = """
 import os, time
 from lightning.pytorch import Callback

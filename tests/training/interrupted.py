@@ -1,7 +1,8 @@
 """Runs of a setting that are killed at chosen events and go on from their newest checkpoint: `python interrupted.py < JSON`.
 
-The program imports everything once and forks a process a run. It reads {overrides, folder, points, resume}, and writes one JSON
-line a run to standard output: the whole run's first, then a line for each point that was killed and went on.
+The program imports everything once and forks a process a run. Of each line {overrides, folder, points, kinds, environment} of
+standard input it writes one JSON line a run to standard output: the whole run's first, then a line for each point that was
+killed and went on; and the line `end`.
 """
 
 import hashlib
@@ -121,7 +122,7 @@ def digest(value):
     return found.hexdigest()
 
 
-def forked(job, *args, **kwargs):
+def forked(environment, job, *args, **kwargs):
     """(exit status or minus the signal, what the job returned) in a process of its own."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -130,6 +131,7 @@ def forked(job, *args, **kwargs):
         try:
             os.close(reader)
             os.dup2(2, 1)
+            os.environ.update(environment)
             with os.fdopen(writer, "w") as pipe:
                 json.dump(job(*args, **kwargs), pipe)
             status = 0
@@ -147,13 +149,18 @@ def forked(job, *args, **kwargs):
 
 
 def main():
-    asked = json.load(sys.stdin)
     torch.set_num_threads(1)
-    folder = Path(asked["folder"])
+    for line in sys.stdin:
+        answer(json.loads(line))
+        print("end", flush=True)
+
+
+def answer(asked):
+    folder, environment = Path(asked["folder"]), asked.get("environment", {})
 
     def run(name, resume=False, **how):
         fixed = [f"paths.output_dir={folder / name}", "++callbacks.progress=null", "logger=none", "trainer.accelerator=cpu"]
-        return forked(fit, [*fixed, *asked["overrides"]], resume, Events(**how))
+        return forked(environment, fit, [*fixed, *asked["overrides"]], resume, Events(**how))
 
     status, whole = run("whole")
     print(json.dumps({"status": status, **(whole or {})}), flush=True)

@@ -175,29 +175,39 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
-def interrupted(overrides, points, kinds, folder, tokenizer, cache, **others):
-    """The whole run, and the runs that were killed and went on."""
-    fixed = [f"encoder.tokenizer={tokenizer}", f"paths.cache_dir={cache}", "+trainer.enable_progress_bar=false"]
-    dim = [] if "encoder=bert_mini" in overrides else ["encoder.dim=16"]
-    merged = {o.partition("=")[0]: o for o in [*overrides, *dim, *fixed]}  # the last of a key
-    if any("{anchor}" in o for o in merged.values()):
-        file = an_anchor(folder / "old.safetensors", tokenizer)
-        merged = {key: o.replace("{anchor}", str(file)) for key, o in merged.items()}
-    environment = others.pop("environment", {})
-    asked = {"folder": str(folder), "points": points, "kinds": kinds, "overrides": list(merged.values()), **others}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("interrupted.py"))],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"} | environment,
-    )
-    whole, *runs = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    assert whole["status"] == 0, done.stderr[-3000:]
-    assert not [run for run in runs if run["status"]], done.stderr[-3000:]
-    return whole, runs
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """`interrupted.py`, and the file with what it says."""
+    said = tmp_path_factory.mktemp("program") / "stderr"
+    command = [sys.executable, str(Path(__file__).with_name("interrupted.py"))]
+    env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env) as process,
+    ):
+        yield process, said
+
+
+@pytest.fixture
+def interrupted(program, tmp_path, tokenizer, cache):
+    """The whole run of overrides, and the runs that were killed and went on."""
+    process, said = program
+
+    def run(overrides, points, kinds, **others):
+        fixed = [f"encoder.tokenizer={tokenizer}", f"paths.cache_dir={cache}", "+trainer.enable_progress_bar=false"]
+        dim = [] if "encoder=bert_mini" in overrides else ["encoder.dim=16"]
+        merged = {o.partition("=")[0]: o for o in [*overrides, *dim, *fixed]}  # the last of a key
+        if any("{anchor}" in o for o in merged.values()):
+            file = an_anchor(tmp_path / "old.safetensors", tokenizer)
+            merged = {key: o.replace("{anchor}", str(file)) for key, o in merged.items()}
+        asked = {"folder": str(tmp_path), "points": points, "kinds": kinds, "overrides": list(merged.values()), **others}
+        print(json.dumps(asked), file=process.stdin, flush=True)
+        whole, *runs = (json.loads(line) for line in iter(process.stdout.readline, "end\n") if line.startswith("{"))
+        assert whole["status"] == 0, said.read_text()[-3000:]
+        assert not [run for run in runs if run["status"]], said.read_text()[-3000:]
+        return whole, runs
+
+    return run
 
 
 def an_anchor(file, tokenizer):
@@ -225,16 +235,16 @@ def check(whole, runs, killed, loaded):
 
 
 @pytest.mark.parametrize("name", ["accumulation", "SimCSE with dropout", "EWC by rate"])
-def test_a_killed_run_goes_on_exactly(name, tmp_path, tokenizer, cache):
+def test_a_killed_run_goes_on_exactly(name, interrupted):
     overrides, kinds, _, _ = SETTINGS[name]
-    check(*interrupted(overrides, 3, kinds, tmp_path, tokenizer, cache), -9, 2)
+    check(*interrupted(overrides, 3, kinds), -9, 2)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", SETTINGS)
-def test_runs_killed_everywhere_go_on_exactly(name, tmp_path, tokenizer, cache):
+def test_runs_killed_everywhere_go_on_exactly(name, interrupted):
     overrides, kinds, points, loaded = SETTINGS[name]
-    whole, runs = interrupted(overrides, points, kinds, tmp_path, tokenizer, cache)
+    whole, runs = interrupted(overrides, points, kinds)
     assert len(runs) == points
     check(whole, runs, -9, loaded)
 
@@ -243,10 +253,10 @@ def test_the_settings_have_enough_kills():
     assert sum(loaded for *_, loaded in SETTINGS.values()) >= 60
 
 
-def test_without_the_callback_dropout_differs(tmp_path, tokenizer, cache):
+def test_without_the_callback_dropout_differs(interrupted):
     """The comparison can fail: the same runs, with what the process happens to draw."""
     overrides = [*SETTINGS["SimCSE with dropout"][0], "callbacks=[checkpoint,steps]"]
-    whole, runs = interrupted(overrides, 2, ["train_batch_end"], tmp_path, tokenizer, cache)
+    whole, runs = interrupted(overrides, 2, ["train_batch_end"])
     assert runs[-1]["loaded"]
     assert runs[-1]["weights"] != whole["weights"]
 
@@ -259,9 +269,9 @@ PLACES = ["before_optimizer_step", "validation_batch_start", "saved"]
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_a_signal_saves_and_ends(name, tmp_path, tokenizer, cache):
+def test_a_signal_saves_and_ends(name, interrupted):
     """In training, in a validation, while a checkpoint is written: within a step, and the run goes on exactly."""
-    whole, runs = interrupted(WITH_VALIDATION, 6, PLACES, tmp_path, tokenizer, cache, signal=name)
+    whole, runs = interrupted(WITH_VALIDATION, 6, PLACES, signal=name)
     assert {run["event"] for run in runs} == set(PLACES)
     check(whole, runs, CODES[name], len(runs))
     before = [whole["events"][: run["at"]].count("before_optimizer_step") for run in runs]
@@ -271,7 +281,7 @@ def test_a_signal_saves_and_ends(name, tmp_path, tokenizer, cache):
     assert {run["start"] for run in runs} != {runs[0]["start"]}
 
 
-def test_under_slurm_the_job_is_put_back_in_the_queue_after_the_step(tmp_path, tokenizer, cache):
+def test_under_slurm_the_job_is_put_back_in_the_queue_after_the_step(interrupted, tmp_path):
     """What Lightning does on SIGUSR1 there; its own handler would save in the middle of the step."""
     calls = tmp_path / "calls"
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
@@ -279,7 +289,7 @@ def test_under_slurm_the_job_is_put_back_in_the_queue_after_the_step(tmp_path, t
     names = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     environment = names | {"SLURM_NODEID": "0", "SLURM_NODELIST": "here", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     how = {"signal": "SIGUSR1", "environment": environment}
-    whole, (run,) = interrupted(WITH_VALIDATION, 1, ["before_optimizer_step"], tmp_path, tokenizer, cache, **how)
+    whole, (run,) = interrupted(WITH_VALIDATION, 1, ["before_optimizer_step"], **how)
     assert calls.read_text() == "requeue 7\n"
     (saved,) = (tmp_path / f"at{run['at']}").glob("hpc_ckpt_*.ckpt")
     assert read(saved)["global_step"] == 1
