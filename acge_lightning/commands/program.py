@@ -30,6 +30,7 @@ _QUIET = (
     ".*does not have many workers.*",
     ".*your dataloader is not resumable.*",  # its batches follow from the step
     ".*Trying to infer the `batch_size`.*",
+    "Checkpoint directory .* exists and is not empty",  # that of the run that goes on; a new one is refused there
 )
 
 

@@ -147,7 +147,9 @@ def _spread_labels(figure: Figure, axes: Axes) -> None:
     labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
     if not labels:
         return
-    figure.draw_without_rendering()  # which computes the layout
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # told where the figure is written
+        figure.draw_without_rendering()  # which computes the layout
     paths = [axes.transData.transform_path(line.get_path()) for line in axes.lines]
     occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in np.asarray(path.vertices)]
 

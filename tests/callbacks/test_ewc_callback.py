@@ -299,6 +299,7 @@ def test_layers():
 # ---- precision and devices
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the optimizer does not step
 @pytest.mark.parametrize("mode", ["gradient", "proximal", "rate"])
 def test_a_step_that_the_loss_scaler_skips_is_none(mode, anchor):
     module = Toy(lambda p: torch.optim.SGD(p, lr=0.1))

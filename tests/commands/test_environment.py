@@ -58,7 +58,8 @@ def test_a_reader_that_leaves_stops_nothing(tmp_path):
     done = run(tmp_path, times=3000)
     assert done.stdout.readline()
     done.stdout.close()
-    err = done.stderr.read()
+    with done.stderr:
+        err = done.stderr.read()
     assert (done.wait(100), err.count(b"Error")) == (0, 0), err
     assert (tmp_path / "done").exists()
 

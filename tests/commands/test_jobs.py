@@ -56,6 +56,7 @@ def test_two_devices_start_each_way(way, tmp_path, cache):
     assert sorted(p.name for p in folder.iterdir()) == ["my conf", "outputs"]
 
 
+@pytest.mark.filterwarnings("ignore:Callback Summary")  # no job has left a score
 def test_the_command_of_a_job_composes_it_again(tmp_path, monkeypatch):
     """Alone, though it comes from a multirun; also where a value is an interpolation, or looks like one."""
     monkeypatch.chdir(tmp_path)

@@ -242,6 +242,7 @@ class Seen(Callback):
             trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # nothing is validated
 @pytest.mark.parametrize(("accumulate", "save_at", "workers"), [(1, 7, 0), (2, 4, 0), (3, 3, 0), (2, 4, 2)])
 def test_a_resumed_run_sees_the_batches_that_the_whole_run_saw(
     make, encoder, tmp_path, tokenizer, accumulate, save_at, workers
@@ -482,6 +483,7 @@ def test_the_encoder_that_was_bound_last_makes_the_batches(make, encoder):
 # ---- training
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # nothing is validated
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_alone(make, encoder, family):
     data = make(family, dev=None if family == "unlabelled" else range(100, 112), test=range(120, 130))
@@ -602,6 +604,7 @@ def test_matryoshka_dims_must_fit_the_encoder(make, encoder, dims):
         EmbeddingModule(encoder, {"a": Task(make("sts"))}, matryoshka={"dims": dims})
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # nothing is validated
 def test_a_plain_dataset_trains_with_a_loss_of_its_own(make, encoder):
     data = make("sts", dev=None)
     plain = STSDataset(data.path, batch_size=6, cache_dir=data.cache_dir, holdout=0.0)

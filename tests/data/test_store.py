@@ -481,13 +481,13 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def _open_together(path, barrier, answers):
-    original = module.os.replace
+    original = os.replace
 
     def late_replace(*args):
         barrier.wait(20)  # both have written and neither has put its file in place
         original(*args)
 
-    module.os.replace = late_replace
+    os.replace = late_replace
     answers.put([row["text"] for row in opened(path).take(range(500))])
 
 

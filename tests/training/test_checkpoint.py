@@ -90,7 +90,7 @@ def test_dying_between_any_two_writes_leaves_a_good_file(stage, io, tmp_path, mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(code.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
             io.save_checkpoint(state(2), path)
     assert same(read(path), 2 if stage == "file" else 1)
@@ -414,7 +414,7 @@ def test_a_disk_that_fails_at_any_flush_costs_no_checkpoint(after, code_of, io, 
             raise OSError(code_of, os.strerror(code_of))
 
     with monkeypatch.context() as patch:
-        patch.setattr(code.os, "fsync", fsync)
+        patch.setattr(os, "fsync", fsync)
         with pytest.raises(InputError, match="cannot be written"):
             io.save_checkpoint(state(2), tmp_path / "last.ckpt")
     found = io.load_checkpoint(tmp_path / "last.ckpt")

@@ -395,6 +395,7 @@ def test_no_text_to_validate_on(make, folder, action):
         getattr(trainer(folder, max_steps=1), action)(module, MixtureDataModule({"plain": data}))
 
 
+@pytest.mark.filterwarnings("ignore:Total length of", "ignore:Found .* in eval mode")  # nothing is validated, nor dropped
 def test_training_without_validation_needs_no_holdout(make, folder):
     data = unlabelled(folder, holdout=0.0)
     trains = trainer(folder, max_steps=1, limit_val_batches=0)
