@@ -119,6 +119,8 @@ def folder(tmp_path, monkeypatch):
     log = logging.getLogger()
     handlers, level = list(log.handlers), log.level
     yield tmp_path
+    for handler in set(log.handlers) - set(handlers):
+        handler.close()
     log.handlers[:], log.level = handlers, level
     assert not list(tmp_path.rglob(CANARY))
 
