@@ -1,6 +1,7 @@
 # Development commands. Each one sets up .venv first, and again when the dependencies change; test-lowest sets up .venv-lowest.
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadfile
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest/.installed
 
@@ -14,14 +15,14 @@ help: ## Show this list
 demo: $(INSTALLED) ## Train a small encoder on the sample data, on a CPU
 	$(BIN)/python train.py +experiment=quickstart
 
-test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the tests, in two processes
+	$(BIN)/python -m pytest $(TWO)
 
 test-heavy: $(INSTALLED) ## Run the long tests
 	$(BIN)/python -m pytest -m heavy
 
 test-lowest: $(LOWEST) ## Run the tests on the lowest versions that pyproject.toml allows
-	$(<D)/bin/python -m pytest
+	$(<D)/bin/python -m pytest $(TWO)
 
 check: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check
