@@ -1,7 +1,9 @@
 # Development commands. Each one sets up .venv first, and again when the dependencies change; test-lowest sets up .venv-lowest.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core: with a thread for each core in both, they would wait for each other.
 TWO := -n 2 --dist loadfile
+test test-lowest: export OMP_NUM_THREADS = 1
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest/.installed
 
