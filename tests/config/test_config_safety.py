@@ -396,7 +396,7 @@ def test_trusted_must_be_a_list_of_names(trusted):
 
 def test_a_node_cannot_trust_for_itself(calls):
     refuse({"_target_": "os.system", "_args_": [SHELL], "trusted": ["os", "posix"]}, "is refused")
-    refuse({"_target_": "acge_lightning.config.instantiate", "node": {}, "trusted": ["os"]}, "is refused")
+    refuse({"_target_": "acge_lightning.config.building.instantiate", "node": {}, "trusted": ["os"]}, "is refused")
     assert calls == []
 
 
