@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,35 @@ def failures(result: Mapping[str, Any]) -> list[Row]:
 
 
 def means(rows: Sequence[Mapping[str, Any]], encoder: str, dim: float | None) -> dict[str, float]:
-    """Average the main scores of each family at a dim, and as `mean` those of the families; sets that failed are left out.
-
-    Families of `NOT_IN_MEAN` count in `mean` only where there is no other.
-    """
+    """Average the main scores of each family at a dim, and as `mean` those of `families_in_mean`; failed sets are left out."""
     families: dict[str, list[float]] = {}
     for row in rows:
         if row["encoder"] == encoder and row["dim"] == dim and row["value"] is not None:
             families.setdefault(row["family"], []).append(row["value"])
     by_family = {family: sum(values) / len(values) for family, values in sorted(families.items())}
-    in_mean = [value for family, value in by_family.items() if family not in NOT_IN_MEAN] or list(by_family.values())
+    in_mean = [by_family[family] for family in families_in_mean(by_family)]
     return by_family | ({"mean": sum(in_mean) / len(in_mean)} if in_mean else {})
+
+
+def families_in_mean(families: Iterable[str]) -> list[str]:
+    """List the families that count in the mean of families: those of `NOT_IN_MEAN` only where there is no other.
+
+    >>> families_in_mean(["sts", "triplet"]), families_in_mean(["triplet"])
+    (['sts'], ['triplet'])
+    """
+    families = sorted(set(families))
+    return [family for family in families if family not in NOT_IN_MEAN] or families
+
+
+def mean_exception(families: Iterable[str]) -> str:
+    """Say which families do not count in the mean of families, as words that follow its name.
+
+    >>> "mean" + mean_exception(["sts", "triplet"]), "mean" + mean_exception(["sts"])
+    ('mean without triplet', 'mean')
+    """
+    families = set(families)
+    left_out = sorted(families - set(families_in_mean(families)))
+    return f" without {', '.join(left_out)}" if left_out else ""
 
 
 # ---- files

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from acge_lightning.evaluation.results import Row, means
+from acge_lightning.evaluation.results import Row, mean_exception, means
 from acge_lightning.report.runs import Curve, Run, evaluations
 from acge_lightning.report.style import (
     COLOURS,
@@ -273,11 +273,12 @@ def _matryoshka(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
         name: {dim: means(rows, name, dim) for dim in sizes or (None,)} for name, sizes in dims.items()
     }
     families = sorted({f for by_dim in scores.values() for m in by_dim.values() for f in m}, key=lambda f: (f != "mean", f))
-    return {f"matryoshka/{family}": _at_dims(family, scores) for family in families}
+    title = f"mean of families{mean_exception(families[1:])}"
+    return {f"matryoshka/{family}": _at_dims(family, scores, title if family == "mean" else family) for family in families}
 
 
-def _at_dims(family: str, scores: Mapping[str, Mapping[float | None, Mapping[str, float]]]) -> Figure:
-    axes = new_axes("mean of families" if family == "mean" else family, "dims")
+def _at_dims(family: str, scores: Mapping[str, Mapping[float | None, Mapping[str, float]]], title: str) -> Figure:
+    axes = new_axes(title, "dims")
     axes.set_xscale("log", base=2)
     descriptions: list[str] = []
     ticks: set[float] = set()

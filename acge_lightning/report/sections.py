@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from acge_lightning.evaluation.results import Row, means
+from acge_lightning.evaluation.results import Row, families_in_mean, mean_exception, means
 from acge_lightning.report.blocks import NONE, Block, Pictures, fold, gallery, grid, number, paragraph
 from acge_lightning.report.figures import dataset_label, figures, full_dim
 from acge_lightning.report.runs import Run, evaluations
@@ -151,7 +151,10 @@ def _evaluation_scores(evaluation: Mapping[str, Any]) -> list[Block]:
         sets = list(group)
         rows += [[f"{family}/{name}, {metric}", *_scores_of(names, cells, (family, name))] for _, name, metric in sets]
         rows.append(_mean_line(family, at_full, {n: _count(cells, n, sets) for n in names}, len(sets)))
-    rows.append(_mean_line("families", at_full, {n: _count(cells, n, datasets) for n in names}, len(datasets)))
+    families = {family for family, _, _ in datasets}
+    averaged = [dataset for dataset in datasets if dataset[0] in families_in_mean(families)]
+    counts = {name: _count(cells, name, averaged) for name in names}
+    rows.append(_mean_line("mean", at_full, counts, len(averaged), f"mean of families{mean_exception(families)}"))
     remarks = [
         paragraph(f"{r['encoder']} on {dataset_label(r)}: {r['error']}", "warning") for r in evaluation["rows"] if r["error"]
     ]
@@ -179,11 +182,13 @@ def _count(cells: Mapping[tuple[str, ...], Row], encoder: str, datasets: Sequenc
     return sum(cells.get((encoder, family, name), {}).get("value") is not None for family, name, _ in datasets)
 
 
-def _mean_line(group: str, scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int) -> list[Any]:
+def _mean_line(
+    group: str, scores: Mapping[str, Mapping[str, float]], counts: Mapping[str, int], total: int, label: str | None = None
+) -> list[Any]:
     """List the means of a group; one over fewer data sets says so, and is not marked as the best."""
-    values = {name: family_means.get("mean" if group == "families" else group) for name, family_means in scores.items()}
+    values = {name: family_means.get(group) for name, family_means in scores.items()}
     best = _best([value for name, value in values.items() if counts[name] == total])
-    cells: list[Any] = [(f"mean of {group}", "mean")]
+    cells: list[Any] = [(label or f"mean of {group}", "mean")]
     for name, value in values.items():
         suffix = "" if value is None or counts[name] == total else f" ({counts[name]} of {total})"
         cells.append((number(value) + suffix, "mean best" if value is not None and value == best and not suffix else "mean"))

@@ -15,7 +15,7 @@ from rich.table import Table
 from acge_lightning.data.sampler import Coverage
 from acge_lightning.encoder.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
-from acge_lightning.evaluation.results import means
+from acge_lightning.evaluation.results import mean_exception, means
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
@@ -96,7 +96,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | None]) -> Table:
     families = sorted({row["family"] for row in rows})
     table = Table(title="Means of families", title_justify="left")
-    for column in ("encoder", "dim", *families, "mean"):
+    for column in ("encoder", "dim", *families, f"mean{mean_exception(families)}"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
     for name in largest:
         dims = dict.fromkeys(row["dim"] for row in rows if row["encoder"] == name and not row["error"])

@@ -11,6 +11,7 @@ from test_runs import a_row, a_run, an_evaluation, write
 
 from acge_lightning.errors import InputError
 from acge_lightning.report.page import report
+from acge_lightning.report.tables import evaluation_tables
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<script>alert('甲')</script>&amp;\"' <img src=x onerror=alert(1)>"
@@ -255,3 +256,14 @@ def test_in_a_browser(made, tmp_path):
     done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
     assert found == {"pictures": 10, "wrong": [], "wide": 0}
+
+
+def test_what_the_mean_of_families_leaves_out_is_said(tmp_path):
+    rows = [a_row(value=0.2), a_row(dataset="faq", value=0.8) | {"family": "triplet", "metric": "ndcg"}]
+    write(tmp_path / "results.json", an_evaluation(*rows, a_row("other", value=0.4)))
+    report([tmp_path / "results.json"], tmp_path / "report.html")
+    lines = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables["Scores"][0]
+    assert lines[-1] == ["mean of families without triplet", "0.2000", "0.4000"], "triplets that one lacks take nothing from it"
+    evaluation = json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) | {"differences": []}
+    by_family = evaluation_tables(evaluation)[1]
+    assert [column.header for column in by_family.columns] == ["encoder", "dim", "sts", "triplet", "mean without triplet"]
