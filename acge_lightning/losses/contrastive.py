@@ -167,10 +167,12 @@ class InfoNCE(CosineLoss):
             labels: Int64[r, 3] judgements (query id, text id, grade; above 0 is positive), or None.
             ids: text ids of each column, aligned with the embeddings, or None for no masking.
         """
-        n, m, device = len(embeddings[0]), sum(map(len, embeddings[1:])), embeddings[0].device
-        own = torch.arange(m, device=device)[None] == torch.arange(n, device=device)[:, None]
         if not self.in_batch and (ids is None or labels is None):
             raise InputError("InfoNCE(in_batch=false) needs ids and judgements to know each query's own negatives")
+        if ids is None and set(self.directions) <= {"query_to_doc", "doc_to_query"}:
+            return dict.fromkeys(DIRECTIONS)
+        n, m, device = len(embeddings[0]), sum(map(len, embeddings[1:])), embeddings[0].device
+        own = torch.arange(m, device=device)[None] == torch.arange(n, device=device)[:, None]
         if ids is None:
             return {"query_to_doc": None, "doc_to_query": None, "query_to_query": own[:, :n], "doc_to_doc": own}
         query_ids, doc_ids = ids[0], torch.cat(list(ids[1:]))
