@@ -22,6 +22,7 @@ from the seed (42), and are those of MTEB for the same rows.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from acge_lightning.metrics.task_metrics import (
     VMeasure,
 )
 
+_LOG = logging.getLogger(__name__)
 SEED = 42
 FAMILIES: dict[str, tuple[Callable[..., TaskDataset], EmbeddingMetric]] = {
     "classification": (partial(ClassificationDataset, shots=8, draws=10, seed=SEED), LinearProbe(seed=SEED)),
@@ -158,9 +160,10 @@ def find(
     folder = Path(folder).expanduser()
     with_own_ids = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
     paths = [(family, path) for family in FAMILIES for path in sorted((folder / family).glob("*")) if path.is_dir()]
-    unscored = {
+    unscored = {  # without held-out rows
         path.name for family, path in paths if family == "triplet" and not _has_split(path, split or _default_split(path))
     }
+    left_out = f"{len(unscored)} triplet sets without a {split or 'test or dev'} split ({', '.join(sorted(unscored))})"
     datasets = [
         Dataset(
             family=family,
@@ -174,11 +177,15 @@ def find(
         for family, path in paths
         if family != "triplet" or path.name not in unscored
     ]
+    if not datasets and unscored:
+        raise InputError(f"{folder} holds {left_out}: nothing can be scored")
     if not datasets:
         raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, of {', '.join(FAMILIES)}")
     unknown = with_own_ids - {d.name for d in datasets if d.family == "retrieval"}
     if unknown:
         raise InputError(f"exclude_own_id: {min(unknown)!r} is no retrieval set under {folder}: give names of such sets")
+    if unscored and (tasks is None or "triplet" in tasks):
+        _LOG.warning("%s are not scored", left_out)
     if tasks is None:
         return datasets
     unknown = set(tasks) - {d.name for d in datasets} - {d.family for d in datasets}

@@ -354,13 +354,26 @@ def triples(folder):
     return rows
 
 
-def test_triplets_are_found_where_they_have_the_split(tmp_path):
+def test_triplets_are_found_where_they_have_the_split(tmp_path, caplog):
     triples(tmp_path)
     (tmp_path / "triplet" / "sharded" / "data").mkdir(parents=True)
     (tmp_path / "triplet" / "sharded" / "data" / "test-00000-of-00001.parquet").touch()
     assert [(d.name, d.split) for d in find(tmp_path)] == [("all", "test"), ("no_test", "dev"), ("sharded", "test")]
     assert [d.name for d in find(tmp_path, split="dev")] == ["all", "no_test"]
+    caplog.clear()
     assert [d.name for d in find(tmp_path, ["triplet"], "test")] == ["all", "sharded"]
+    [told] = caplog.messages
+    assert told == "2 triplet sets without a test split (no_test, only_train) are not scored"
+    assert [d.name for d in find(tmp_path, ["all"], "test")] == ["all"]
+    assert caplog.messages == [told], "of what was not asked for nothing is said"
+    for name in ("all", "no_test", "sharded"):
+        shutil.move(tmp_path / "triplet" / name, tmp_path / name)
+    with pytest.raises(
+        InputError, match=r"holds 1 triplet sets without a test or dev split \(only_train\): nothing can be scored"
+    ):
+        find(tmp_path)
+    for name in ("all", "no_test", "sharded"):
+        shutil.move(tmp_path / name, tmp_path / "triplet" / name)
     with pytest.raises(InputError, match="tasks: triplet/only_train has no test or dev split: nothing can be scored"):
         find(tmp_path, ["all", "only_train"])
     with pytest.raises(InputError, match="tasks: triplet/no_test has no test split"):
