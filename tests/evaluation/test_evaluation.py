@@ -369,7 +369,7 @@ def test_triplets_are_found_where_they_have_the_split(tmp_path, caplog):
     for name in ("all", "no_test", "sharded"):
         shutil.move(tmp_path / "triplet" / name, tmp_path / name)
     with pytest.raises(
-        InputError, match=r"holds 1 triplet sets without a test or dev split \(only_train\): nothing can be scored"
+        InputError, match=r"1 triplet sets without a test or dev split \(only_train\): nothing can be scored"
     ):
         find(tmp_path)
     for name in ("all", "no_test", "sharded"):
