@@ -368,9 +368,7 @@ def test_triplets_are_found_where_they_have_the_split(tmp_path, caplog):
     assert caplog.messages == [told], "of what was not asked for nothing is said"
     for name in ("all", "no_test", "sharded"):
         shutil.move(tmp_path / "triplet" / name, tmp_path / name)
-    with pytest.raises(
-        InputError, match=r"1 triplet sets without a test or dev split \(only_train\): nothing can be scored"
-    ):
+    with pytest.raises(InputError, match=r"1 triplet sets without a test or dev split \(only_train\): nothing can be scored"):
         find(tmp_path)
     for name in ("all", "no_test", "sharded"):
         shutil.move(tmp_path / name, tmp_path / "triplet" / name)
