@@ -233,7 +233,7 @@ def test_the_program_reads_queries_until_their_end(notes, small_encoder, tmp_pat
     command = [
         sys.executable,
         "-m",
-        "acge_lightning.commands.cli",
+        "acge_lightning",
         "search",
         f"model={small_encoder}",
         f"source={notes}",
