@@ -82,7 +82,7 @@ def trained_encoder(out: Path, data: str) -> Path:
     folder = out / "encoder"
     if not (folder / "export" / "modules.json").is_file():
         start = time.perf_counter()
-        command = [sys.executable, "-m", "acge_lightning.commands.cli", "train", "+experiment=zh_matryoshka"]
+        command = [sys.executable, "-m", "acge_lightning", "train", "+experiment=zh_matryoshka"]
         command += [f"trainer.max_steps={STEPS}", "logger=none"]
         command += [f"paths.data_dir={data}", f"paths.output_dir={folder}", f"paths.cache_dir={out / 'rows'}"]
         subprocess.run(command, check=True, stdout=sys.stderr)
