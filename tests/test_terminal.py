@@ -74,7 +74,7 @@ def test_a_bar_that_is_not_shown_still_prints_lines(capsys):
     with ProgressBar("work", "texts", 10, shown=False) as bar:
         bar.advance(10)
         bar.print_line("done")
-    assert capsys.readouterr().err == "done\n"
+    assert capsys.readouterr().err.strip() == "done"  # older versions of rich end with an empty line
 
 
 @pytest.mark.parametrize(
