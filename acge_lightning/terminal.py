@@ -6,10 +6,12 @@ clipboard or reverse the direction of reading, and words in brackets that rich t
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from operator import length_hint
 from typing import Any, TypeVar
 
@@ -48,6 +50,30 @@ def shortened(text: str, length: int = 20) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def highlighted(text: str, spans: Iterable[tuple[int, int]], style: str = "bold green") -> Text:
+    """Make a text of rich in which parts have a style, as it is on a terminal; `visible` is applied to it.
+
+    Args:
+        text: to be shown.
+        spans: (start, end) of the parts; they may overlap.
+        style: as rich calls it.
+    """
+    styled = bytearray(len(text))
+    for start, end in spans:
+        styled[start:end] = b"\1" * len(styled[start:end])
+    shown = Text()
+    for has_style, characters in groupby(zip(text, styled, strict=True), key=lambda character: character[1]):
+        shown.append(visible("".join(character for character, _ in characters)), style if has_style else None)
+    return shown
+
+
+def show_json(value: Any) -> None:
+    """Print plain data as JSON in a line; what a terminal would obey is escaped, and where it has no UTF-8 all but ASCII."""
+    is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+    line = json.dumps(value, ensure_ascii=not is_utf8, allow_nan=False)
+    show(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], line))
+
+
 class Console(_Console):
     """A console of rich without markup and emoji in strings, and with `visible` applied to them."""
 
@@ -59,12 +85,18 @@ class Console(_Console):
         return super().render_str(visible(text), **options)
 
 
-def show(*items: Any, stderr: bool = False) -> None:
-    """Print tables and lines; None is skipped. Not for rich's own `Text`, which `visible` is not applied to."""
+def show(*items: Any, stderr: bool = False, style: str | None = None) -> None:
+    """Print tables and lines; None is skipped. Not for rich's own `Text`, which `visible` is not applied to.
+
+    Args:
+        items: what is printed.
+        stderr: to the standard error.
+        style: of rich, for example `bold red`; only a terminal shows it.
+    """
     console = _console(stderr)
     for item in items:
         if item is not None:
-            console.print(item, soft_wrap=isinstance(item, str))  # a path must not be broken
+            console.print(item, soft_wrap=isinstance(item, str), style=style)  # a path must not be broken
 
 
 def _console(stderr: bool) -> Console:

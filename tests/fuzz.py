@@ -209,11 +209,14 @@ def _in_a_fork(function: Callable[[Path], object], folder: Path, seconds: float)
 
 
 def _used(function: Callable[[Path], object], folder: Path) -> tuple[str, str]:
+    from acge_lightning.data.excel import PROGRAM
     from acge_lightning.errors import InputError
 
     seen: list[str] = []
 
     def audit(event: str, details: tuple) -> None:
+        if event == "subprocess.Popen" and list(details[1][:3]) == [sys.executable, "-P", str(PROGRAM)]:
+            return  # reads a workbook
         if event in _RUNS_CODE or (event == "exec" and str(folder.parent) in str(getattr(details[0], "co_filename", ""))):
             seen.append(f"{event} {details!r:.200}")
         elif event == "open" and isinstance(details[0], str):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from acge_lightning.callbacks.matryoshka import MatryoshkaSchedule
+from acge_lightning.commands.encoder_defaults import follow_encoder
 from acge_lightning.commands.single_run import checked, make_encoder, make_tasks, make_trainer, train
 from acge_lightning.commands.stages import sequence
 from acge_lightning.config.building import instantiate
@@ -68,7 +69,7 @@ CASES = {
     "experiment/pretrain_zh": BERT,
     "module/embedding": [ONE_TASK, *SMALL],
     "module/masked_lm": ["task=[sample_unlabelled]", "++task.sample_unlabelled.data.holdout=0.1", "encoder=bert_mini", *BERT],
-    "matryoshka/halves": [ONE_TASK, *SMALL, "encoder.dense=512"],
+    "matryoshka/halves": [ONE_TASK, *SMALL],
     **{
         f"matryoshka/{name}": [ONE_TASK, *SMALL, "encoder.dense=1792"]
         for name in ("acge", "acge_tempered", "coarse_to_fine", "none", "random", "stages")
@@ -90,6 +91,8 @@ OWN_DATA = {
     "labelled_pairs": "pair/bustm",
     "triplets": "reranking/qbqtc_ltr",
     "texts": "unlabelled/laws",
+    "labelled_texts": "classification/tnews",
+    "reranking_lists": "reranking/qbqtc_ltr",
 }
 
 
@@ -157,6 +160,7 @@ def built(*case):
     mixture.setup()
     encoder = make_encoder(cfg, Texts(mixture.train_texts))
     mixture.bind(encoder)
+    follow_encoder(cfg, encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg))
     module.trainer = mixture.trainer = trainer = make_trainer(cfg)
     module.log = lambda *args, **kwargs: None
@@ -230,8 +234,9 @@ def test_an_experiment_of_several_stages_runs(name, extra, tmp_path, data, small
 @pytest.mark.parametrize("name", ["quickstart", "simcse_zh", "zh_multitask"])
 def test_any_experiment_takes_a_pretrained_encoder(name, tmp_path, data, small_encoder, cache):
     dim = load(small_encoder).dim
-    module, *_ = built([f"+experiment={name}", *SMALL, f"matryoshka.dims=[{dim}]"], tmp_path, data, small_encoder, cache)
+    module, *_ = built([f"+experiment={name}", *SMALL], tmp_path, data, small_encoder, cache)
     assert "tokenizer" not in module.hparams["config"]["encoder"]
+    assert module.encoder.matryoshka_dims == (dim, dim // 2)
     assert module.encoder.dim == dim
 
 

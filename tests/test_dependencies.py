@@ -2,12 +2,15 @@
 
 import re
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from acge_lightning.lazy import EXTRAS as MODULES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -33,3 +36,17 @@ def test_the_lowest_version_of_a_dependency_is_the_one_that_is_tested(requiremen
 @pytest.mark.parametrize("requirement", [*DIRECT, *TOOLS], ids=str)
 def test_a_pinned_version_is_one_that_is_allowed(requirement, file):
     assert pins(file)[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_extras_that_messages_name_are_those_of_pyproject():
+    """Each module of the table belongs to a package of that extra, or to one that it needs, as installed here."""
+    providers = packages_distributions()
+    for extra, modules in MODULES.items():
+        packages = {canonicalize_name(requirement.name) for requirement in EXTRAS[extra]}
+        for package in list(packages):
+            packages |= {canonicalize_name(Requirement(line).name) for line in requires(package) or ()}
+        for module in modules:
+            assert packages & set(map(canonicalize_name, providers[module])), (extra, module)
+    assert set(EXTRAS) - set(MODULES) == {"docs"}
+    for extra, modules in MODULES.items():
+        assert len(modules) >= len(EXTRAS[extra])

@@ -54,9 +54,10 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from acge_lightning.evaluation.datasets import FAMILIES, Dataset, find
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.mteb.encoder import as_mteb
 from acge_lightning.evaluation.mteb.tasks import local_tasks
-from acge_lightning.evaluation.scoring import Model, evaluate
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.zoo.pretrained import load
 
 SETS = [

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from acge_lightning.callbacks.finite_guard import Guard as Guard
     from acge_lightning.callbacks.matryoshka import MatryoshkaSchedule as MatryoshkaSchedule
     from acge_lightning.callbacks.peers import Peers as Peers
+    from acge_lightning.callbacks.progress import Progress as Progress
     from acge_lightning.callbacks.randomness import StepRandomness as StepRandomness
     from acge_lightning.callbacks.save_on_signal import Signals as Signals
     from acge_lightning.callbacks.steps import StepCheckpoint as StepCheckpoint
@@ -21,6 +22,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     finite_guard="Guard",
     matryoshka="MatryoshkaSchedule",
     peers="Peers",
+    progress="Progress",
     randomness="StepRandomness",
     save_on_signal="Signals",
     steps="StepCheckpoint",

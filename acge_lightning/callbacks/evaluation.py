@@ -18,8 +18,9 @@ from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset, find
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.results import Row, means
-from acge_lightning.evaluation.scoring import Model, score
+from acge_lightning.evaluation.scoring import score
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,6 +90,12 @@ class Evaluation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._begin, self._spent, self._last, self._done = time.monotonic(), 0.0, 0.0, trainer.global_step
+        steps, step = trainer.estimated_stepping_batches, trainer.global_step
+        if steps < step - step % self.every + self.every:
+            _LOG.warning(
+                "callbacks.evaluation.every=%d, and the run ends after %d steps: it scores nothing; set it to %d, for example",
+                *(self.every, steps, max(1, (int(steps) - step) // 4)),
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Score, if it is a turn and the share allows it."""

@@ -15,15 +15,17 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from acge_lightning.callbacks.steps import between_steps
 
 _LOG = logging.getLogger(__name__)
-_EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 0}
+_STATUSES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 0}
+_EXIT = {signal.Signals[name]: status for name, status in _STATUSES.items() if hasattr(signal, name)}  # Windows lacks SIGUSR1
 
 
 class Signals(Callback):
     """Writes `interrupted.ckpt` after the step at which a signal arrived, and ends the process.
 
-    SIGTERM ends it with exit code 143, SIGINT (Ctrl-C) with 130, SIGUSR1 with 0: a scheduler that sends it wants the job to end
-    well and to be put in the queue again. Under Lightning's SLURM environment with requeueing, SIGUSR1 does what Lightning
-    does there (save, `scontrol requeue`), but after the step rather than within it. A second Ctrl-C ends at once.
+    SIGTERM ends it with exit code 143, SIGINT (Ctrl-C) with 130, SIGUSR1 (not on Windows) with 0: a scheduler that sends it
+    wants the job to end well and to be put in the queue again. Under Lightning's SLURM environment with requeueing, SIGUSR1
+    does what Lightning does there (save, `scontrol requeue`), but after the step rather than within it. A second
+    Ctrl-C ends at once.
 
     A validation is left off at its next batch, or on several devices before it begins; the run that goes on begins it anew.
     `resume=auto` finds the checkpoint.
@@ -97,7 +99,7 @@ class Signals(Callback):
     def _save_and_exit(self, trainer: Trainer) -> None:
         received, self._signal, self._leaving = signal.Signals(self._signal), 0, True
         environment = trainer._accelerator_connector.cluster_environment
-        if received == signal.SIGUSR1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        if received.name == "SIGUSR1" and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._handlers[received](received, None)
             self._leaving = False
             return

@@ -20,8 +20,8 @@ def ensure_home() -> None:
     if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know
         folder = tempfile.mkdtemp(prefix="acge-home-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["HOME"] = folder
-        os.environ.setdefault("USER", str(os.getuid()))
+        os.environ["HOME"] = os.environ["USERPROFILE"] = folder  # the latter counts on Windows
+        os.environ.setdefault("USER", str(os.getuid()) if hasattr(os, "getuid") else "user")
         message = f"there is no home folder: caches are kept in {folder} until the end; set HOME to keep them"
         show(message, stderr=True)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from acge_lightning.config.overrides import quote, restated
 
-_PIPE = "ACGE_PARENT_PIPE"  # environment variable: the file descriptor of a pipe whose other end the starting process holds
+_CHILD = "ACGE_ENDS_WITH_INPUT"  # environment variable of a process whose input is a pipe that ends with who started it
 
 
 def set_command(words: list[str]) -> None:
@@ -58,37 +58,43 @@ def needs_own_process(cfg: DictConfig) -> bool:
 
 def run_in_own_process(cfg: DictConfig) -> float:
     """Run the job by the command of `sys.argv`; return its score, or NaN if it failed and has said why."""
-    module = sys.modules["__main__"].__spec__
-    program = [to_absolute_path(sys.argv[0])] if module is None else ["-m", module.name]
     folder = f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"
-    command = [sys.executable, *program, *sys.argv[1:], folder, "hydra.output_subdir=null"]
+    command = [sys.executable, *_program(), *sys.argv[1:], folder, "hydra.output_subdir=null"]
     if status_of(command, get_original_cwd()):
         return math.nan
     result = json.loads((Path(cfg.paths.output_dir) / "result.json").read_text(encoding="utf-8"))
     return result["after"]["val/mean"]
 
 
+def _program() -> list[str]:
+    """Return what starts this program again, after `python`."""
+    module, script = sys.modules["__main__"].__spec__, to_absolute_path(sys.argv[0])
+    if module is not None and module.name != "__main__":
+        return ["-m", module.name]
+    return [script] if Path(script).is_file() else ["-m", "acge_lightning"]  # Windows' acge.exe is no file of Python
+
+
 def status_of(command: Sequence[str], folder: str) -> int:
-    """Run a command, and return its exit status; a pipe tells it when this process ends, however it ends."""
-    read_end, write_end = os.pipe()
+    """Run a command, and return its exit status; the end of its input tells it when this process ends, however it ends."""
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | {_CHILD: "1"}, stdin=subprocess.PIPE)
     try:
-        environment = os.environ | {_PIPE: str(read_end)}
-        return _wait(subprocess.Popen(command, cwd=folder, env=environment, pass_fds=[read_end]))
+        return _wait(process)
     finally:
-        os.close(read_end)
-        os.close(write_end)
+        cast(IO[bytes], process.stdin).close()
 
 
 def end_with_parent() -> None:
     """End a process of `status_of`, as by SIGTERM, when the one that started it has ended."""
-    read_end = os.environ.pop(_PIPE, None)
-    if read_end is not None:
-        threading.Thread(target=_end_when_closed, args=(int(read_end),), daemon=True).start()
+    if os.environ.pop(_CHILD, None) is not None:
+        threading.Thread(target=_end_when_closed, daemon=True).start()
 
 
-def _end_when_closed(read_end: int) -> None:
-    os.read(read_end, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_when_closed() -> None:
+    os.read(0, 1)
+    if hasattr(os, "fork"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        signal.raise_signal(signal.SIGTERM)  # Windows' `os.kill` ends a process without a chance to save
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -11,7 +11,7 @@ from acge_lightning.config.building import plain
 from acge_lightning.evaluation.datasets import find
 from acge_lightning.evaluation.longtail import Protocol, longtail
 from acge_lightning.evaluation.longtail_results import read
-from acge_lightning.evaluation.scoring import open_models
+from acge_lightning.evaluation.models import open_models
 from acge_lightning.report.longtail import save_figures, tables
 from acge_lightning.terminal import show
 
@@ -19,9 +19,8 @@ from acge_lightning.terminal import show
 def run(cfg: DictConfig) -> None:
     """Score the encoders, draw the pictures, and exit with an error if a data set was not scored."""
     config = plain(cfg)
-    tasks = [config["tasks"]] if isinstance(config["tasks"], str) else config["tasks"]
-    reading = {key: config[key] for key in ("on_bad_row", "max_bad_fraction")}
-    datasets = find(config["paths"]["data_dir"], tasks, **reading)
+    reading = {key: config[key] for key in ("on_bad_row", "max_bad_fraction", "columns")}
+    datasets = find(config["paths"]["data_dir"], config["tasks"], **reading)
     protocol = Protocol(**config["protocol"])
     models = open_models(config["model"], config["device"], config["prompts"])
     settings = {"dims": config["dims"], "pca": config["pca"], "out": config["out"], "cache_dir": config["paths"]["cache_dir"]}

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from acge_lightning.commands.checks import check
 from acge_lightning.commands.environment import ensure_home, lasting_output
 from acge_lightning.commands.jobs import end_with_parent, overrides, set_command
-from acge_lightning.config.overrides import arguments
+from acge_lightning.commands.usage import USAGE
+from acge_lightning.commands.words import with_keys
+from acge_lightning.config.folder import config_dir
+from acge_lightning.config.overrides import arguments, with_names, with_trainer_keys
 from acge_lightning.config.secrets import concealed
-from acge_lightning.config.sources import config_dir, read_flags
+from acge_lightning.config.sources import read_flags
 from acge_lightning.errors import InputError
 from acge_lightning.files.yaml_file import explodes
 from acge_lightning.terminal import end, make_logs_visible, one_line, show, visible
 
+_TRACEBACKS = "HYDRA_FULL_ERROR"  # environment variable: 1 has Hydra raise its errors
 _QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # lightning 2.6 with torch 2.13, 2026-11
     ".*does not have many workers.*",
     ".*your dataloader is not resumable.*",  # its batches follow from the step
     ".*Trying to infer the `batch_size`.*",
+    "ModelCheckpoint\\(monitor=.* could not find the monitored key",  # of a run too short to be validated, which is said
     "Checkpoint directory .* exists and is not empty",  # that of the run that goes on; a new one is refused there
 )
 
@@ -52,10 +62,15 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
         set_command(words)
         is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
+            cfg = with_names(cfg)
             _check_trusted(cfg, overrides("task"))
             _check_size(cfg)
             _drop_unchosen(cfg, overrides("task"))
-            return (job or import_module(f"acge_lightning.commands.{name}").run)(cfg)
+            _listed(cfg, USAGE[name].lists)
+            if job is None:
+                check(name, cfg)
+            with _tracebacks_of_hydra(False):
+                return (job or import_module(f"acge_lightning.commands.{name}").run)(cfg)
         except (InputError, ChildProcessError) as error:
             message = concealed(str(error), cfg)
             if not is_multirun:
@@ -76,14 +91,52 @@ def program(name: str, job: Callable[[DictConfig], Any] | None = None) -> Callab
         try:
             flags, rest = read_flags(typed)
             words[:] = [*start, *flags]
-            sys.argv = [" ".join(start), *arguments(rest)]
+            keyed = with_keys(name, rest)
+            sys.argv = [" ".join(start), *arguments(with_trainer_keys(keyed) if name == "train" else keyed)]
         except InputError as error:
             end(error)
         ensure_home()
-        with lasting_output():
+        config_name = next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-name=")), name)
+        with lasting_output(), _one_line(name, config_name, sys.argv[1:]):
             main()
 
     return command
+
+
+@contextmanager
+def _one_line(name: str, config_name: str, arguments: Sequence[str]) -> Iterator[None]:
+    """End the program with one line if Hydra refuses its arguments."""
+    if os.environ.get(_TRACEBACKS) == "1":  # somebody wants to see it all
+        yield
+        return
+    try:
+        with _tracebacks_of_hydra(True):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        from acge_lightning.commands.mistakes import explained
+
+        end(explained(error, name, config_name, [word for word in arguments if not word.startswith("-")]))
+
+
+@contextmanager
+def _tracebacks_of_hydra(wanted: bool) -> Iterator[None]:
+    """Let Hydra raise its errors in the block, rather than print them; processes that a job starts inherit nothing of that."""
+    before = os.environ.pop(_TRACEBACKS, None)
+    if wanted:
+        os.environ[_TRACEBACKS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_TRACEBACKS, None)
+        if before is not None:
+            os.environ[_TRACEBACKS] = before
+
+
+def _listed(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Make a list of a single value, for keys that take lists."""
+    for key in keys:
+        if not OmegaConf.is_missing(cfg, key) and isinstance(value := cfg.get(key), (str, int, float)):
+            cfg[key] = [value]
 
 
 def _check_trusted(cfg: DictConfig, task_overrides: list[str]) -> None:
@@ -118,5 +171,6 @@ def _drop_unchosen(cfg: DictConfig, task_overrides: list[str]) -> None:
 def _quieten() -> None:
     for message in _QUIET:
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"  # without the path of a library's file
     for name in ("lightning.pytorch.utilities.rank_zero", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import errno
 import logging
+import math
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,16 +17,19 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.callbacks.finite_guard import memory_advice
-from acge_lightning.config.building import instantiate, instantiate_all, plain
+from acge_lightning.commands.encoder_defaults import follow_encoder, kind_of
+from acge_lightning.commands.scored_rows import earlier_rows, scored_rows
+from acge_lightning.commands.trainer import check_trainer, make_trainer, naming_settings, plan
+from acge_lightning.commands.verdict import verdict
+from acge_lightning.config.building import instantiate, plain
 from acge_lightning.config.secrets import recorded
+from acge_lightning.data.dataset import TaskDataset
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.data.task import Task
 from acge_lightning.encoder.encoder import Encoder
@@ -39,7 +42,10 @@ from acge_lightning.report.runs import read_runs
 from acge_lightning.report.tables import Scores, check_result, coverage_table, score_table, searches, write_result
 from acge_lightning.terminal import show
 from acge_lightning.training.checkpoint import SafeCheckpointIO
+from acge_lightning.training.optim import check_learning_rate
+from acge_lightning.training.optimized_module import OptimizedModule
 from acge_lightning.training.resume import Resume, checkpoint_to_resume, put_aside
+from acge_lightning.training.unscored import ADVICE, is_scored, leave_unscored
 
 _LOG = logging.getLogger(__name__)
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
@@ -76,41 +82,72 @@ def _train(cfg: DictConfig, config: dict[str, Any], folder: Path) -> float:
         trusted=cfg.trusted,
     )
     mixture.setup()
-    if not mixture.evaluated("dev"):
-        raise InputError("no task has a dev split to score: name one with `splits`, or set data.holdout above 0")
+    for role in ("dev", "test") if config["test"] else ("dev",):
+        mixture.check_scorable(role)
     texts = Texts(mixture.train_texts)
     encoder = make_encoder(cfg, texts)
     if config["components"]:
         encoder = rotate_to_components(encoder, sample_texts(texts, config["components"]))
     mixture.bind(encoder)
+    sentences = follow_encoder(cfg, encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=recorded(cfg), trusted=cfg.trusted)
     trainer = make_trainer(cfg)
+    leave_unscored(trainer, module, mixture)
     if trainer.world_size > 1:
         atexit.register(disconnect)
+    sentences += plan(trainer, len(mixture.sampler))
+    test = config["test"] and bool(mixture.evaluated("test"))
+    if config["test"] and not test:
+        sentences.append("No task has a test split: the scores below are those of dev rows")
 
     checkpoints = folder / "checkpoints"
     resume = checkpoint_to_resume(config["resume"], checkpoints, trainer, module)
     if resume is None and trainer.is_global_zero:
         check_fresh(folder, checkpoints, config["resume"])
+    if trainer.is_global_zero:
+        show(*sentences)
     state = Resume.of(trainer)
 
     with closing(trainer.loggers):
         with memory_advice(module), state.restoring(trainer), naming_settings(config["trainer"]):
             if resume is None:
-                state.before = evaluate(trainer, module, mixture, config["test"])
+                state.before = evaluate(trainer, module, mixture, test)
             trainer.fit(module, mixture, ckpt_path=resume, weights_only=True)
             put_aside(trainer, checkpoints)
             take_best(trainer, module)
-            after = evaluate(trainer, module, mixture, config["test"])
+            after = evaluate(trainer, module, mixture, test)
 
         if trainer.is_global_zero:
-            output = module.save(folder, provenance(recorded(cfg), mixture, state.before, after, trainer.global_step))
-            write_result(folder, state.before, after, output)
-            draw(trainer, folder)
-            tables = coverage_table(mixture.coverage()), score_table(state.before, after), searches(encoder, mixture)
-            show(*tables, f"The model is in {output}")
+            hand_over(cfg, trainer, module, mixture, state.before, after)
     wait_for_ranks(trainer)
-    return after["val/mean"]
+    return after.get("val/mean", math.nan)
+
+
+def hand_over(
+    cfg: DictConfig,
+    trainer: Trainer,
+    module: OptimizedModule,
+    mixture: MixtureDataModule,
+    before: Scores,
+    after: Scores,
+) -> None:
+    """Export the model, write the result, and show both with what is to be said of them."""
+    folder, rate = Path(cfg.paths.output_dir), OmegaConf.select(cfg, "optim.optimizer.lr")
+    row_count = sum(len(data.train) for data in mixture.training_tasks.values())
+    suited = kind_of(cfg, module.encoder).learning_rate
+    remarks = verdict(before, after, module.history.ends(), row_count, rate, suited)
+    shown = {key: value for key, value in after.items() if key.count("/") == 1 or "@" not in key}  # of prefixes the means only
+    record = provenance(recorded(cfg), mixture, before, shown, trainer.global_step) | {"remarks": remarks}
+    output = module.save(folder, record, earlier_rows(cfg.encoder.get("path")))
+    rows = scored_rows(plain(cfg), mixture)
+    write_result(folder, before, after, output, rows, remarks)
+    draw(trainer, folder)
+    scores = score_table(before, shown, rows, mixture.document_counts()) if after else ADVICE
+    show(coverage_table(mixture.coverage()), scores, searches(module.encoder, mixture))
+    profile = trainer.profiler.summary()  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    show(profile or None)  # of trainer.profiler=simple, which Lightning only logs
+    show(*remarks, style="bold red")
+    show(f"The model is in {output}")
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
@@ -126,7 +163,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"components={config['components']!r} must be a number of texts, for example 20000, or null")
     if config["resume"] not in (None, "auto") and not Path(config["resume"]).is_file():
         raise InputError(f"resume={config['resume']}: there is no such checkpoint file")
-    _check_trainer(config["trainer"])
+    if config["max_dev"] is not None and not (isinstance(config["max_dev"], int) and config["max_dev"] > 0):
+        raise InputError(f"max_dev={config['max_dev']!r} must be a number of rows, for example 500, or null")
+    check_learning_rate(((config.get("optim") or {}).get("optimizer") or {}).get("lr"))
+    check_trainer(config["trainer"])
     return config
 
 
@@ -167,21 +207,6 @@ def in_use(folder: Path) -> Iterator[None]:
             raise write_error(Path(error.filename or folder), error) from error
 
 
-def _check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse values that Lightning accepts, and that fail later, or do nothing."""
-    for key in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval"):
-        if isinstance(settings.get(key), (int, float)) and settings[key] <= 0:
-            raise InputError(f"trainer.{key}={settings[key]} must be above 0")
-    if isinstance(settings.get("gradient_clip_val"), (int, float)) and settings["gradient_clip_val"] < 0:
-        raise InputError(f"trainer.gradient_clip_val={settings['gradient_clip_val']} must be above 0, or null for no clipping")
-    if settings.get("limit_val_batches") == 0:
-        raise InputError("trainer.limit_val_batches=0 leaves nothing to score the model by: leave it out")
-    if settings.get("overfit_batches"):
-        raise InputError("trainer.overfit_batches does not work with mixed tasks: set trainer.limit_train_batches")
-    if str(settings.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
-        raise InputError(f"trainer.precision={settings['precision']}: weights stay 32-true; choose bf16-mixed or 16-mixed")
-
-
 def make_tasks(cfg: DictConfig) -> dict[str, Task]:
     """Make the tasks of the mixture, by name."""
     if not cfg.get("task"):
@@ -199,7 +224,11 @@ def _task(cfg: DictConfig, name: str) -> dict[str, Any]:
         raise InputError(f"task.{name}.data is missing: say which data module and path")
     defaults = {key: cfg.get(key) for key in ("on_bad_row", "max_bad_fraction")}  # of all tasks, unless a task sets them
     rules = {key: value for key, value in defaults.items() if value is not None and key not in node.data}
+    if cfg.get("max_dev") is not None:
+        rules["max_dev"] = min(cfg.max_dev, node.data.get("max_dev") or cfg.max_dev)
     arguments = {"data": instantiate(node.data, trusted=cfg.trusted, **rules)}
+    if isinstance(arguments["data"], TaskDataset):
+        arguments["data"].key = f"task.{name}.data."
     arguments |= {key: instantiate(node.get(key), trusted=cfg.trusted) for key in allowed_keys[1:3]}
     return arguments | {key: node[key] for key in allowed_keys[3:] if node.get(key) is not None}
 
@@ -213,20 +242,10 @@ def make_encoder(cfg: DictConfig, texts: Iterable[str]) -> Encoder:
     return instantiate(cfg.encoder, trusted=cfg.trusted)
 
 
-def make_trainer(cfg: DictConfig) -> Trainer:
-    """Make the Trainer with its callbacks and loggers."""
-    loggers = instantiate_all(cfg.get("logger"), trusted=cfg.trusted)
-    callbacks = instantiate_all(cfg.get("callbacks"), trusted=cfg.trusted)
-    if not loggers:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    trainer = instantiate(cfg.trainer, callbacks=[*callbacks, Resume()], logger=loggers, trusted=cfg.trusted)
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a config without the plugin
-        trainer.strategy.checkpoint_io = SafeCheckpointIO()
-    return trainer
-
-
 def evaluate(trainer: Trainer, module: LightningModule, mixture: MixtureDataModule, test: bool) -> dict[str, float]:
-    """Score the dev splits, and with `test` the test splits."""
+    """Score the dev splits, and with `test` the test splits; empty if no task has a score."""
+    if not is_scored(module, mixture):
+        return {}
     trainer.validate(module, mixture, verbose=False)
     scores = _scores(trainer, "val/")
     if test:
@@ -290,21 +309,6 @@ def closing(loggers: Iterable[Logger]) -> Iterator[None]:
             logger.finalize(status)
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish(exit_code=int(status == "failed"))
-
-
-@contextmanager
-def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Turn Lightning's errors about settings of its Trainer into an InputError that names the key."""
-    try:
-        yield
-    except (MisconfigurationException, ValueError) as error:
-        setting_names = [name for name in re.findall(r"`(\w+)`", str(error)) if name in settings]
-        if isinstance(error, InputError) or not (setting_names or isinstance(error, MisconfigurationException)):
-            raise
-        where, message = f".{setting_names[0]}={settings[setting_names[0]]}" if setting_names else "", str(error).strip()
-        if "val_check_interval" in setting_names:  # Lightning would advise to skip the scores
-            message = f"{message.partition('. ')[0]}; trainer.check_val_every_n_epoch=null counts steps across rounds"
-        raise InputError(f"trainer{where}: {message}") from error
 
 
 def wait_for_ranks(trainer: Trainer) -> None:

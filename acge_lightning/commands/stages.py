@@ -15,6 +15,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from acge_lightning.commands.encoder_defaults import follow_encoder
+from acge_lightning.commands.scored_rows import stage_rows
 from acge_lightning.commands.single_run import checked, in_use, make_encoder, make_tasks, train
 from acge_lightning.config.building import plain
 from acge_lightning.config.secrets import recorded
@@ -28,12 +30,14 @@ from acge_lightning.encoder.vocabulary import Texts
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import FAMILIES, Dataset, labels_of
 from acge_lightning.evaluation.leaks import read_training_rows
-from acge_lightning.evaluation.scoring import Model, evaluate, open_models
+from acge_lightning.evaluation.models import Model, open_models
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.files.atomic import write_text
 from acge_lightning.report.tables import forgetting_tables, write_result
 from acge_lightning.terminal import show
 from acge_lightning.training.resume import check_same
+from acge_lightning.zoo.location import model_folder
 from acge_lightning.zoo.pretrained import load
 
 START = "start"  # the encoder before the first stage, in tables
@@ -61,8 +65,8 @@ def sequence(cfg: DictConfig) -> float:
     """Train the stages, score all tasks after each, and write what was learnt and forgotten.
 
     Each stage is a training run of its own in `<output_dir>/<number>_<name>`, from the encoder of the stage before; with
-    `resume=auto`, finished stages are not trained again. The folder then holds `forgetting.json`, `results.json` (test splits),
-    `results_dev.json`, `result.json`, and `export/`, the last encoder.
+    `resume=auto`, finished stages are not trained again. The folder then holds `forgetting.json`, `results.json` (test splits,
+    if all tasks have one), `results_dev.json`, `result.json`, and `export/`, the last encoder.
 
     Args:
         cfg: composed from `conf/train.yaml`, with `stages` and perhaps `strategy`.
@@ -108,7 +112,7 @@ class _Sequence:
         """Return the folder of the encoder that the first stage starts from, which is exported if need be."""
         node = self.cfg.encoder
         if node.get("path") and Path(node.path).is_dir() and all(node.get(key) is None for key in _CHANGES):
-            return Path(node.path)
+            return model_folder(Path(node.path))
         if not self.stages[0].train and (not node.get("path") or node.get("dense")):
             raise InputError(
                 f"stages.{self.stages[0].name}.train=false needs an encoder that has learnt it: encoder=pretrained"
@@ -123,7 +127,7 @@ class _Sequence:
         torch.manual_seed(self.cfg.seed)
         trained = [self.tasks[name] for name in first_tasks if self.tasks[name].weight > 0]
         texts = Texts(lambda: (text for task in trained for text in task.data.train_texts()))
-        earlier_rows = _training_rows([Path(node.path)]) if node.get("path") else None
+        earlier_rows = _training_rows([model_folder(Path(node.path))]) if node.get("path") else None
         return export(make_encoder(self.cfg, texts), folder, {"config": start_config}, earlier_rows)
 
     @property
@@ -177,6 +181,7 @@ class _Sequence:
         stage_config.stages = stage_config.strategy = None
         stage_config.trainer.devices = 1
         self._set_encoder(stage_config, index)
+        show(*follow_encoder(stage_config, load(stage_config.encoder.path)))
         self._set_tasks(stage_config, index)
         if self.anchors:
             stage_config.callbacks = stage_config.callbacks or {}
@@ -231,22 +236,36 @@ class _Sequence:
         strategy = {key: getattr(self.strategy, key) for key in ("name", "strength", "replay", "merge", "anchor")}
         done = len(models) == len(self.stages) + (START in self.models)
         record: dict[str, Any] = {"tasks": [stage.name for stage in self.stages], "strategy": strategy}
-        record |= self._scored(models, "test", self.folder / "results.json", done)
         record["dev"] = self._scored(models, "dev", self.folder / "results_dev.json", done)
+        record["split"] = self.split
+        if self.split == "test":
+            record |= self._scored(models, "test", self.folder / "results.json", done)
+        else:
+            record |= record["dev"]
         record["old_index"] = self._old_index(models) if done else []
         write_text(self.folder / "forgetting.json", json.dumps(_without_nan(record), ensure_ascii=False, indent=1) + "\n")
         return record
 
-    def _sets(self, split: str) -> list[_TaskSet]:
-        """List the split of each task; the dev split if it has no test split."""
-        task_sets = []
-        for name, task in self.tasks.items():
-            role = split if split in task.data.opened_splits else "dev"
-            if task.data.family in FAMILIES and role in task.data.opened_splits:
-                task_sets.append(_TaskSet(task.data.family, Path(task.data.path), role, task=name, data=task.data))
-        return task_sets
+    @property
+    def scored_tasks(self) -> dict[str, TaskDataset]:
+        """The data of the tasks that have something to score."""
+        scored = {name: task.data for name, task in self.tasks.items() if task.data.family in FAMILIES}
+        return {name: data for name, data in scored.items() if {"dev", "test"} & data.opened_splits.keys()}
 
-    def _scored(self, models: list[Model], split: str, out: Path, done: bool) -> dict[str, Any]:
+    @property
+    def split(self) -> Role:
+        """What stages are compared by: the test splits if all tasks have one, else the dev splits."""
+        return "test" if all("test" in data.opened_splits for data in self.scored_tasks.values()) else "dev"
+
+    def _sets(self, split: Role) -> list[_TaskSet]:
+        """List the split of each task that has it."""
+        return [
+            _TaskSet(data.family, Path(data.path), split, task=name, data=data)
+            for name, data in self.scored_tasks.items()
+            if split in data.opened_splits
+        ]
+
+    def _scored(self, models: list[Model], split: Role, out: Path, done: bool) -> dict[str, Any]:
         result = evaluate(models, self._sets(split), [], out, self.cache)
         for row in result["rows"]:
             if row["error"]:
@@ -254,18 +273,20 @@ class _Sequence:
         scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
         for row in result["rows"]:
             scores[row["encoder"]][row["dataset"]] = row["value"]
-        means = stage_means(scores, {stage.name: list(stage.task) for stage in self.stages})
+        tasks_of = {stage.name: list(stage.task) for stage in self.stages}
+        means = stage_means(scores, tasks_of)
         matrix = np.full((len(self.stages), len(self.stages)), np.nan)
         rows = means[1:] if START in self.models else means
         matrix[: len(rows)] = rows
         record = {"matrix": matrix.tolist(), "start": means[0].tolist(), "scores": scores}
+        record["rows"] = stage_rows(result, tasks_of, models[-1].name)
         return record | ({"measures": measures(matrix, means[0])} if done else {})
 
     def _old_index(self, models: list[Model]) -> list[dict[str, Any]]:
         """Compute the recall of every encoder's queries in every earlier encoder's index."""
         embeddings_of = {model.name: Embeddings(model.require_encoder(), self.cache / "embeddings") for model in models}
         rows = []
-        for task_set in self._sets("test"):
+        for task_set in self._sets(self.split):
             if task_set.family == "retrieval":
                 _, evaluation_set = task_set.open(self.cache)
                 vectors = {name: embeddings.encode_set(evaluation_set) for name, embeddings in embeddings_of.items()}
@@ -285,11 +306,13 @@ class _Sequence:
         output = export(load(models[-1]), self.folder / "export", _without_nan(config), rows)
         before: dict[str, float] = {}
         after: dict[str, float] = {}
-        for prefix, split_record in (("val", record["dev"]), ("test", record)):
+        split_records = {"val": record["dev"]} | ({"test": record} if record["split"] == "test" else {})
+        for prefix, split_record in split_records.items():
             before |= _prefixed(prefix, record["tasks"], split_record["start"])
             after |= _prefixed(prefix, record["tasks"], split_record["matrix"][-1])
             after |= {f"{prefix}/{key}": value for key, value in split_record["measures"].items() if key != "mean"}
-        write_result(self.folder, _without_nan(before), _without_nan(after), output)
+        scored = {prefix: split_record["rows"] for prefix, split_record in split_records.items()}
+        write_result(self.folder, _without_nan(before), _without_nan(after), output, scored)
         return output
 
 

@@ -1,4 +1,4 @@
-"""Print one table over all jobs of a multirun at its end."""
+"""Print tables over all jobs of a multirun at its end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from acge_lightning.files.atomic import draft, write_error
-from acge_lightning.report.tables import summarise
 from acge_lightning.terminal import show
 
 
 class Summary(Callback):
-    """Hydra callback: prints one table over all jobs of a multirun, and writes `summary.csv` beside them."""
+    """Hydra callback: prints a table over all jobs of a multirun, and one over seeds, and writes `summary.csv` beside them."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check, before Hydra writes the first file of a run, that its folder can be written to."""
@@ -28,9 +27,11 @@ class Summary(Callback):
             sys.exit(f"\nerror: hydra.run.dir: {write_error(folder, error)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the table after the last job."""
+        """Print and write the tables after the last job."""
+        from acge_lightning.report.tables import summarise  # it loads torch, and Hydra makes this object for every command line
+
         folder = Path(config.hydra.sweep.dir)
-        table, failed = summarise(folder)
-        show(table, f"The summary is in {folder / 'summary.csv'}")
+        tables, failed = summarise(folder)
+        show(*tables, f"The summary is in {folder / 'summary.csv'}")
         if failed:
             sys.exit(f"error: {failed} of the jobs failed")

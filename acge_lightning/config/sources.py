@@ -13,7 +13,7 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar
 
 import yaml
@@ -26,6 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from acge_lightning.config.folder import config_dir
 from acge_lightning.config.overrides import quote
 from acge_lightning.errors import InputError
 from acge_lightning.files.yaml_file import LARGEST, checked_text, explodes
@@ -45,19 +46,6 @@ _FILE = re.compile(r"(?!\.{1,2}\Z)[\w.-]+|\?\?\?")
 _CHOICE = re.compile(r"\$\{[\w./@-]+\}")  # another group's, in a defaults list
 
 
-def config_dir() -> Path:
-    """Return the folder of YAML files: in the package once installed, beside it in a checkout.
-
-    Raises:
-        InputError: it is in neither place.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise InputError(f"{package} holds no conf/train.yaml, nor does the folder above: install acge-lightning again")
-
-
 def read_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Parse the flags that name folders and files of configs, and have all their files read through `CheckedSource`.
 
@@ -73,6 +61,8 @@ def read_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parser = ArgumentParser(add_help=False)
     for name, short in (("config-dir", "cd"), ("config-name", "cn"), ("config-path", "cp"), ("cfg", "c")):
         parser.add_argument(f"--{name}", f"-{short}", dest=name)
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--info", "-i", nargs="?", const="all")
     parser.add_argument("--experimental-rerun", dest="rerun")
     parsed, rest = parser.parse_known_args(arguments)
     flags = {name: value for name, value in vars(parsed).items() if value is not None}
@@ -151,7 +141,7 @@ class CheckedSource(ConfigSource):
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
 
     def _file(self, config_path: str) -> Path:
-        if config_path.startswith("/") or ".." in config_path.split("/"):
+        if config_path.startswith(("/", "\\")) or PureWindowsPath(config_path).drive or ".." in re.split(r"[/\\]", config_path):
             sys.exit(f"\nerror: config {config_path} is outside of {self.path}: name its folder with --config-dir")
         return Path(self.path, self._normalize_file_name(config_path))
 

@@ -7,15 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from acge_lightning.data.epoch import deal
 from acge_lightning.data.evaluation_set import EvaluationSet
-from acge_lightning.data.readers import SUFFIXES, locate, split_files
 from acge_lightning.data.records import Record
+from acge_lightning.data.row_issues import warn_once
+from acge_lightning.data.source import Source, find_source
+from acge_lightning.data.splits import no_files, split_files, warn_of_left_files
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
 from acge_lightning.errors import InputError
 
@@ -23,6 +25,8 @@ Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")
 CACHE = "~/.cache/acge_lightning"
 NO_ROWS = np.empty(0, dtype=np.int64)
+_FEW_TEXTS = 50  # distinct texts that many rows share: perhaps those of another column
+_SHARES = 10_000  # parts into which rows are divided by a hash, some of which are held out
 
 
 class Split(Protocol):
@@ -66,11 +70,11 @@ class TaskDataset(ABC, Generic[SplitT]):
     """One data set of one task family, its rows checked and on disk.
 
     Args:
-        path: folder with `train`, `dev`, `test` files (jsonl, csv, tsv, each also .gz, or parquet), one training file, or a
-            hub id of a data set.
+        path: folder with `train`, `dev` (`validation`, `valid`, `val`, `eval`) and `test` files (json, jsonl, csv, tsv, each
+            also .gz, parquet or xlsx), one training file, a pattern (`data/*.csv`), a list of files, or a hub id of a data set.
         batch_size: rows a training step, over all devices.
-        splits: where the splits are called otherwise, for example `{dev: validation, test: null}`; a value may be a file.
-        columns: field -> column name, where the files differ, for example `{text1: sentence1}`.
+        splits: where the splits are called otherwise, for example `{dev: held_out, test: null}`; a value may be a file.
+        columns: field -> column name, for example `{text1: 问}`; well-known names are recognised (`columns.match_columns`).
         on_bad_row: `raise`, `skip` (counted and reported) or `quarantine` (also written to a file).
         max_bad_fraction: most bad rows, as a share of all, that are left out.
         max_train: most training rows, evenly drawn.
@@ -84,11 +88,12 @@ class TaskDataset(ABC, Generic[SplitT]):
     """
 
     family: ClassVar[str]
+    held_by: ClassVar[str] = "texts"  # what a hold-out keeps together
     role_names: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         batch_size: int = 64,
         splits: Mapping[Role, str | None] | None = None,
         columns: Mapping[str, str] | None = None,
@@ -116,9 +121,10 @@ class TaskDataset(ABC, Generic[SplitT]):
         wrong = set(prompts or {}) - set(self.role_names)
         if wrong:
             raise InputError(f"prompts.{min(wrong)} is no role of a {self.family} text: choose from {list(self.role_names)}")
-        self.path = str(path)
+        self.path = str(path) if isinstance(path, (str, Path)) else ", ".join(map(str, path))
+        self._given_path = path
         self.batch_size = batch_size
-        self.splits: dict[Role, str | None] = {role: role for role in ROLES} | dict(splits or {})
+        self.splits: dict[str, str | None] = {str(role): name for role, name in (splits or {}).items()}
         self.columns = dict(columns or {})
         self.on_bad_row: OnBadRow = on_bad_row
         self.max_bad_fraction = max_bad_fraction
@@ -127,6 +133,10 @@ class TaskDataset(ABC, Generic[SplitT]):
         self.prompts = dict(prompts or {})
         self.cache_dir = Path(cache_dir).expanduser()
         self.opened_splits: dict[Role, SplitT] = {}
+        self._taken: set[Path] = set()  # files of splits
+        self.labels: Mapping[Any, float | None] = {}
+        self.key = ""  # of these settings in a config, with a dot at its end, for messages
+        self.remark = ""  # on the rows that are held out, if any should be
 
     # ---- splits
 
@@ -138,41 +148,50 @@ class TaskDataset(ABC, Generic[SplitT]):
         """
         if self.opened_splits:
             return
-        source = locate(self.path)
+        source = find_source(self._given_path)
+        self._taken.clear()
         opened = {role: split for role in ROLES if (split := self._open_split(source, role)) is not None}
         if "dev" not in opened and "train" in opened and self.holdout:
             opened |= self._held_out(opened["train"])
         if not opened:
-            names = ", ".join(str(name) for name in self.splits.values() if name is not None)
-            raise InputError(f"{source} has no file of a split ({names}): name its files with `splits`")
+            names = [self.splits.get(role, role) for role in ROLES]
+            raise no_files(source, [name for name in names if name is not None])
+        warn_of_left_files(source, self._taken, self.splits)
         self.opened_splits = {role: _limited(split, self.limits[role]) for role, split in opened.items()}
 
     @abstractmethod
-    def _open_split(self, source: Path, role: Role) -> SplitT | None:
+    def _open_split(self, source: Source, role: Role) -> SplitT | None:
         """The checked rows of a split; None if it has no file."""
 
-    def _files(self, source: Path, role: Role) -> list[Path]:
-        name = self.splits[role]
-        if name is None:
-            return []
-        if str(name).endswith(SUFFIXES):
-            file = (source if source.is_dir() else source.parent) / name
-            if not file.is_file():
-                raise InputError(f"splits.{role}={name}: there is no file {file}")
-            return [file]
-        if source.is_file():
-            return [source] if role == "train" else []
-        return split_files(source, str(name))
+    def _files(self, source: Source, role: Role) -> list[Path]:
+        files = split_files(source, role, self.splits)
+        self._taken.update(files)
+        return files
 
     def _store(self, files: Sequence[Path], record: type[Record]) -> Store:
-        return open_store(files, record, self.columns, self.on_bad_row, self.cache_dir, self.max_bad_fraction)
+        settings = self.columns, self.on_bad_row, self.cache_dir, self.max_bad_fraction, self.labels, self.key
+        return open_store(files, record, *settings)
 
     def _held_out(self, train: SplitT) -> dict[Role, SplitT]:
         """Training rows divided into train and dev by the hash of a row's first text; {} if one of them would be empty."""
-        is_dev = train.first_ids.view(np.uint64) % np.uint64(10_000) < np.uint64(round(self.holdout * 10_000))
+        positions = train.first_ids.view(np.uint64) % np.uint64(_SHARES)
+        is_dev = positions < np.uint64(round(self.holdout * _SHARES))
         if not is_dev.any() or is_dev.all():
+            self.remark = self._nothing_held_out(train, positions)
             return {}
+        self.remark = f"{is_dev.sum()} of {len(train)} rows are held out"
         return {"train": train.select(np.flatnonzero(~is_dev)), "dev": train.select(np.flatnonzero(is_dev))}
+
+    def _nothing_held_out(self, train: SplitT, positions: np.ndarray) -> str:
+        """Say why there is no hold-out, and which share would make one."""
+        distinct = f"{len(np.unique(train.first_ids))} distinct {self.held_by}"
+        taken = "none" if positions.min() >= round(self.holdout * _SHARES) else "all"
+        what = f"{len(train)} rows, {distinct}: {self.key}holdout={self.holdout:g} takes {taken} of them"
+        remedy = "give more rows, or a folder with a train and a dev file"
+        if positions.min() == positions.max():
+            return f"{what}; {remedy}"
+        share = (positions.min() + 1 if taken == "none" else positions.max()) / _SHARES
+        return f"{what}; {remedy}, or {self.key}holdout={share:g}"
 
     @property
     def train(self) -> SplitT:
@@ -240,8 +259,18 @@ class TaskDataset(ABC, Generic[SplitT]):
         Raises:
             InputError: which says what all rows have in common.
         """
-        if len(np.unique(self.texts_of(np.zeros(len(self)))[0])) < 2:
+        distinct = len(np.unique(self.texts_of(np.zeros(len(self)))[0]))
+        if distinct < 2:
             raise InputError(f"its {len(self)} training rows have one distinct text: check the file, and its columns")
+        if distinct < _FEW_TEXTS and distinct * 10 < len(self):
+            warn_once(f"{self.path}: its {len(self)} training rows have {distinct} distinct texts: check its columns")
+
+    def check_scorable(self, role: Role) -> None:
+        """Refuse a split whose score is the same whatever the encoder does.
+
+        Raises:
+            InputError: which says what all its rows have in common.
+        """
 
     def random_negatives(self, positions: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Further texts for a batch of these rows, of all devices together: Int64[m] numbers of texts; here none."""
@@ -270,6 +299,10 @@ class TaskDataset(ABC, Generic[SplitT]):
 
     def note(self, role: Role) -> str | None:
         """What of a split cannot be scored, if anything."""
+        return None
+
+    def document_count(self, role: Role) -> int | None:
+        """How many documents each query of a split is ranked against; None where there are none."""
         return None
 
 

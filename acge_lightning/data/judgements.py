@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from acge_lightning.data.readers import rows
 from acge_lightning.data.records import RowError, identifier, number
-from acge_lightning.data.store import RowIssues, Store
+from acge_lightning.data.row_issues import RowIssues
+from acge_lightning.data.store import Store
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class JudgedQueries:
         unanswered: queries that were left out because no judged text is a positive.
         unmatched: judgements that were left out because their query or document is not there.
         own_documents: Int64[n]: the document that has the query's `_id`, -1 where none has; None without ids.
+        others: further queries of the same files, whose judged texts are searched too.
     """
 
     query_ids: np.ndarray
@@ -51,6 +53,7 @@ class JudgedQueries:
     unanswered: int = 0
     unmatched: int = 0
     own_documents: np.ndarray | None = None
+    others: JudgedQueries | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -91,6 +94,16 @@ class JudgedQueries:
         row = np.repeat(np.arange(len(positions)), lengths)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return self.offsets[positions][row] + within, row
+
+    def other_texts(self, limit: int | None) -> list[str]:
+        """The distinct judged texts of `others` that none of these queries judges; at most `limit`, evenly drawn."""
+        if self.others is None:
+            return []
+        ids, numbers = np.unique(self.others.text_ids, return_index=True)
+        numbers = np.sort(numbers[~np.isin(ids, self.text_ids)])
+        if limit is not None and len(numbers) > limit:
+            numbers = np.sort(np.random.default_rng(0).permutation(numbers)[:limit])
+        return self.others.read_texts(numbers)
 
     @cached_property
     def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:

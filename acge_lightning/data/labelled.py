@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from acge_lightning.data.dataset import NO_ROWS, Examples
+from acge_lightning.data.dataset import NO_ROWS, Examples, Role
 from acge_lightning.data.epoch import deal, even_sizes
 from acge_lightning.data.evaluation_set import EvaluationSet, text_column
 from acge_lightning.data.records import LabelledRecord
+from acge_lightning.data.row_issues import warn_once
 from acge_lightning.data.rows import RowDataset, Rows
 from acge_lightning.errors import InputError
 
@@ -75,6 +76,10 @@ class ClusteringDataset(RowDataset):
         if np.bincount(texts_and_labels[1]).max() < 2:
             raise InputError(f"its {len(self)} training rows have no two texts of one label: check the label column")
 
+    def check_scorable(self, role: Role) -> None:
+        """Refuse a split of one label: it makes one cluster, and a score of 1."""
+        self.check_one_label(role, "label")
+
     def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """The texts and their class numbers."""
         rows = self.train.take(positions)
@@ -115,6 +120,14 @@ class ClassificationDataset(ClusteringDataset):
         if not 1 <= draws <= 62:
             raise InputError(f"draws={draws} must be 1 to 62")
         self.shots, self.draws, self.seed = shots, draws, seed
+
+    def check_scorable(self, role: Role) -> None:
+        """Refuse training rows of one label, and warn of evaluation rows whose label no training row has."""
+        self.check_one_label("train", "label")
+        labels = self.opened_splits[role].column("label")
+        strange = int((~np.isin(labels, self.train.column("label"))).sum())
+        if strange:
+            warn_once(f"{self.path}: {strange} of {len(labels)} {role} rows have a label that no training row has")
 
     def _evaluation(self, split: Rows) -> EvaluationSet:
         label = self._class_numbers(self.train.column("label"))

@@ -22,6 +22,10 @@ from acge_lightning.errors import InputError
 _LOG = logging.getLogger(__name__)
 
 
+def _remark(data: TaskDataset) -> str:
+    return f" ({data.remark})" if data.remark else ""
+
+
 class MixtureDataModule(LightningDataModule):
     """Composes the data of several tasks. Its loaders need an encoder's tokenizer: `bind` one first.
 
@@ -93,10 +97,12 @@ class MixtureDataModule(LightningDataModule):
         for data in self.tasks.values():
             data.open()
         for name, data in self.training_tasks.items():
+            if len(data) == 1:
+                raise InputError(f"task {name} has 1 training row: give some hundreds, or two to try it{_remark(data)}")
             try:
                 data.check_learnable()
             except InputError as error:
-                raise InputError(f"task {name} has nothing to learn: {error}") from None
+                raise InputError(f"task {name} has nothing to learn: {error}{_remark(data)}") from None
         weights = {name: self.weights.get(name, 1.0) for name in self.training_tasks}
         sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
         for name, role, leaked, total in self.leaked():
@@ -115,6 +121,34 @@ class MixtureDataModule(LightningDataModule):
         for data in self.tasks.values():
             data.open()
         return [name for name, data in self.tasks.items() if role in data.opened_splits]
+
+    def check_scorable(self, role: Role) -> list[str]:
+        """List the tasks that can be scored on a split; none are, if all have unlabelled texts.
+
+        Raises:
+            InputError: a split whose score says nothing, or no split though there are tasks that could be scored.
+        """
+        names = self.evaluated(role)
+        for name in names:
+            try:
+                self.tasks[name].check_scorable(role)
+            except InputError as error:
+                raise InputError(f"task {name} cannot be scored: {error}{_remark(self.tasks[name])}") from None
+        unscored = {name: data for name, data in self.tasks.items() if name not in names and data.family != "unlabelled"}
+        remarks = [f"task {name} is not scored: {data.path}: {data.remark}" for name, data in unscored.items() if data.remark]
+        if role == "dev" and unscored and not names:
+            reasons = remarks or ["name one with `splits`, or set data.holdout above 0"]
+            raise InputError(f"no task has a {role} split to score: {'; '.join(reasons)}")
+        for remark in remarks if role == "dev" else ():
+            _LOG.warning("%s", remark)
+        return names
+
+    def document_counts(self) -> dict[str, str]:
+        """Say for scores of tasks of queries, by how their names begin, how many documents were searched."""
+        splits: list[tuple[str, Role]] = [("val", "dev"), ("test", "test")]
+        scored = [(prefix, role, name) for prefix, role in splits for name in self.evaluated(role)]
+        counts = {f"{prefix}/{name}/": self.tasks[name].document_count(role) for prefix, role, name in scored}
+        return {key: f"of {count:,} documents" for key, count in counts.items() if count is not None}
 
     def leaked(self) -> Iterator[tuple[str, Role, int, int]]:
         """(task, split, rows of it that are training rows of any task, rows) for each split with such rows."""

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from acge_lightning.data.dataset import NO_ROWS, Examples
+from acge_lightning.data.dataset import NO_ROWS, Examples, Role
 from acge_lightning.data.epoch import deal_by_rank
 from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
 from acge_lightning.data.records import PairRecord, Record, ScoredPairRecord
+from acge_lightning.data.row_issues import warn_once
 from acge_lightning.data.rows import RowDataset, Rows
+from acge_lightning.errors import InputError
 
 
 class STSDataset(RowDataset):
     """Semantic textual similarity: `text1, text2`, and `score` (any scale, higher is closer) or a binary `label`.
 
-    Every batch holds labels from the whole range, which `CoSENT` needs. Arguments as in `TaskDataset`.
+    Every batch holds labels from the whole range, which `CoSENT` needs: of scores it sees the order only.
+
+    Args:
+        labels: what a word of the label (or score) column counts as; null leaves such rows out. Many are understood without:
+            0, 1, 相似, 不相似, 是, 否, yes, no, entailment, neutral, contradiction …
+        **kwargs: as in `TaskDataset`.
+
+    YAML::
+
+        mine:
+          data:
+            _target_: acge_lightning.data.PairDataModule
+            path: pairs.csv
+            labels: {基本一致: 1, 说不清: null, 无关: 0}
     """
 
     family = "sts"
     record: ClassVar[type[Record]] = ScoredPairRecord
     label: ClassVar[str] = "score"
+    held_by = "texts in text1"
+
+    def __init__(
+        self,
+        path: str | Path | Sequence[str | Path],
+        *args: Any,
+        labels: Mapping[Any, float | None] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(path, *args, **kwargs)
+        for word, value in (labels or {}).items():
+            if isinstance(value, bool) or not (value is None or isinstance(value, (int, float))):
+                raise InputError(f"{self.key}labels.{word}={value!r} must be a number, such as 1 or 0, or null to leave it out")
+        self.labels = dict(labels or {})
+
+    def open(self) -> None:
+        """Open the splits, and name the scale of the training scores."""
+        super().open()
+        if "train" in self.opened_splits:
+            scores = self.opened_splits["train"].column(self.label)
+            if not np.isin(scores, (0, 1)).all():
+                warn_once(f"{self.path}: its scores are {scores.min():g} to {scores.max():g}: only their order counts")
 
     def keys(self, split: Rows) -> np.ndarray:
         """The same for a pair in either order."""
@@ -38,6 +77,10 @@ class STSDataset(RowDataset):
         """Refuse one distinct text, or pairs that all have one label: `CoSENT` is 0 for them."""
         super().check_learnable()
         self.check_labels(self.train.column(self.label), self.label)
+
+    def check_scorable(self, role: Role) -> None:
+        """Refuse a split of one label: there is nothing to rank."""
+        self.check_one_label(role, self.label)
 
     def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
         """Both texts of each pair, and the label."""
@@ -57,7 +100,7 @@ class STSDataset(RowDataset):
 class PairDataset(STSDataset):
     """Pair classification: `text1, text2, label` (0 or 1; entailment and contradiction count as 1 and 0, neutral is left out).
 
-    Arguments as in `TaskDataset`.
+    Arguments as in `STSDataset`.
     """
 
     family = "pair"

@@ -1,4 +1,7 @@
-"""What a row of a data set must hold: five records for seven task families, and the checks that make them."""
+"""What a row of a data set must hold: five records for seven task families, and the checks that make them.
+
+`fields` of a record are all that it reads; of each tuple of `required`, a file has at least one.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 Row = Mapping[str, Any]
-_BINARY = {"0": 0, "1": 1, "false": 0, "true": 1, "contradiction": 0, "entailment": 1}
+Setting = tuple[str, Mapping[str, Any]]
+_WORDS = {
+    1: "1 true yes y t entailment duplicate similar same match 是 相似 相同 同义 匹配 正确 对 蕴含 蕴涵 相关 一致",
+    0: "0 false no n f contradiction different dissimilar "
+    "否 不是 不相似 不同 不相同 不同义 不匹配 错误 错 不正确 不对 矛盾 不相关 不一致",
+    None: "neutral 中立 中性",
+}
+NEUTRAL = "neutral"
+_BINARY = {word: value for value, words in _WORDS.items() for word in words.split()}
 
 
 class RowError(ValueError):
-    """A row that does not fit its record: which field, why, and what to do."""
+    """A row or a file that does not fit its record: which field, why, and what to do.
 
-    def __init__(self, field: str | None, reason: str):
+    Args:
+        field: of the record.
+        reason: in words.
+        setting: the argument of the data set that mends it, and its value: `("columns", {"score": "label"})`.
+    """
+
+    def __init__(self, field: str | None, reason: str, setting: Setting | None = None):
         super().__init__(reason if field is None else f"field {field!r} {reason}")
+        self.setting = setting
 
 
 def text_id(text: str) -> int:
@@ -33,7 +51,7 @@ def text_id(text: str) -> int:
 
 def _value(row: Row, field: str) -> Any:
     if field not in row:
-        raise RowError(field, f"is missing; the row has {sorted(row)}: name the right one with columns: {{{field}: …}}")
+        raise RowError(field, f"is missing; the row has {sorted(row)}: give it one, or on_bad_row=skip")
     return row[field]
 
 
@@ -92,10 +110,20 @@ def number(row: Row, field: str) -> float:
     try:
         parsed = float(value.replace("_", "?") if isinstance(value, str) else value)  # 1_0 is a number in Python only
     except (TypeError, ValueError, OverflowError):
-        raise RowError(field, f"is {value!r:.60}, not a number") from None
+        raise RowError(field, f"is {value!r:.60}, not a number: {_as_number(value)}") from None
     if not math.isfinite(parsed):
         raise RowError(field, f"is {value!r:.60}, not a finite number")
     return parsed
+
+
+def _as_number(value: Any) -> str:
+    """How to write a percentage, a number with a decimal comma or with a unit."""
+    text = unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else ""
+    match = re.fullmatch(r"([+-]?\d+)(?:\.(\d+)|,(\d{1,2}))?\s*(%|分)?", text, re.ASCII)
+    if match is None:
+        return "write one, such as 0.8, or on_bad_row=skip"
+    meant = float(f"{match[1]}.{match[2] or match[3] or 0}")
+    return f"write it as {meant / 100 if match[4] == '%' else meant:g}, and all others so too"
 
 
 def _word(value: Any, field: str, what: str) -> str:
@@ -131,12 +159,24 @@ def _part(value: Any, field: str) -> str:
 def _binary(row: Row, field: str) -> int | None:
     """0, 1, or None for neutral."""
     value = _value(row, field)
-    word = _whole(str(value).strip().lower())
-    if word == "neutral":
-        return None
-    if word not in _BINARY:
-        raise RowError(field, f"is {value!r:.60}: it must be 0, 1, entailment, contradiction or neutral")
-    return _BINARY[word]
+    label = as_label(value)
+    if label in _BINARY:
+        return _BINARY[label]
+    if re.fullmatch(r"\d", label):  # the order of NLI's numbers differs from set to set
+        reason = f"is {value!r:.60}: it must be 1 or 0. Where 0, 1, 2 are entailment, neutral, contradiction"
+        raise RowError(field, reason, ("labels", {"0": 1, "1": None, "2": 0}))
+    words = "相似, 不相似, 是, 否, yes, no, entailment, neutral, contradiction"
+    reason = f"is {value!r:.60}: it must be 1, 0, or a word such as {words}. Say what others mean"
+    raise RowError(field, reason, ("labels", {label if isinstance(value, str) and 0 < len(label) <= 20 else "…": 1, "…": 0}))
+
+
+def as_label(value: Any) -> str:
+    """A label as it is compared: without white space around it, case, width, and the `.0` of a whole number.
+
+    >>> as_label(" Ｙes"), as_label(1.0), as_label(True)
+    ('yes', '1', 'true')
+    """
+    return _whole(unicodedata.normalize("NFKC", str(value)).strip().casefold())
 
 
 @dataclass(frozen=True)
@@ -147,6 +187,7 @@ class TripletRecord:
     positive: tuple[str, ...]
     negative: tuple[str, ...] = ()
     fields: ClassVar = ("query", "positive", "negative")
+    required: ClassVar = (("query",), ("positive",))
 
     @classmethod
     def parse(cls, row: Row) -> Self:
@@ -167,14 +208,23 @@ class ScoredPairRecord:
     text2: str
     score: float
     fields: ClassVar = ("text1", "text2", "score", "label")
+    required: ClassVar = (("text1",), ("text2",), ("score", "label"))
 
     @classmethod
     def parse(cls, row: Row) -> Self | None:
         """From a row; None for a neutral label."""
         graded = "score" in row or "label" not in row
-        score = number(row, "score") if graded else _binary(row, "label")
+        score = number(row, "score") if graded else cls._label(row)
         texts = _text(row, "text1"), _text(row, "text2")
         return None if score is None else cls(*texts, float(score))
+
+    @staticmethod
+    def _label(row: Row) -> int | None:
+        """0, 1, or None for neutral; other numbers may be scores, which only the user knows."""
+        value = _value(row, "label")
+        if as_label(value) not in _BINARY and re.fullmatch(r"[+-]?\d+(\.\d+)?", as_label(value), re.ASCII):
+            raise RowError("label", f"is {value!r:.60}: a label is 1 or 0. If it is a score", ("columns", {"score": "label"}))
+        return _binary(row, "label")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -190,6 +240,7 @@ class PairRecord:
     text2: str
     label: int
     fields: ClassVar = ("text1", "text2", "label")
+    required: ClassVar = (("text1",), ("text2",), ("label",))
 
     @classmethod
     def parse(cls, row: Row) -> Self | None:
@@ -211,6 +262,7 @@ class LabelledRecord:
     text: str
     label: str
     fields: ClassVar = ("text", "label")
+    required: ClassVar = (("text",), ("label",))
 
     @classmethod
     def parse(cls, row: Row) -> Self:
@@ -229,6 +281,7 @@ class TextRecord:
 
     text: str
     fields: ClassVar = ("text",)
+    required: ClassVar = (("text",),)
 
     @classmethod
     def parse(cls, row: Row) -> Self:
@@ -251,6 +304,7 @@ class DocumentRecord:
     key: str
     text: str
     fields: ClassVar = ("_id", "text", "title")
+    required: ClassVar = (("_id",), ("text",))
 
     @classmethod
     def parse(cls, row: Row) -> Self:

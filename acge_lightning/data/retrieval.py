@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,11 @@ import torch
 from acge_lightning.data.dataset import NO_ROWS, Examples, Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
 from acge_lightning.data.judgements import JudgedQueries, JudgementFiles, from_beir, from_rows
-from acge_lightning.data.readers import is_beir, split_files
 from acge_lightning.data.records import DocumentRecord, TripletRecord
-from acge_lightning.data.store import RowIssues, quarantine_file
+from acge_lightning.data.row_issues import RowIssues
+from acge_lightning.data.source import Source
+from acge_lightning.data.splits import files_called, is_beir
+from acge_lightning.data.store import quarantine_file
 from acge_lightning.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
 
     A step takes one positive a query, drawn anew each epoch, and up to `negatives` of its negatives. Where queries of a batch
     share a positive, other queries' positives, drawn at random, make up for it as negatives. Texts judged positive for a query
-    are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows.
+    are never its negatives. The evaluation ranks the whole corpus; without one, all texts of the split's rows, and of rows that
+    are held out also those of the rows that they were taken from.
 
     What published BEIR folders have is told and counted, and is no error, under `on_bad_row=raise` either, while it is at most
     `max_bad_fraction` of a file: empty texts, which stay in the evaluation, as in mteb, but nothing is learnt from them; and
@@ -41,32 +45,41 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         negatives: texts judged 0 (or listed under `negative`) that a query brings along.
         exclude_own_id: leave the document that has the query's own `_id` out of its ranking, where queries are documents
             themselves, as in BEIR's ArguAna and Quora.
+        max_documents: most texts of training rows, evenly drawn, that queries of held-out rows are ranked against; None: all.
         **kwargs: as in `TaskDataset`; prompt roles are `query` and `document`.
     """
 
     family = "retrieval"
+    held_by = "queries"
     role_names = ("query", "document")
     in_batch: ClassVar[bool] = True  # whether the positives of other queries are negatives
 
-    def __init__(self, *args: Any, negatives: int = 1, exclude_own_id: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        negatives: int = 1,
+        exclude_own_id: bool = False,
+        max_documents: int | None = 10_000,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         if negatives < 0:
             raise InputError(f"negatives={negatives} must be 0 or more")
-        self.negatives, self.exclude_own_id = negatives, exclude_own_id
+        self.negatives, self.exclude_own_id, self.max_documents = negatives, exclude_own_id, max_documents
 
-    def _open_split(self, source: Path, role: Role) -> JudgedQueries | None:
+    def _open_split(self, source: Source, role: Role) -> JudgedQueries | None:
         if not is_beir(source):
             if self.exclude_own_id:
                 raise InputError(
-                    f"{source}: exclude_own_id=true needs the ids of a BEIR folder, and rows have none: leave it out"
+                    f"{self.path}: exclude_own_id=true needs the ids of a BEIR folder, and rows have none: leave it out"
                 )
             files = self._files(source, role)
             return from_rows(self._store(files, TripletRecord)) if files else None
         qrels = self._files(source / "qrels", role)
         if not qrels:
             return None
-        corpus = self._store(split_files(source, "corpus"), DocumentRecord)
-        queries = split_files(source, "queries")
+        corpus = self._store(files_called(source, "corpus"), DocumentRecord)
+        queries = files_called(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
         return from_beir(corpus, self._store(queries, DocumentRecord), self._judgement_files(qrels), learn=role == "train")
@@ -76,9 +89,27 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         quarantine = quarantine_file(self.cache_dir / name) if self.on_bad_row == "quarantine" else None
         return JudgementFiles(files, self.on_bad_row, RowIssues(quarantine), self.max_bad_fraction)
 
+    def _held_out(self, train: JudgedQueries) -> dict[Role, JudgedQueries]:
+        """As of every family; queries that are held out search the texts of the others too."""
+        divided = super()._held_out(train)
+        if "dev" in divided and train.documents is None:
+            divided["dev"] = replace(divided["dev"], others=divided["train"])
+        return divided
+
     def note(self, role: Role) -> str | None:
-        """How many queries have no relevant document, and how many judgements name what is not there."""
-        return self.opened_splits[role].note
+        """Of rows: how many documents there are. Of a corpus: how many queries have none, how many judgements are left out."""
+        split = self.opened_splits[role]
+        return split.note if split.corpus is not None else f"of {self.document_count(role):,} documents"
+
+    def document_count(self, role: Role) -> int | None:
+        """How many distinct documents each query of a split is ranked against; None where each has its own."""
+        split = self.opened_splits[role]
+        return len(self.documents(split)[0] if split.corpus is None else split.corpus[0])
+
+    def check_scorable(self, role: Role) -> None:
+        """Refuse queries that search a single document: it is always the best."""
+        if self.document_count(role) == 1:
+            raise InputError(f"its {role} rows have one document, which is always ranked best: give more rows")
 
     def _identity(self) -> Iterator[np.ndarray]:
         yield from (self.train.query_ids, self.train.offsets, self.train.text_ids, self.train.grades)
@@ -180,6 +211,7 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         if split.corpus is not None:
             return split.corpus[0], _first_equal(split.corpus[0]), split.corpus[1]
         names, document = distinct_texts(split.read_texts(np.arange(len(split.text_ids))))
+        names += split.other_texts(self.max_documents)
         return text_column(names), np.arange(len(names)), document
 
     def own_documents(self, split: JudgedQueries) -> np.ndarray:
@@ -236,6 +268,15 @@ class RerankingDataset(RetrievalDataset):
         of_one_kind = (split.positives == 0) | (split.positives == np.diff(split.offsets))
         left_out = int(of_one_kind.sum()) + split.unanswered
         return f"{left_out} queries without both relevant and other candidates are left out" if left_out else None
+
+    def document_count(self, role: Role) -> None:
+        """None: every query has a list of its own."""
+
+    def check_scorable(self, role: Role) -> None:
+        """Refuse lists of one kind only."""
+        split = self.opened_splits[role]
+        if not ((split.positives > 0) & (split.positives < np.diff(split.offsets))).any():
+            raise InputError(f"none of its {len(split)} {role} rows has both a positive and a negative: check their columns")
 
     def documents(self, split: JudgedQueries) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
         """The same: every listed candidate is a document of its own, though its text may be listed elsewhere too."""

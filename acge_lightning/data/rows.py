@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 from acge_lightning.data.dataset import Role, TaskDataset
 from acge_lightning.data.epoch import batch_sizes
 from acge_lightning.data.records import Record, text_id
+from acge_lightning.data.source import Source
 from acge_lightning.data.store import Store
 from acge_lightning.errors import InputError
 
@@ -68,7 +68,7 @@ class RowDataset(TaskDataset[Rows]):
 
     record: ClassVar[type[Record]]
 
-    def _open_split(self, source: Path, role: Role) -> Rows | None:
+    def _open_split(self, source: Source, role: Role) -> Rows | None:
         files = self._files(source, role)
         if not files:
             return None
@@ -112,3 +112,13 @@ class RowDataset(TaskDataset[Rows]):
                 "batch_size, or add such rows",
                 self.path, minority, len(labels), name, values[counts.argmax()], batches - minority, batches,
             )  # fmt: skip
+
+    def check_one_label(self, role: Role, name: str) -> None:
+        """Refuse a split whose rows all have one label.
+
+        Raises:
+            InputError: one distinct label.
+        """
+        values, counts = np.unique(self.opened_splits[role].column(name), return_counts=True)
+        if len(values) < 2:
+            raise InputError(f"its {counts[0]} {role} rows all have the {name} {values[0]}: give rows with others too")

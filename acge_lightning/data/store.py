@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from pathlib import Path
@@ -16,13 +14,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from acge_lightning.data.readers import rows
-from acge_lightning.data.records import DocumentRecord, Record, RowError, text_id
+from acge_lightning.data.reading import Reading
+from acge_lightning.data.records import Record, as_label, text_id
+from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import draft, replace_file, sweep
 
 _LOG = logging.getLogger(__name__)
-VERSION = 3  # of what reading a file means
+VERSION = 6  # of what reading a file means
 _FORM = 2  # of how its rows are kept
 _DIGEST = 32  # bytes
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 65_536, 16_000_000
@@ -103,17 +102,21 @@ def open_store(
     on_bad_row: OnBadRow,
     cache_dir: str | Path,
     max_bad_fraction: float = MAX_BAD,
+    labels: Mapping[Any, float | None] | None = None,
+    key: str = "",
 ) -> Store:
     """The checked rows of the files; kept in `cache_dir` until a file or a setting changes.
 
     Args:
         files: what `readers.rows` reads.
         record: what every row must hold.
-        columns: field -> name of its column in the files, where they differ.
+        columns: field -> name of its column in the files; of other fields `columns.match_columns` finds it in each file.
         on_bad_row: `raise` stops at the first bad row; `skip` leaves bad rows out, counts them and warns; `quarantine` also
             writes them, with file, line and reason, to a file beside the Arrow file, which the warning names.
         cache_dir: folder of the Arrow files.
         max_bad_fraction: most bad rows, as a share of all, that are left out; more are an error.
+        labels: what a word of the label (or score) column counts as, before all that is understood anyway; None: left out.
+        key: of the settings in the config, with a dot at its end, for messages.
 
     Raises:
         InputError: a bad row (file, line, field, remedy), too many of them, no rows at all, or an unreadable file.
@@ -124,12 +127,14 @@ def open_store(
     if on_bad_row not in get_args(OnBadRow):
         raise InputError(f"on_bad_row={on_bad_row!r} is unknown: choose from {', '.join(get_args(OnBadRow))}")
     state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = json.dumps([VERSION, _FORM, state, record.__name__, dict(columns), on_bad_row], sort_keys=True)
-    target = Path(cache_dir).expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
+    meanings = {as_label(word): value for word, value in (labels or {}).items()}
+    identity = [VERSION, _FORM, state, record.__name__, dict(columns), on_bad_row, *([meanings] if meanings else [])]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    target = Path(cache_dir).expanduser() / f"{digest[:24]}.arrow"
     store = _kept(target, record)
     if store is None:
         try:
-            _write(target, files, record, columns, on_bad_row)
+            _write(target, files, Reading(record, columns, meanings, on_bad_row, key))
         except OSError as error:
             reason = f"checked rows cannot be kept in {target.parent} ({error.strerror or error})"
             raise InputError(f"{reason}: make room there, or give another paths.cache_dir") from error
@@ -158,85 +163,16 @@ def quarantine_file(target: Path) -> Path:
     return target.with_suffix(".bad.jsonl")
 
 
-@dataclass
-class RowIssues:
-    """What is wrong with some files, and not an error at once: counts, the first of each kind, and a file of bad rows if any.
-
-    Args:
-        quarantine: file to which bad rows are written; None for no file.
-        skipped: bad rows, which are left out.
-        neutral: rows of a neutral label, which are left out.
-        empty: empty queries and documents, which are kept.
-        spaced: ids that stand between white space, which are kept without it.
-    """
-
-    quarantine: Path | None
-    skipped: int = 0
-    neutral: int = 0
-    empty: int = 0
-    spaced: int = 0
-    first: str = ""
-    first_empty: str = ""
-
-    def bad(self, file: Path, line: int, row: Any, error: Exception) -> None:
-        """Take note of a bad row."""
-        if not self.skipped:
-            self.first = f"{file}, line {line}: {error}"
-            _LOG.warning("%s (skipped, as are further bad rows)", self.first)
-        self.skipped += 1
-        if self.quarantine is not None:
-            kept = None if isinstance(row, RowError) else row
-            note = {"file": str(file), "line": line, "reason": str(error), "row": kept}
-            with self.quarantine.open("a", encoding="utf-8", errors="backslashreplace") as handle:
-                handle.write(json.dumps(note, ensure_ascii=False, default=str) + "\n")
-
-    def document(self, file: Path, line: int, row: Mapping[str, Any], parsed: DocumentRecord) -> None:
-        """Take note of what is odd in a query or a document that is kept."""
-        self.spaced += isinstance(row["_id"], str) and parsed.key != row["_id"]
-        if not parsed.text:
-            self.first_empty = self.first_empty or f"{file}, line {line}"
-            self.empty += 1
-
-    def report(self, file: Path, kept: int, max_bad_fraction: float) -> None:
-        """A warning of what is wrong, an error if it is too much."""
-        rows = max(1, self.skipped + self.neutral + kept)
-        share = (self.skipped + self.empty) / rows
-        if share > max_bad_fraction:
-            counts = ((self.skipped, "rows are bad"), (self.empty, "texts are empty"))
-            what = " and ".join(f"{count} {what}" for count, what in counts if count)
-            raise InputError(
-                f"{file}: {what}, {share:.1%} of all; max_bad_fraction allows {max_bad_fraction:.1%}: mend them, or "
-                f"max_bad_fraction={math.ceil(share * 1000) / 1000:g}; the first of them: {self.first or self.first_empty}"
-            )
-        if self.skipped:
-            where = f"; they are in {self.quarantine}" if self.quarantine else ""
-            _LOG.warning("%s: %d bad rows skipped, %d kept%s", file, self.skipped, kept, where)
-        if self.neutral:
-            _LOG.warning("%s: %d neutral rows left out, %d kept", file, self.neutral, kept)
-        if self.empty:
-            _LOG.warning("%s: %d texts are empty, the first in %s: they are kept", file, self.empty, self.first_empty)
-        if self.spaced:
-            _LOG.warning("%s: %d ids stand between white space, which is not part of them", file, self.spaced)
-
-    def reason(self, file: Path) -> str:
-        """Why a store would be empty."""
-        if self.skipped:
-            return f"{file}: all {self.skipped} rows are bad, the first of them: {self.first}"
-        if self.neutral:
-            return f"{file}: all {self.neutral} rows are neutral: give rows of both kinds"
-        return f"{file}: the file has no rows: give at least one"
-
-
 def _schema(record: type[Record]) -> pa.Schema:
     return pa.schema({f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())})
 
 
-def _write(target: Path, files: Sequence[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow) -> None:
+def _write(target: Path, files: Sequence[Path], reading: Reading) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
     with draft(target) as new, draft(quarantine_file(target)) as bad:
-        issues = RowIssues(bad if on_bad_row == "quarantine" else None)
-        blocks = _blocks(_records(files, record, columns, on_bad_row, issues), _schema(record))
+        issues = RowIssues(bad if reading.on_bad_row == "quarantine" else None)
+        blocks = _blocks(reading.records(files, issues), _schema(reading.record))
         first_block = next(blocks, None)
         if first_block is None:
             raise InputError(issues.reason(files[0]))
@@ -250,45 +186,6 @@ def _write(target: Path, files: Sequence[Path], record: type[Record], columns: M
         if issues.quarantine is not None and issues.skipped:
             replace_file(quarantine_file(target), issues.quarantine)
         replace_file(target, new)
-
-
-def _records(
-    files: Iterable[Path], record: type[Record], columns: Mapping[str, str], on_bad_row: OnBadRow, issues: RowIssues
-) -> Iterator[Record]:
-    read: dict[str, tuple[Path, int]] = {}  # where each document was read, by its id
-    fields = {columns.get(name, name) for name in record.fields}
-    for file in files:
-        for line, row in rows(file, fields):
-            try:
-                if isinstance(row, RowError):
-                    raise row
-                parsed = record.parse(renamed := _renamed(row, columns))
-                if isinstance(parsed, DocumentRecord):
-                    earlier, number = read.setdefault(parsed.key, (file, line))
-                    if (earlier, number) != (file, line):
-                        raise RowError("_id", f"is {parsed.key!r}, as in {earlier}, line {number}: give each its own")
-                    issues.document(file, line, renamed, parsed)
-            except RowError as error:
-                if on_bad_row == "raise":
-                    raise InputError(f"{file}, line {line}: {error}") from None
-                issues.bad(file, line, row, error)
-                continue
-            if parsed is None:
-                issues.neutral += 1
-            else:
-                yield parsed
-
-
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    if not columns:
-        return row
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in columns and name not in taken}
-    for field, name in columns.items():
-        if name not in row:
-            raise RowError(field, f"is missing: columns says {field}: {name}, and the row has {sorted(row)}")
-        kept[field] = row[name]
-    return kept
 
 
 def _blocks(records: Iterator[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

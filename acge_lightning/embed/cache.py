@@ -145,7 +145,8 @@ class Embeddings:
             if total > _MAX_BYTES:
                 sweep(folder)
                 for file in _files(folder):
-                    file.unlink(missing_ok=True)
+                    with suppress(OSError):  # on Windows, of one that another process has open
+                        file.unlink(missing_ok=True)
                 with suppress(OSError):  # it holds other files
                     folder.rmdir()
 

@@ -246,11 +246,16 @@ def prepare_backbone(backbone: PreTrainedModel, gradient_checkpointing: bool, at
         enable({"use_reentrant": False})
 
 
+def has_optional_pooler(backbone: PreTrainedModel) -> bool:
+    """Tell whether the architecture has a pooler that it can be made without."""
+    return "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters
+
+
 def _drop_pooler(backbone: PreTrainedModel) -> None:
     """Take the pooler away, or freeze it where the architecture cannot be made without one."""
     if getattr(backbone, "pooler", None) is None:
         return
-    if "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters:
+    if has_optional_pooler(backbone):
         backbone.register_module("pooler", None)
     else:
         backbone.pooler.requires_grad_(False)

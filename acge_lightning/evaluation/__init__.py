@@ -6,12 +6,13 @@ from acge_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
     from acge_lightning.evaluation.datasets import Dataset as Dataset
-    from acge_lightning.evaluation.scoring import Model as Model
+    from acge_lightning.evaluation.models import Model as Model
+    from acge_lightning.evaluation.models import open_models as open_models
     from acge_lightning.evaluation.scoring import evaluate as evaluate
-    from acge_lightning.evaluation.scoring import open_models as open_models
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     datasets="Dataset",
-    scoring="Model evaluate open_models",
+    models="Model open_models",
+    scoring="evaluate",
 )

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,8 +35,8 @@ from acge_lightning.data.dataset import ROLES, Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.labelled import ClassificationDataset, ClusteringDataset
 from acge_lightning.data.pair import PairDataset, STSDataset
-from acge_lightning.data.readers import split_files
 from acge_lightning.data.retrieval import RerankingDataset, RetrievalDataset
+from acge_lightning.data.splits import split_files
 from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.errors import InputError
 from acge_lightning.metrics.task_metrics import (
@@ -73,6 +74,8 @@ class Dataset:
         on_bad_row: as in `TaskDataset`.
         max_bad_fraction: as in `TaskDataset`.
         exclude_own_id: as in `RetrievalDataset`.
+        columns: as in `TaskDataset`.
+        labels: as in `STSDataset`; for sts and pair.
     """
 
     family: str
@@ -82,6 +85,8 @@ class Dataset:
     on_bad_row: OnBadRow = "raise"
     max_bad_fraction: float = MAX_BAD
     exclude_own_id: bool = False
+    columns: Mapping[str, str] | None = None
+    labels: Mapping[Any, float | None] | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +108,9 @@ class Dataset:
             holdout=0.0,
             max_dev=self.limit,
             cache_dir=cache_dir,
+            columns=self.columns,
             **({"exclude_own_id": True} if self.exclude_own_id else {}),
+            **({"labels": self.labels} if self.family in ("sts", "pair") else {}),
         )
 
     def open(self, cache_dir: Path) -> tuple[TaskDataset, EvaluationSet]:
@@ -116,11 +123,17 @@ class Dataset:
 
     def fingerprint(self, evaluation_set: EvaluationSet) -> str:
         """Hash the rows that are scored; files of results call it `mark`."""
-        digest = hashlib.sha256(f"{self.family} {self.split} {len(evaluation_set)}".encode())
-        for text in evaluation_set.texts.to_pylist():
-            digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
-        digest.update(labels_of(evaluation_set).numpy().tobytes())
-        return digest.hexdigest()[:24]
+        return fingerprint(self.family, self.split, evaluation_set)
+
+
+def fingerprint(family: str, split: str, evaluation_set: EvaluationSet) -> str:
+    """Hash rows that are scored: their texts and labels, with the family and the split."""
+    digest = hashlib.sha256(f"{family} {split} {len(evaluation_set)}".encode())
+    for text in evaluation_set.texts.to_pylist():
+        digest.update(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
+    if evaluation_set.labels is not None:
+        digest.update(evaluation_set.labels.numpy().tobytes())
+    return digest.hexdigest()[:24]
 
 
 def labels_of(evaluation_set: EvaluationSet) -> Tensor:
@@ -136,28 +149,33 @@ def labels_of(evaluation_set: EvaluationSet) -> Tensor:
 
 def find(
     folder: str | Path,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     split: Role | None = None,
     limit: int | None = None,
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, float | None] | None = None,
 ) -> list[Dataset]:
     """List the data sets under `folder`/<family>/<name>; of triplets those that have the split to score.
 
     Args:
         folder: in our layout.
-        tasks: names of data sets or of families; all by default.
+        tasks: name or names of data sets or of families; all by default.
         split: `test` or `dev`; by default `test`, or `dev` of a set without it.
         limit: as in `Dataset`.
         on_bad_row: as in `Dataset`.
         max_bad_fraction: as in `Dataset`.
         exclude_own_id: name or names of the retrieval sets in which it is set.
+        columns: as in `Dataset`, of all of them.
+        labels: as in `Dataset`, of all of them.
 
     Raises:
         InputError: the folder holds no data set, or a name is not among them.
     """
     folder = Path(folder).expanduser()
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     with_own_ids = {exclude_own_id} if isinstance(exclude_own_id, str) else set(exclude_own_id or ())
     paths = [(family, path) for family in FAMILIES for path in sorted((folder / family).glob("*")) if path.is_dir()]
     unscored = {  # without held-out rows
@@ -173,6 +191,8 @@ def find(
             on_bad_row=on_bad_row,
             max_bad_fraction=max_bad_fraction,
             exclude_own_id=family == "retrieval" and path.name in with_own_ids,
+            columns=columns,
+            labels=labels,
         )
         for family, path in paths
         if family != "triplet" or path.name not in unscored
@@ -204,4 +224,4 @@ def _default_split(path: Path) -> Role:
 def _has_split(path: Path, split: str) -> bool:
     """Tell whether a data set has a file of a split."""
     qrels = path / "qrels"
-    return bool(split_files(qrels if qrels.is_dir() else path, split))
+    return bool(split_files(qrels if qrels.is_dir() else path, split, {}))

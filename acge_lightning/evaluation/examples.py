@@ -81,8 +81,8 @@ def _pairs(vectors: Tensor, evaluation_set: EvaluationSet) -> list[dict[str, str
     ranks = [values.double().argsort().argsort().double() / max(1, len(truth) - 1) for values in (cosine, truth)]
     result = []
     for i in (ranks[0] - ranks[1]).abs().argsort(descending=True)[:_ERRORS].tolist():
-        text = f"{_text(evaluation_set, first_texts[i])} | {_text(evaluation_set, second_texts[i])}"
-        result.append({"text": text, "expected": f"score {truth[i]:g}", "found": f"cosine {cosine[i]:.4f}"})
+        texts = {"text": _text(evaluation_set, first_texts[i]), "text2": _text(evaluation_set, second_texts[i])}
+        result.append(texts | {"expected": f"{truth[i]:g}", "found": f"{cosine[i]:.4f}"})
     return result
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from acge_lightning.data.evaluation_set import EvaluationSet
-from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 
 _RUN = re.compile(r"([a-z0-9]+)|([^\W\d_a-z]+)")
 
@@ -41,10 +41,8 @@ def bm25(evaluation_set: EvaluationSet) -> csr_matrix:
     Where all texts are of one role, each has its weights, at length 1. The weights are those of the library bm25s (Lucene's
     variant, k1 1.5, b 0.75).
     """
-    try:
+    with naming_extra("model=bm25 needs"):
         from bm25s import BM25
-    except ImportError:
-        raise InputError("model=bm25 needs the library bm25s: pip install 'acge-lightning[eval]'") from None
     split = [terms(text) for text in evaluation_set.texts.to_pylist()]
     queries = evaluation_set.roles[0][0] if len(evaluation_set.roles) > 1 else 0
     number: dict[str, int] = {}

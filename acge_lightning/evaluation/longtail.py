@@ -28,8 +28,8 @@ from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset
 from acge_lightning.evaluation.longtail_results import add, check
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.perturb import KINDS, perturb
-from acge_lightning.evaluation.scoring import Model
 from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
 from acge_lightning.terminal import track
 

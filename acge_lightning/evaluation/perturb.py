@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 
 _KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 _FULL = 0xFEE0  # from "!" to "！"
@@ -95,10 +96,8 @@ def clean(text: str, rng: random.Random, share: float) -> str:
 
 @cache
 def _converter(name: str) -> Callable[[str], str]:
-    try:
+    with naming_extra("perturbation script needs"):
         import opencc
-    except ModuleNotFoundError as error:
-        raise InputError("perturbation script needs opencc: pip install 'acge-lightning[eval]'") from error
     return opencc.OpenCC(name).convert
 
 

@@ -114,7 +114,7 @@ def add(file: Path, result: Mapping[str, Any], table: bool = False) -> None:
         combined = merge(read_results(file), result)
         write(file, combined)
         if table:
-            write_csv(file.with_suffix(".csv"), combined["rows"])
+            write_csv(file.with_suffix(".csv"), rows_with_leaks(combined))
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,33 @@ def write(file: Path, result: Mapping[str, Any]) -> None:
     write_text(file, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
 
 
+def rows_with_leaks(result: Mapping[str, Any]) -> list[Row]:
+    """Return the rows with `seen`, how many of the scored ones the encoder was trained on, and `unseen`, the score without."""
+    full = {card["name"]: card["dim"] for card in result["encoders"]}
+    leaks = {(leak["encoder"], dataset_key(leak)): leak for leak in result["leaks"]}
+    rows = []
+    for row in result["rows"]:
+        leak = leaks.get((row["encoder"], dataset_key(row)), {})
+        unseen = leak.get("unseen") if row["dim"] == full.get(row["encoder"]) else None
+        rows.append({**row, "seen": leak.get("found"), "unseen": unseen})
+    return rows
+
+
 def write_csv(file: Path, rows: Sequence[Row]) -> None:
     """Write rows as a table that is safe to open as a spreadsheet, whole or not at all."""
-    columns = ["encoder", "family", "dataset", "split", "dim", "metric", "value", "n", "seconds", "note", "error"]
+    columns = [
+        "encoder",
+        "family",
+        "dataset",
+        "split",
+        "dim",
+        "metric",
+        "value",
+        "n",
+        "seen",
+        "unseen",
+        "seconds",
+        "note",
+        "error",
+    ]
     spreadsheet.write_csv(file, columns, ([row.get(column, "") for column in columns] for row in rows))

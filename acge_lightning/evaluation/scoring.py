@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import threading
@@ -11,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,127 +20,15 @@ from torch.nn.functional import normalize
 from acge_lightning.data.dataset import CACHE, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.embed.cache import Embeddings
-from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation import results
 from acge_lightning.evaluation.datasets import FAMILIES, SEED, Dataset, labels_of
+from acge_lightning.evaluation.differences import interval
 from acge_lightning.evaluation.examples import examples
-from acge_lightning.evaluation.leaks import leaks
+from acge_lightning.evaluation.leaks import leaks, seen_rows, unseen_units
 from acge_lightning.evaluation.lexical import LEXICAL
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.results import Row
-from acge_lightning.metrics.task_metrics import EmbeddingMetric
-from acge_lightning.zoo.pretrained import load
-
-_RESAMPLES = 200
-
-
-@dataclass(frozen=True)
-class Model:
-    """An encoder, or a lexical baseline, that is evaluated.
-
-    Args:
-        name: in tables.
-        path: where it came from, or the name of a lexical baseline.
-        encoder: None for a lexical baseline.
-        prompts: role (`query`, `document`, `text`) -> name of one of the encoder's prompts.
-    """
-
-    name: str
-    path: str
-    encoder: Encoder | None = None
-    prompts: Mapping[str, str] | None = None
-
-    def dims(self, requested: Sequence[int] | None) -> list[int | None]:
-        """Return the sizes to score it at, largest first: the requested ones that it has, and its full size."""
-        if self.encoder is None:
-            return [None]
-        chosen = self.encoder.matryoshka_dims if requested is None else requested
-        smaller = {dim for dim in chosen if dim < self.encoder.dim}
-        return [self.encoder.dim, *sorted(smaller, reverse=True)]
-
-    def require_encoder(self, reason: str = "give encoders only") -> Encoder:
-        """Return the encoder.
-
-        Raises:
-            InputError: it is a lexical baseline; the reason says why that will not do.
-        """
-        if self.encoder is None:
-            raise InputError(f"model={self.path} is no encoder: {reason}")
-        return self.encoder
-
-    def digest(self, encoder: str) -> str:
-        """Hash the encoder and the prompts that it is scored with.
-
-        Args:
-            encoder: its hash, which is the digest of a model without prompts.
-
-        Raises:
-            InputError: a prompt that the encoder does not have.
-        """
-        available, prompts = self.require_encoder().prompts, sorted((self.prompts or {}).items())
-        for role, name in prompts:
-            if name not in available:
-                raise InputError(f"prompts.{role}={name!r} is unknown: {self.name} has {sorted(available) or 'no prompts'}")
-        texts = {role: available[name] for role, name in prompts}
-        return hashlib.sha256(f"{encoder} {json.dumps(texts)}".encode()).hexdigest()[:24] if any(texts.values()) else encoder
-
-    def card(self, digest: str) -> dict[str, Any]:
-        """Describe it for a file of results: its `digest`, sizes, and from the export what it was trained on."""
-        encoder = self.encoder
-        dims: dict[str, Any] = {"dim": None, "matryoshka_dims": []}
-        if encoder is not None:
-            dims = {"dim": encoder.dim, "matryoshka_dims": list(encoder.matryoshka_dims)}
-        return {"name": self.name, "path": self.path, "hash": digest, **dims, "trained_on": _trained_on(Path(self.path))}
-
-
-def _trained_on(folder: Path) -> dict[str, Any] | None:
-    """Read data, steps, start and versions of the run that made an export, if it has a record."""
-    file = folder / "training.json"
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        config = record.get("config") or {}
-        details = {"run": config.get("name"), "seed": config.get("seed"), "encoder": config.get("encoder")}
-        details |= {key: record.get(key) for key in ("data", "steps", "versions")}
-    except (ValueError, AttributeError) as error:
-        return {"damaged": f"{file}: {error}"}
-    return {key: value for key, value in details.items() if value is not None} or None
-
-
-def open_models(
-    paths: str | Sequence[str] | Mapping[str, str], device: str | None = None, prompts: Mapping[str, str] | None = None
-) -> list[Model]:
-    """Load encoders by path or name; `bm25` and `tfidf` are lexical baselines.
-
-    Args:
-        paths: one, a list, or name in tables -> path; without a name, the folder's name.
-        device: where to put them.
-        prompts: as in `Model`.
-    """
-    paths = [paths] if isinstance(paths, str) else paths
-    path_of = dict(paths) if isinstance(paths, Mapping) else {}
-    for path in () if path_of else paths:
-        name = _name(path)
-        path_of[name if name not in path_of else f"{name}-{len(path_of) + 1}"] = path
-    return [Model(n, path, None if path in LEXICAL else _load(path, device), prompts) for n, path in path_of.items()]
-
-
-def _load(path: str, device: str | None) -> Encoder:
-    try:
-        return load(path, device=device)
-    except InputError as error:
-        if "/" in path or Path(path).exists():
-            raise
-        raise InputError(f"{error}; baselines without an encoder are {' and '.join(LEXICAL)}") from None
-
-
-def _name(path: str) -> str:
-    names = [name for name in Path(path).parts if name not in ("export", "/", "..", ".")]
-    return names[-1] if names else path
-
-
-# ---- scoring
 
 
 def evaluate(
@@ -201,6 +86,7 @@ class _Job:
         self.models, self.dims, self.cache_dir = models, dims, cache_dir
         self.kept_rows = results.by_hashes(kept_results["rows"])
         self.differences = {(d.get("hash"), d.get("against_hash"), d.get("mark")): d for d in kept_results["differences"]}
+        self.leaks = {(leak.get("hash"), leak.get("mark"), leak.get("found")): leak for leak in kept_results["leaks"]}
         kept_examples = [example for sets in kept_results["examples"].values() for example in sets.values()]
         self.examples = {(example["hash"], example["mark"]): example for example in kept_examples if "hash" in example}
         self.embeddings = {m.name: Embeddings(m.encoder, cache_dir / "embeddings") for m in models if m.encoder is not None}
@@ -235,13 +121,14 @@ class _DatasetScoring:
         self.job, self.dataset, self.data, self.evaluation_set = job, dataset, data, evaluation_set
         self.fingerprint = dataset.fingerprint(evaluation_set)
         self.units: dict[str, Tensor | None] = {}
+        self.seen: dict[str, np.ndarray] = {}  # Bool[rows], of models that were trained on some of them
 
     def result(self) -> dict[str, Any]:
         done: dict[str, Any] = {"rows": [], "leaks": [], "examples": {}}
         for model in self.job.models:
             rows = self._rows(model)
             done["rows"] += rows
-            done["leaks"] += leaks(model.name, Path(model.path), self.dataset, self.evaluation_set)
+            done["leaks"] += self._leaks(model, bool(rows[0]["error"]))
             if model.encoder is not None and not rows[0]["error"]:
                 done["examples"][model.name] = {f"{self.dataset.family}/{self.dataset.name}": self._examples(model)}
         failed = {row["encoder"] for row in done["rows"] if row["error"]}
@@ -272,20 +159,38 @@ class _DatasetScoring:
         vectors = self.job.embeddings[model.name].encode_set(self.evaluation_set, model.prompts)
         return examples(self.dataset.family, vectors, self.evaluation_set, getattr(self.data, "classes", ())) | digests
 
+    def _leaks(self, model: Model, failed: bool) -> list[dict[str, Any]]:
+        """Count the rows that a model was trained on, and score it without them (`unseen`) where that can be done."""
+        entries = leaks(model.name, Path(model.path), self.dataset, self.evaluation_set)
+        seen = seen_rows(Path(model.path), self.evaluation_set) if entries and entries[0]["found"] else None
+        if seen is None or failed:
+            return entries
+        self.seen[model.name] = seen
+        digests = {"hash": self.job.hashes[model.name], "mark": self.fingerprint}
+        kept_leak = self.job.leaks.get((*digests.values(), entries[0]["found"]), {})
+        unseen = kept_leak["unseen"] if "unseen" in kept_leak else self._without_seen(model)
+        return [entries[0] | digests | {"unseen": unseen}]
+
+    def _without_seen(self, model: Model) -> float | None:
+        metric, units = FAMILIES[self.dataset.family][1], self._units(model)
+        kept = unseen_units(self.dataset.family, self.evaluation_set, len(units), self.seen[model.name])
+        return None if kept is None else metric.values(units[kept])[metric.main]
+
     def _difference(self, model: Model, baseline: Model) -> dict[str, Any]:
         """Return the difference at full size, with its 95 % interval; it is computed unless it is kept."""
         names = {"encoder": model.name, "against": baseline.name, "family": self.dataset.family, "dataset": self.dataset.name}
-        digests = {
-            "hash": self.job.hashes[model.name],
-            "against_hash": self.job.hashes[baseline.name],
-            "mark": self.fingerprint,
-        }
+        hashes = self.job.hashes
+        digests = {"hash": hashes[model.name], "against_hash": hashes[baseline.name], "mark": self.fingerprint}
         kept_difference = self.job.differences.get((digests["hash"], digests["against_hash"], digests["mark"]))
-        if kept_difference is not None:
+        seen = [self.seen[m.name] for m in (model, baseline) if m.name in self.seen]
+        if kept_difference is not None and ("unseen" in kept_difference) == bool(seen):
             return {**kept_difference, **names}
-        metric = FAMILIES[self.dataset.family][1]
-        low, middle, high = bootstrap(metric, self._units(model), self._units(baseline))
-        return names | {"difference": middle, "low": low, "high": high} | digests
+        metric, units = FAMILIES[self.dataset.family][1], (self._units(model), self._units(baseline))
+        difference = names | interval(metric, *units) | digests
+        if seen:
+            kept = unseen_units(self.dataset.family, self.evaluation_set, len(units[0]), np.logical_or.reduce(seen))
+            difference["unseen"] = None if kept is None else interval(metric, *(measured[kept] for measured in units))
+        return difference
 
     def _units(self, model: Model) -> Tensor:
         """Return a model's units at full size, which are scored if its rows were kept."""
@@ -379,17 +284,3 @@ def _row(
         "note": note,
         "error": error,
     }
-
-
-# ---- differences
-
-
-def bootstrap(
-    metric: EmbeddingMetric, units: Tensor, baseline_units: Tensor, resamples: int = _RESAMPLES
-) -> tuple[float, float, float]:
-    """Resample the units of both, the same ones, with replacement: 2.5 %, the difference itself, and 97.5 %."""
-    rng = np.random.default_rng(SEED)
-    draws = [torch.from_numpy(rng.integers(0, len(units), len(units))) for _ in range(resamples)]
-    spread = [metric.values(units[d])[metric.main] - metric.values(baseline_units[d])[metric.main] for d in draws]
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return float(low), metric.values(units)[metric.main] - metric.values(baseline_units)[metric.main], float(high)

@@ -10,14 +10,14 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 import acge_lightning
-from acge_lightning.encoder.build import quiet
+from acge_lightning.encoder.build import has_optional_pooler, quiet
 from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone
 from acge_lightning.encoder.tokens import Tokenize
 from acge_lightning.errors import InputError
@@ -110,7 +110,20 @@ def save_backbone(encoder: Encoder, folder: str | Path, provenance: Mapping[str,
 
 def _write_backbone(backbone: PreTrainedModel, folder: Path) -> None:
     with quiet():
-        backbone.save_pretrained(folder, max_shard_size="1TB")
+        backbone.save_pretrained(folder, state_dict=backbone.state_dict() | _pooler(backbone), max_shard_size="1TB")
+
+
+def _pooler(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of the pooler that the architecture has by default and ours does not, as zeros: nothing reads them.
+
+    Without them transformers, and so sentence-transformers, would make random ones, and report them as missing.
+    """
+    if getattr(backbone, "pooler", None) is not None or not has_optional_pooler(backbone):
+        return {}
+    with torch.device("meta"):
+        pooler = cast(torch.nn.Module, type(backbone)(backbone.config).pooler)
+    weight = next(backbone.parameters())
+    return {f"pooler.{name}": torch.zeros(p.shape, dtype=weight.dtype) for name, p in pooler.named_parameters()}
 
 
 def _write_transformer(encoder: Encoder, backbone: PreTrainedModel, folder: Path) -> None:

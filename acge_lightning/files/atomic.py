@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from acge_lightning.errors import InputError
+from acge_lightning.files.locks import HAS_FLOCK, NO_LINKS, hold
 
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.draft", re.DOTALL)
 _HELD_LOCKS: set[int] = set()  # file descriptors of the locks of this process
@@ -26,7 +26,8 @@ def _close_inherited_locks() -> None:
         os.close(_HELD_LOCKS.pop())
 
 
-os.register_at_fork(after_in_child=_close_inherited_locks)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextmanager
@@ -74,7 +75,9 @@ def replace_file(file: Path, draft_file: Path) -> None:
 
 def to_disk(path: Path) -> None:
     """Flush a file, or the names of a folder's files, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if not HAS_FLOCK and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if HAS_FLOCK else os.O_RDWR)  # it flushes only what may be written to
     try:
         os.fsync(handle)
     finally:
@@ -115,9 +118,18 @@ def draft(path: Path, folder: bool = False) -> Iterator[Path]:
 
     It is locked as long as its process lives, so that `sweep` can tell the drafts of killed processes.
     """
+    if not HAS_FLOCK:
+        draft_path = _draft_path(path)
+        with lock(_lock_beside(draft_path)):
+            _create(draft_path, folder)
+            try:
+                yield draft_path
+            finally:
+                _remove(draft_path)
+        return
     handle = None
     while handle is None:
-        draft_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+        draft_path = _draft_path(path)
         handle = _create_draft(draft_path, folder)
     try:
         yield draft_path
@@ -126,12 +138,20 @@ def draft(path: Path, folder: bool = False) -> Iterator[Path]:
         os.close(handle)
 
 
+def _draft_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+
+
+def _create(path: Path, folder: bool) -> None:
+    if folder:
+        path.mkdir()
+    else:
+        path.touch(exist_ok=False)
+
+
 def _create_draft(draft_path: Path, folder: bool) -> int | None:
     """Create a file or folder and return its handle, locked; None if another process swept it before it was locked."""
-    if folder:
-        draft_path.mkdir()
-    else:
-        draft_path.touch(exist_ok=False)
+    _create(draft_path, folder)
     try:
         handle = os.open(draft_path, os.O_RDONLY)
     except FileNotFoundError:
@@ -149,34 +169,43 @@ def sweep(folder: Path, name: str | None = None) -> None:
         for path in list(folder.iterdir()):
             match = _DRAFT.fullmatch(path.name)
             if match and name in (None, match[1]):
-                with suppress(OSError), locked_if_unused(path):
+                with suppress(OSError, InputError), locked_if_unused(path):
                     _remove(path)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Lock a file or folder while the block runs, where the file system has locks.
-
-    Yields:
-        The handle.
-    """
+def locked(path: Path, new_path: Path) -> Iterator[None]:
+    """Lock a folder while the block runs and renames it, where the file system has locks."""
+    if not HAS_FLOCK:
+        with lock(_lock_beside(new_path)):
+            yield
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         _hold(handle)
-        yield handle
+        yield
     finally:
         os.close(handle)
 
 
 @contextmanager
 def locked_if_unused(path: Path) -> Iterator[None]:
-    """Lock a path that nobody else has locked; an OSError if somebody has, or if that cannot be known."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """Lock a path that nobody else has locked; an OSError or InputError if somebody has, or if that cannot be known."""
+    if not HAS_FLOCK:
+        with lock(_lock_beside(path), wait=False):
+            yield
+        return
+    handle = os.open(path, os.O_RDONLY | NO_LINKS)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(handle, wait=False)
         yield
     finally:
         os.close(handle)
+
+
+def _lock_beside(path: Path) -> Path:
+    """Name the lock file of a path on Windows: what is open there cannot be renamed, and folders cannot be opened."""
+    return path.with_name(f"{path.name}.lock")
 
 
 def _remove(path: Path) -> None:
@@ -215,9 +244,13 @@ def lock(file: str | Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         if handle in _HELD_LOCKS:  # not in a forked process
-            file.unlink(missing_ok=True)  # a waiting process sees that, and makes another
+            if HAS_FLOCK:
+                file.unlink(missing_ok=True)  # a waiting process sees that, and makes another
             _HELD_LOCKS.remove(handle)
             os.close(handle)
+            if not HAS_FLOCK:
+                with suppress(OSError):  # Windows keeps it as long as another process waits for it
+                    file.unlink(missing_ok=True)
 
 
 def _lock_owner(file: Path) -> str:
@@ -231,7 +264,7 @@ def _lock_owner(file: Path) -> str:
 def _open_locked(file: Path, wait: bool) -> int:
     """Open and lock a lock file; return its handle."""
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
             _hold(handle, wait)
             if _is_same_file(handle, file):
@@ -245,7 +278,7 @@ def _open_locked(file: Path, wait: bool) -> int:
 def _hold(handle: int, wait: bool = True) -> None:
     """Lock an open file for this process alone; a file system without locks is worked on without them."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        hold(handle, wait)
     except BlockingIOError:
         raise
     except OSError:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import draft, lock, locked, locked_if_unused, sweep, to_disk, write_error
+from acge_lightning.files.locks import HAS_FLOCK
 
 MANIFEST = "acge.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
@@ -202,14 +203,14 @@ def _replace(draft_folder: Path, target: Path) -> None:
 
 def _exchange_paths(path: Path, other: Path) -> bool:
     """Exchange two paths in one step; False where the system or the file system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if HAS_FLOCK else None  # CDLL(None) fails on Windows
     return rename is not None and not rename(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
 
 
 def _replace_in_two_steps(draft_folder: Path, target: Path) -> None:
     """Replace the target in two steps, between which nothing is there."""
     moved_aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    with locked(target):  # `recover` of another process leaves it alone
+    with locked(target, moved_aside):  # `recover` of another process leaves it alone
         target.rename(moved_aside)
         try:
             draft_folder.rename(target)

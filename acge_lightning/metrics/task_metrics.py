@@ -54,7 +54,11 @@ _DEPTH = 1000  # of the ranking that a reranking is judged by, in MTEB
 
 
 class EmbeddingMetric(Metric):
-    """Collects embeddings, numbers and labels; subclasses score them."""
+    """Collects embeddings, numbers and labels; subclasses score them.
+
+    Attributes:
+        dims: prefix sizes that `compute` scores too, under the names `<main>@<dim>`.
+    """
 
     full_state_update = False
     is_differentiable = False
@@ -63,6 +67,7 @@ class EmbeddingMetric(Metric):
     embeddings: list[Tensor]
     ids: list[Tensor]
     labels: list[Tensor]
+    dims: Sequence[int] = ()
 
     def __init__(self, **kwargs: object):
         super().__init__(compute_on_cpu=True, dist_sync_fn=self._gather, **kwargs)
@@ -101,14 +106,21 @@ class EmbeddingMetric(Metric):
         order = ids.argsort(stable=True)
         order = order[ids[order].diff(prepend=ids.new_tensor([-1])) != 0]
         if labels.shape[1] == 2:  # one row a text, in step with the embeddings
-            return self.score(embeddings[order], labels[order])
+            return self._scores(embeddings[order], labels[order])
         number = torch.full((int(ids.max()) + 1,), -1, device=ids.device)
         number[ids[order]] = torch.arange(len(order), device=ids.device)
         texts = labels[:, :2].long()
         unseen = ~torch.isin(texts, ids)
         if unseen.any():
             raise InputError(f"a judgement names text {int(texts[unseen][0])}, which was not encoded")
-        return self.score(embeddings[order], torch.cat([number[texts], labels[:, 2:]], dim=1))
+        return self._scores(embeddings[order], torch.cat([number[texts], labels[:, 2:]], dim=1))
+
+    def _scores(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+        """The scores at full size, and the main one of each prefix."""
+        prefixes = {
+            f"{self.main}@{dim}": self.score(normalize(embeddings[:, :dim], dim=-1), labels)[self.main] for dim in self.dims
+        }
+        return self.score(embeddings, labels) | prefixes
 
     def _states(self) -> tuple:
         return self.embeddings, self.ids, self.labels

@@ -8,16 +8,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 from acge_lightning.report.style import INK, STYLE
 from acge_lightning.terminal import visible
 
-try:
+with naming_extra("a report needs"):
     import matplotlib
     from markupsafe import Markup, escape
     from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise InputError("a report needs matplotlib and Jinja: pip install 'acge-lightning[report]'") from error
 
 Block = dict[str, Any]  # its `kind` says how `page.html` shows it
 Pictures = Mapping[str, Figure]

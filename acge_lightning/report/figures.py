@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 
 from acge_lightning.evaluation.results import Row, mean_exception, means
+from acge_lightning.report.comparison import lower_is_better, runs_by_rows
 from acge_lightning.report.runs import Curve, Run, evaluations
+from acge_lightning.report.stage_figures import forgetting_figure, gain_figures, last_values, layers_figure
 from acge_lightning.report.style import (
     COLOURS,
     GREY,
@@ -29,6 +29,7 @@ from acge_lightning.report.style import (
 from acge_lightning.terminal import shortened
 
 _MOST_POINTS = 200  # of a curve, and ten times as many of a scatter plot
+_FEWEST_SMOOTHED = 12  # points of a curve
 _MOST_LABELS = 14  # that have a colour of their own
 
 
@@ -50,9 +51,9 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
             **_scores(runs),
             **_matryoshka(evaluation),
             **_differences(evaluation["differences"]),
-            **{f"forgetting/{run.name}": _forgetting(run) for run in runs if run.forgetting},
-            **{f"layers/{run.name}": _layers(run) for run in runs if _last_values(run.curves, "ewc/drift/")},
-            **_gain_against_forgetting(runs),
+            **{f"forgetting/{run.name}": forgetting_figure(run) for run in runs if run.forgetting},
+            **{f"layers/{run.name}": layers_figure(run) for run in runs if last_values(run.curves, "ewc/drift/")},
+            **gain_figures(runs),
             **_funnel(runs),
             **{
                 f"projection/{encoder}/{name}": _projection(f"{name}, {encoder}", example["points"])
@@ -67,24 +68,48 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Draw losses, gradient norms and validation means over the steps."""
+    """Draw losses, gradient norms and validation means over the steps; scores of different rows in figures of their own."""
     logged = dict.fromkeys(key for run in runs for key in run.curves)
     trained = [key for key in logged if key.startswith("train/") and key.endswith(("loss", "grad_norm"))]
     keys = [*trained, *(key for key in logged if key.startswith("val/") and key.count("/") == 1)]
     keys.sort(key=lambda key: (key not in ("train/loss", "val/mean"), key))
-    return {f"curves/{key}": _curve(key, {run.name: run.curves.get(key, []) for run in runs}) for key in keys}
+    found: dict[str, Figure] = {}
+    for key in keys:
+        groups = {"": list(runs)} if key in trained else runs_by_rows(runs, "val")
+        for title, group in groups.items():
+            lines = {run.name: run.curves[key] for run in group if run.curves.get(key)}
+            found |= {f"curves/{key}{title}": _curve(key, title, lines, runs)} if lines else {}
+    return found
 
 
-def _curve(key: str, lines: Mapping[str, Curve]) -> Figure:
-    axes = new_axes(key, "step")
+def _curve(key: str, title: str, lines: Mapping[str, Curve], runs: Sequence[Run]) -> Figure:
+    """Draw a line for each run; what hops from step to step is drawn faintly, and its running mean over it."""
+    axes = new_axes(f"{key}{title}", "step")
     ends, legend = [], {}
-    for number, (name, points) in enumerate(lines.items()):
-        if points:
-            steps, values = (_thinned(np.array(axis_values, dtype=float)) for axis_values in zip(*points, strict=True))
-            axes.plot(steps, values, **line_style(number), linewidth=1.4, marker="o" if len(steps) < 20 else "", markersize=3)
-            legend[name] = line_style(number)
-            ends.append(f"{name} from {points[0][1]:.4f} to {points[-1][1]:.4f} at step {points[-1][0]}")
+    for number, run in enumerate(runs):
+        if run.name not in lines:
+            continue
+        points, style = lines[run.name], line_style(number)
+        steps, values = (_thinned(np.array(axis_values, dtype=float)) for axis_values in zip(*points, strict=True))
+        smooth = _smoothed(values) if key.startswith("train/") else None
+        if smooth is not None:
+            axes.plot(steps, values, color=style["color"], linewidth=0.7, alpha=0.3)
+        marker = "o" if len(steps) < 20 and smooth is None else ""
+        axes.plot(steps, values if smooth is None else smooth, **style, linewidth=1.4, marker=marker, markersize=3)
+        legend[run.name] = style
+        ends.append(f"{run.name} from {points[0][1]:.4f} to {points[-1][1]:.4f} at step {points[-1][0]}")
     return finish_figure(axes, f"{key} against step: {'; '.join(ends)}", legend)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray | None:
+    """Average each value with its neighbours, of a tenth of all; None for too few. Values that are not finite are left out."""
+    if len(values) < _FEWEST_SMOOTHED:
+        return None
+    window = np.ones(max(5, len(values) // 10) | 1)
+    finite = np.isfinite(values)
+    counts = np.convolve(finite.astype(float), window, "same")
+    sums = np.convolve(np.where(finite, values, 0.0), window, "same")
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
@@ -95,14 +120,22 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 
 def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Draw scores of families and the mean before and after; keys without a score before, as forgetting, are left out."""
-    logged = dict.fromkeys(key for run in runs for key in run.after if key.count("/") == 1)
+    """Draw scores of families and the mean before and after, a figure for each set of rows.
+
+    Keys without a score before, as forgetting, are left out, and those of which lower is better, which are no scores.
+    """
+    groups = runs_by_rows([run for run in runs if run.after], "val")
+    found = {f"scores{title}": _before_and_after(group, title, runs) for title, group in groups.items()}
+    return {name: figure for name, figure in found.items() if figure}
+
+
+def _before_and_after(scored: Sequence[Run], title: str, runs: Sequence[Run]) -> Figure | None:
+    logged = dict.fromkeys(key for run in scored for key in run.after if key.count("/") == 1 and not lower_is_better(key))
     keys = sorted(logged, key=lambda key: (not key.endswith("/mean"), key), reverse=True)  # from the bottom
-    keys = [key for key in keys if any(key in run.before for run in runs)] or keys
+    keys = [key for key in keys if any(key in run.before for run in scored)] or keys
     if not keys:
-        return {}
-    scored = [run for run in runs if run.after]
-    axes = new_axes("before (ring) and after (dot)", height=1 + 0.2 * len(keys) * max(2, len(scored)))
+        return None
+    axes = new_axes(f"before (ring) and after (dot){title}", height=1 + 0.2 * len(keys) * max(2, len(scored)))
     descriptions = []
     for line, run in enumerate(scored):
         number = runs.index(run)
@@ -116,103 +149,11 @@ def _scores(runs: Sequence[Run]) -> dict[str, Figure]:
                 if old is not None:
                     axes.plot([old, new], [y, y], color=colour, linewidth=1)
                     axes.plot([old], [y], "o", color=colour, markerfacecolor="none")
-    axes.set_yticks(range(len(keys)), [shortened(key) for key in keys])
+    axes.set_yticks(range(len(keys)), [shortened(key, 30) for key in keys])
     axes.set_ylim(-0.6, len(keys) - 0.4)
-    return {
-        "scores": finish_figure(
-            axes, f"Scores: {'; '.join(descriptions)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run.after}
-        )
-    }
-
-
-def _forgetting(run: Run) -> Figure:
-    tasks, matrix = run.forgetting["tasks"], np.array(run.forgetting["matrix"], dtype=float)
-    axes = new_axes(f"forgetting, {run.name}", "score of", "after training on", height=1.2 + 0.4 * len(tasks))
-    axes.grid(False)
-    axes.pcolormesh(matrix, cmap="cividis", vmin=0, vmax=1)  # vector squares; `imshow` would put a bitmap into the page
-    axes.invert_yaxis()
-    for row, column in product(range(len(tasks)), repeat=2):
-        value = matrix[row, column]
-        if np.isfinite(value):
-            colour = "black" if value > 0.5 else "white"
-            axes.text(
-                column + 0.5,
-                row + 0.5,
-                f"{value:.4f}",
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=8 if len(tasks) < 7 else 5,
-            )
-    centres, names = np.arange(len(tasks)) + 0.5, [shortened(task) for task in tasks]
-    axes.set_xticks(centres, names, rotation=30, ha="right")
-    axes.set_yticks(centres, names)
-    last = "; ".join(f"{task} {value:.4f}" for task, value in zip(tasks, matrix[-1], strict=True) if np.isfinite(value))
-    return finish_figure(axes, f"Scores of each task after training on one after the other, {run.name}; at the end: {last}")
-
-
-def _last_values(curves: Mapping[str, Curve], prefix: str) -> dict[str, float]:
-    """Take the last value of each curve whose name has the prefix."""
-    return {key.removeprefix(prefix): points[-1][1] for key, points in curves.items() if key.startswith(prefix) and points}
-
-
-def _layers(run: Run) -> Figure:
-    """Draw importance and drift of each layer of an anchored run, side by side."""
-    mass, drift = (_last_values(run.curves, f"ewc/{kind}/") for kind in ("mass", "drift"))
-    names = sorted(drift, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
-    figure = Figure((SIZE[0], 1 + 0.2 * len(names)), layout="constrained")
-    figure.suptitle(shortened(f"layers, {run.name}", 50), x=0.02, ha="left", fontsize=10)
-    for axes, values, label, colour in zip(
-        figure.subplots(1, 2, sharey=True), (mass, drift), ("share of Fisher mass", "drift"), COLOURS, strict=False
-    ):
-        axes.barh(range(len(names)), [values.get(name, 0.0) for name in names], color=colour)
-        axes.set_xlabel(label)
-        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
-        axes.locator_params(axis="x", nbins=4)
-        axes.grid(axis="y", visible=False)
-    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
-    axes.invert_yaxis()
-    description = "; ".join(f"{n} {mass.get(n, 0.0):.4f} and {drift[n]:.2e}" for n in names)
-    return finish_figure(axes, f"Share of the Fisher mass, and drift from the anchor, of each layer, {run.name}: {description}")
-
-
-def _gain_against_forgetting(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Draw forgetting over gain, a line for each strategy, its points in order of strength."""
-    lines: dict[str, list[tuple[float, float, float, str]]] = {}
-    for run in runs:
-        measures, strategy = run.forgetting.get("measures", {}), run.forgetting.get("strategy", {})
-        if {"gain", "forgetting"} <= measures.keys():
-            number, setting_text = _setting(strategy)
-            point = number, measures["gain"], measures["forgetting"], setting_text
-            lines.setdefault(str(strategy.get("name") or run.name), []).append(point)
-    if sum(map(len, lines.values())) < 2:
-        return {}
-    axes = new_axes("what is learnt and what is forgotten", "gain on new tasks", "forgetting of old ones")
-    for line_number, points in enumerate(lines.values()):
-        points.sort()
-        _, gains, forgotten, _ = zip(*points, strict=True)
-        axes.plot(gains, forgotten, **line_style(line_number), linewidth=1)
-        axes.plot(gains, forgotten, **dot_style(line_number))
-        for _, x, y, setting_text in points:
-            label_point(axes, x, y, setting_text, dot_style(line_number)["color"])
-    axes.margins(0.15)
-    description = "; ".join(
-        f"{name} {t} gain {x:.4f}, forgetting {y:.4f}" for name, points in lines.items() for _, x, y, t in points
+    return finish_figure(
+        axes, f"Scores: {'; '.join(descriptions)}", {run.name: dot_style(i) for i, run in enumerate(runs) if run in scored}
     )
-    return {
-        "gain": finish_figure(
-            axes, f"Forgetting against gain: {description}", {name: dot_style(i) for i, name in enumerate(lines)}
-        )
-    }
-
-
-def _setting(strategy: Mapping[str, Any]) -> tuple[float, str]:
-    """Read the number that a strategy is tuned by, and write it in words."""
-    for switch, key, sign in (("anchor", "strength", "λ"), ("merge", "merge", "α"), ("replay", "replay", "share")):
-        value = strategy.get(key)
-        if strategy.get(switch) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value), f"{sign} {value:g}"
-    return 0.0, ""
 
 
 def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
@@ -221,6 +162,7 @@ def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
         return {}
     axes = new_axes("search in steps", "times faster than exact search", "recall")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     descriptions = []
@@ -230,7 +172,7 @@ def _funnel(runs: Sequence[Run]) -> dict[str, Figure]:
         best = sorted(pareto(points), key=lambda p: p["speedup"])
         axes.plot([p["speedup"] for p in best], [p["recall"] for p in best], **line_style(number), linewidth=1)
         for p in best:
-            label_point(axes, p["speedup"], p["recall"], shortened(p["label"]))
+            label_point(axes, p["speedup"], p["recall"], shortened(p["label"], 28))
         descriptions += [f"{run.name} {p['label']} recall {p['recall']:.4f}, {p['speedup']:.4g} times faster" for p in best]
     axes.margins(0.15)
     legend = {run.name: dot_style(i) for i, run in enumerate(runs) if run.funnel}
@@ -309,16 +251,23 @@ def _differences(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def _intervals(encoder: str, baseline: str, rows: Sequence[Row]) -> Figure:
+    rows = [line for row in rows for line in (row, _unseen(row)) if line]
     axes = new_axes(f"{encoder} − {baseline}", "difference", height=0.9 + 0.2 * len(rows))
     for line, row in enumerate(rows):
-        colour = COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else GREY
+        is_clean = "unseen" not in row  # of rows that neither was trained on
+        colour = GREY if not is_clean else COLOURS[0] if row["low"] > 0 else COLOURS[1] if row["high"] < 0 else GREY
         axes.plot([row["low"], row["high"]], [line, line], color=colour)
         axes.plot([row["difference"]], [line], "o" if colour == GREY else "D", color=colour, markersize=5)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [shortened(dataset_label(row), 30) for row in rows])
+    axes.set_yticks(range(len(rows)), [shortened(dataset_label(row), 30) + (" †" if "unseen" in row else "") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     description = "; ".join(f"{dataset_label(r)} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows)
     return finish_figure(axes, f"{encoder} less {baseline}, with intervals: {description}")
+
+
+def _unseen(row: Row) -> Row | None:
+    """Return the line of a difference without the rows that were seen in training, if there is one."""
+    return {**row["unseen"], "family": "", "dataset": f"… unseen rows of {row['dataset']}"} if row.get("unseen") else None
 
 
 def dataset_label(row: Row) -> str:

@@ -78,19 +78,24 @@ def save_figures(result: Mapping[str, Any], out: str | Path) -> list[Path]:
     Raises:
         InputError: matplotlib is not installed, or a file of that name is another picture.
     """
-    from acge_lightning.report.style import STYLE, matplotlib, save_figure
+    from acge_lightning.report.style import figure_style, save_figure
 
     files = []
-    with matplotlib.rc_context(STYLE):
+    with figure_style():
         for name, rows in _by_dataset(result["rows"]):
             kinds, shots = (list(dict.fromkeys(row[key] for row in rows)) for key in ("perturbation", "shots"))
-            panels = {f"{name}": [(f"{s} shot{'s' * (s > 1)}", "shots", s, "perturbation", kinds[0]) for s in shots]}
+            panels = {name: (name, [(_shots(s), "shots", s, "perturbation", kinds[0]) for s in shots])}
             if len(kinds) > 1:
-                panels[f"{name}-perturbed"] = [(k, "perturbation", k, "shots", shots[-1]) for k in kinds]
-            for title, columns in panels.items():
-                file = Path(out).with_name(f"{Path(out).stem}-{title}.png")
+                title = f"{name}, perturbed texts, {_shots(shots[-1])} a tail class"
+                panels[f"{name}-perturbed"] = title, [(k, "perturbation", k, "shots", shots[-1]) for k in kinds]
+            for end, (title, columns) in panels.items():
+                file = Path(out).with_name(f"{Path(out).stem}-{end}.png")
                 files.append(save_figure(_figure(title, rows, columns), file, 150))
     return files
+
+
+def _shots(number: int) -> str:
+    return f"{number} shot{'s' * (number > 1)}"
 
 
 def _figure(title: str, rows: Sequence[Row], columns: Sequence[tuple[str, str, Any, str, Any]]) -> Figure:

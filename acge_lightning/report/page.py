@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, write_text
+from acge_lightning.lazy import naming_extra
 from acge_lightning.report.runs import Run, read_runs
 from acge_lightning.report.sections import sections
 from acge_lightning.report.style import INK
 from acge_lightning.terminal import visible
 
-try:
+with naming_extra("a report needs"):
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
-except ModuleNotFoundError as error:
-    raise InputError("a report needs matplotlib and Jinja: pip install 'acge-lightning[report]'") from error
 
+_MOST_NAMES = 3  # in the title
 _MARKER = b'name="generator" content="acge report"'  # each page has it
 
 
@@ -51,7 +50,12 @@ def page(runs: Sequence[Run]) -> str:
     environment = Environment(
         autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template).render(title=", ".join(run.name for run in runs), sections=titled_blocks, ink=INK)
+    return environment.from_string(template).render(title=_title(runs), sections=titled_blocks, ink=INK)
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = [run.name for run in runs]
+    return ", ".join(names) if len(names) <= _MOST_NAMES else f"{', '.join(names[:2])} and {len(names) - 2} others"
 
 
 def _visible(value: Any) -> Any:

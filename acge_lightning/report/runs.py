@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from acge_lightning.errors import InputError
+from acge_lightning.evaluation.names import run_names
 from acge_lightning.evaluation.results import FORMAT, Row, dataset_key
 from acge_lightning.files.yaml_file import read_yaml
 
 Curve = list[tuple[int, float]]
+_INTERVAL = ("difference", "low", "high")
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Run:
         config: the settings, interpolations as they were written.
         before: scores before training.
         after: scores after it.
+        rows: which rows the scores come from, as of `scored_rows`; empty if it is not recorded.
         curves: logged name -> (step, value), over all times that the run went on.
         training: the provenance of the export: `versions`, `data`, `steps`.
         forgetting: `tasks` and `matrix`: row: after training on a task, column: the score of a task; of a sequence also
@@ -42,6 +45,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     forgetting: dict[str, Any] = field(default_factory=dict)
@@ -55,8 +59,7 @@ def read_runs(paths: str | Sequence[str] | Mapping[str, str]) -> list[Run]:
 
     Args:
         paths: folders of runs or multiruns, `results.json` files or folders with one; one, a list, or name -> path. Without a
-            name, a run is called as in its config, another by its folder; names that are shared become the shortest end of
-            the path that no other has.
+            name, see `run_names`.
 
     Raises:
         InputError: nothing is there, or nothing of a run or an evaluation.
@@ -69,9 +72,8 @@ def read_runs(paths: str | Sequence[str] | Mapping[str, str]) -> list[Run]:
     if isinstance(paths, Mapping):
         return [_read(Path(path).expanduser(), str(name)) for name, path in paths.items()]
     runs = [_read(Path(path).expanduser(), "") for path in dict.fromkeys(map(str, paths))]
-    names = [str(run.config.get("name") or _path_names(run.path)[-1]) for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        run.name = name if names.count(name) == 1 else _shortest(run.path, [other.path for other in runs if other is not run])
+    for run, name in zip(runs, run_names([run.path for run in runs]), strict=True):
+        run.name = name
     return runs
 
 
@@ -80,20 +82,6 @@ def _jobs(path: str | Path) -> list[str]:
     folder = Path(path).expanduser()
     jobs = [] if (folder / ".hydra").is_dir() else [config.parent for config in folder.glob("*/.hydra")]
     return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))] or [str(path)]
-
-
-def _path_names(path: Path) -> tuple[str, ...]:
-    path = path.resolve()
-    return (path.parent if path.name == "results.json" else path.with_suffix("") if path.is_file() else path).parts
-
-
-def _shortest(path: Path, other_paths: Sequence[Path]) -> str:
-    """Return the shortest end of a path that no other path has."""
-    names = _path_names(path)
-    for count in range(1, len(names)):
-        if all(_path_names(other)[-count:] != names[-count:] for other in other_paths):
-            return "/".join(names[-count:])
-    return str(path)
 
 
 def _read(path: Path, name: str) -> Run:
@@ -109,7 +97,7 @@ def _read(path: Path, name: str) -> Run:
     model = next((folder for folder in (path / "export", path / "backbone") if folder.is_dir()), path / "export")
     run_files = [
         _read_into(run, path / ".hydra" / "config.yaml", _config, "config"),
-        _read_into(run, path / "result.json", _scores, "before", "after"),
+        _read_into(run, path / "result.json", _scores, "before", "after", "rows"),
         _read_into(run, path / "csv", partial(_curves, remarks=run.remarks), "curves"),
         _read_into(run, model / "training.json", _training, "training"),
     ]
@@ -125,7 +113,9 @@ def _read(path: Path, name: str) -> Run:
     if "strategy" in run.forgetting:
         run.remarks = [remark for remark in run.remarks if remark != f"{path / 'csv'} is missing"]  # its stages have logs
         _read_stage_logs(run)
-    run.config = run.config or run.training.get("config", {})
+    if not run.config and run.training.get("config"):
+        run.config = run.training["config"]
+        run.remarks = [remark for remark in run.remarks if remark != f"{path / '.hydra' / 'config.yaml'} is missing"]
     return run
 
 
@@ -213,9 +203,16 @@ def _config(path: Path) -> dict[str, Any]:
     return _clean(_mapping(read_yaml(path)))
 
 
-def _scores(path: Path) -> tuple[dict[str, float], dict[str, float]]:
+def _scores(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, dict[str, dict[str, Any]]]]:
     result = _mapping(_json(path))
-    return _numbers(result["before"]), _numbers(result["after"])
+    rows = {
+        prefix: {
+            task: {key: str(entry[key]) for key in ("family", "hash")} | {key: int(entry[key]) for key in ("rows", "seen")}
+            for task, entry in _mapping(entries).items()
+        }
+        for prefix, entries in _mapping(result.get("data") or {}).items()
+    }
+    return _numbers(result["before"]), _numbers(result["after"]), rows
 
 
 def _training(path: Path) -> dict[str, Any]:
@@ -288,13 +285,15 @@ def _evaluation(path: Path) -> dict[str, Any]:
         ],
         "differences": [
             {key: str(row[key]) for key in (*names, "against")}
-            | {key: float(row[key]) for key in ("difference", "low", "high")}
+            | {key: float(row[key]) for key in _INTERVAL}
             | {"dim": _number(row.get("dim"))}
+            | ({"unseen": row["unseen"] and {key: float(row["unseen"][key]) for key in _INTERVAL}} if "unseen" in row else {})
             for row in result.get("differences") or []
         ],
         "leaks": [
             {"encoder": str(row["encoder"]), "dataset": str(row["dataset"]), "found": int(row["found"])}
             | {"rows": int(row["rows"] if "rows" in row else row["texts"]), "family": str(row.get("family") or "")}
+            | {"unseen": _number(row.get("unseen"))}
             for row in result.get("leaks") or []
             if row["found"] is not None  # null: it could not be checked
         ],
@@ -315,19 +314,23 @@ def _examples(example: dict[str, Any]) -> dict[str, Any]:
             }
             for row in example.get("neighbours") or []
         ],
-        "errors": [{key: str(row[key]) for key in ("text", "expected", "found")} for row in example.get("errors") or []],
+        "errors": [
+            {key: str(row[key]) for key in ("text", "text2", "expected", "found") if key != "text2" or row.get(key)}
+            for row in example.get("errors") or []
+        ],
     }
 
 
 def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
     """Combine the evaluations of all runs into one.
 
-    Encoders that share a name and differ get the name of their run as a prefix; data sets that share a name and differ in
-    their rows get the first 6 digits of their fingerprint as a suffix.
+    Encoders that share a name and differ get the name of their run as a prefix, and one that has several names keeps its
+    first; data sets that share a name and differ in their rows get the first 6 digits of their fingerprint as a suffix.
     """
     combined: dict[str, Any] = {key: [] for key in ("encoders", "rows", "differences", "leaks")} | {"examples": {}}
     hashes: dict[str, set[str]] = {}
     fingerprints: dict[str, set[str]] = {}
+    first_names: dict[str, str] = {}  # hash of an encoder -> what it is called
     for run in runs:
         for card in run.evaluation.get("encoders", []):
             hashes.setdefault(card["name"], set()).add(str(card.get("hash") or run.name))
@@ -336,6 +339,7 @@ def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         cards = run.evaluation.get("encoders", [])
         names = {c["name"]: c["name"] if len(hashes[c["name"]]) == 1 else f"{run.name}: {c['name']}" for c in cards}
+        names |= {c["name"]: first_names.setdefault(str(c["hash"]), names[c["name"]]) for c in cards if c.get("hash")}
         run_fingerprints = {dataset_key(row): row["mark"] for row in run.evaluation.get("rows", []) if row["mark"]}
         suffixes = {
             dataset: f" ({fingerprint[:6]})"
@@ -348,7 +352,9 @@ def evaluations(runs: Sequence[Run]) -> dict[str, Any]:
             for row in run.evaluation.get(key, []):
                 renamed_fields = {k: names.get(row[k], row[k]) for k in ("encoder", "against") if k in row}
                 renamed_fields["dataset"] = row["dataset"] + suffixes.get(dataset_key(row), "")
-                combined[key] += [row | renamed_fields] if row | renamed_fields not in combined[key] else []
+                renamed = row | renamed_fields
+                is_new = renamed not in combined[key] and renamed.get("against") != renamed["encoder"]
+                combined[key] += [renamed] if is_new else []
         for name, examples in run.evaluation.get("examples", {}).items():
             encoder_examples = combined["examples"].setdefault(names.get(name, name), {})
             encoder_examples.update({dataset + suffixes.get(dataset, ""): example for dataset, example in examples.items()})

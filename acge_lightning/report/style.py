@@ -14,9 +14,10 @@ import numpy as np
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import check_replaceable, whole
+from acge_lightning.lazy import naming_extra
 from acge_lightning.terminal import shortened
 
-try:
+with naming_extra("figures need"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,8 +25,6 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
-except ModuleNotFoundError as error:
-    raise InputError("figures need matplotlib: pip install 'acge-lightning[report]'") from error
 
 _LOG = logging.getLogger(__name__)
 _SOFTWARE = "acge_lightning"  # written into each picture: it marks the file as one that may be replaced
@@ -35,9 +34,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v")
 SIZE = (4.4, 3.0)  # inches: readable at the width of a phone
-_LABEL_OFFSETS = [
-    (x, y * away, side) for away in (1, 2, 3) for y in (8, -8, 0) for x, side in ((5, "left"), (-5, "right"), (0, "center"))
+_LABEL_OFFSETS = [  # in points from the dot, the nearest first
+    (x * away, y * away, side)
+    for away in (1, 2, 3, 4)
+    for y in (8, -8, 0)
+    for x, side in ((5, "left"), (-5, "right"), (0, "center"))
+    if x or y
 ]
+_FAR = 14  # points from the dot to its label, from which a line joins them
 _CHINESE = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -72,7 +76,7 @@ def log_figures(logger: Any, figures: Mapping[str, Figure], step: int = 0) -> No
     Raises:
         InputError: the logger takes no pictures.
     """
-    with _figure_style():
+    with figure_style():
         for name, figure in figures.items():
             if hasattr(logger, "log_image"):
                 logger.log_image(key=name, images=[figure], step=step)
@@ -85,7 +89,7 @@ def log_figures(logger: Any, figures: Mapping[str, Figure], step: int = 0) -> No
 def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
     """Write figures as PNG, one file a figure: `matryoshka/sts` becomes `matryoshka-sts.png`."""
     folder, files = Path(folder).expanduser(), []
-    with _figure_style():
+    with figure_style():
         for name, figure in figures.items():
             files.append(save_figure(figure, folder / (re.sub(r"[^\w.@+-]+", "-", name) + ".png")))
     return files
@@ -104,7 +108,7 @@ def save_figure(figure: Figure, file: Path, dpi: int = 160) -> Path:
 
 
 @contextmanager
-def _figure_style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """Apply our style in the block; warn once, with a remedy, if no font has some letters."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -143,7 +147,7 @@ def finish_figure(axes: Axes, description: str, legend: Mapping[str, dict[str, A
 
 
 def _spread_labels(figure: Figure, axes: Axes) -> None:
-    """Move the labels of points to where they hide least."""
+    """Move the labels of points to where they hide least, within the axes; a line joins a far one to its point."""
     labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text()]
     if not labels:
         return
@@ -152,17 +156,23 @@ def _spread_labels(figure: Figure, axes: Axes) -> None:
         figure.draw_without_rendering()  # which computes the layout
     paths = [axes.transData.transform_path(line.get_path()) for line in axes.lines]
     occupied = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for path in paths for x, y in np.asarray(path.vertices)]
+    frame = axes.get_window_extent()
 
     def move(label: Annotation, offset: tuple[int, int, str]) -> Bbox:
         label.set(position=offset[:2], horizontalalignment=offset[2])
         return label.get_window_extent()
 
-    def overlap(box: Bbox) -> int:
-        return 10 * box.count_overlaps(occupied) + sum(path.intersects_bbox(box, filled=False) for path in paths)
+    def cost(box: Bbox) -> float:
+        outside = max(frame.x0 - box.x0, box.x1 - frame.x1, frame.y0 - box.y0, box.y1 - frame.y1, 0)
+        crossed = sum(path.intersects_bbox(box, filled=False) for path in paths)
+        return 1000 * (outside > 0) + outside + 10 * box.count_overlaps(occupied) + crossed
 
     for label in labels:
-        best = min(_LABEL_OFFSETS, key=lambda offset: overlap(move(label, offset)))
+        best = min(_LABEL_OFFSETS, key=lambda offset: cost(move(label, offset)))
         occupied.append(move(label, best))
+        if abs(best[1]) > _FAR or abs(best[0]) > _FAR:
+            line = {"arrowstyle": "-", "color": label.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+            axes.annotate("", label.xy, xytext=best[:2], textcoords="offset points", arrowprops=line)
 
 
 def line_style(number: int) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from rich.table import Table
 from acge_lightning.data.sampler import Coverage
 from acge_lightning.encoder.encoder import Encoder, similarity
 from acge_lightning.errors import InputError
+from acge_lightning.evaluation.leak_marks import LEGEND, Leaks, leaks_by_score, seen_text, spoilt_families
 from acge_lightning.evaluation.results import mean_exception, means
+from acge_lightning.evaluation.scored_rows import Record, seen_mark
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.files.spreadsheet import write_csv
 from acge_lightning.files.yaml_file import read_yaml
@@ -29,19 +31,38 @@ Scores = Mapping[str, float]
 _WIDEST = 46  # characters of a query or a hit
 
 
-def score_table(before: Scores, after: Scores) -> Table:
-    """Make a table of scores, before (if given) and after; families and the mean last."""
+def score_table(before: Scores, after: Scores, rows: Record | None = None, notes: Mapping[str, str] | None = None) -> Table:
+    """Make a table of scores, before (if given) and after; families and the mean last.
+
+    Args:
+        before: name -> score.
+        after: name -> score.
+        rows: as in `result.json`: a score of rows that were seen in training gets a mark.
+        notes: how a score's name begins -> what stands beside it.
+    """
     table = Table(title="Scores", title_justify="left")
     table.add_column("score")
     for name in ("before", "after", "change") if before else ("score",):
         table.add_column(name, justify="right")
-    for key in sorted(after, key=lambda key: (key.endswith("/mean"), key.count("/") == 1, key)):
-        old, new = before.get(key), after[key]
-        change = "" if old is None else f"{new - old:+.4f}"
+    if notes:
+        table.add_column("")
+    for key in sorted(after, key=_score_order):
+        old, new, mark = before.get(key), after[key], seen_mark(key, rows or {})
+        change = "" if old is None else f"{new - old:+.4f}{mark and ' †'}"
         style = "bold" if key.endswith("/mean") else None
-        values = ("" if old is None else f"{old:.4f}", f"{new:.4f}", change) if before else (f"{new:.4f}",)
-        table.add_row(key, *values, style=style)
+        new_text = f"{new:.4f}{mark}"
+        values = ("" if old is None else f"{old:.4f}", new_text, change) if before else (new_text,)
+        if mark:
+            table.caption, table.caption_justify = LEGEND, "left"
+        note = [text for start, text in (notes or {}).items() if key.startswith(start)]
+        table.add_row(key, *values, *note, style=style)
     return table
+
+
+def _score_order(key: str) -> tuple[Any, ...]:
+    """Scores of tasks first, then families, then means: of test before val, of the full size before its prefixes."""
+    name, _, dim = key.partition("@")
+    return name.endswith("/mean"), key.count("/") == 1, name, -int(dim) if dim.isdigit() and name.endswith("/mean") else 0, key
 
 
 def coverage_table(coverage: Mapping[str, Coverage]) -> Table:
@@ -78,8 +99,8 @@ def evaluation_progress(total: int) -> Iterator[Callable[[Mapping[str, Any]], No
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Make tables of scores at full size, family means at each dim, and intervals of differences."""
-    rows, names = result["rows"], [card["name"] for card in result["encoders"]]
+    """Make tables of scores at full size, family means at each dim, and intervals of differences; leaks stand beside them."""
+    rows, names, leaky = result["rows"], [card["name"] for card in result["encoders"]], leaks_by_score(result)
     largest = {card["name"]: card["dim"] for card in result["encoders"]}
     table = Table(title="Scores at full size", title_justify="left")
     for column in ("family", "data set", "metric", *names, "remark"):
@@ -88,21 +109,33 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
         dataset_rows = [row for row in rows if (row["family"], row["dataset"]) == (family, name)]
         cells = {r["encoder"]: r for r in dataset_rows if r["dim"] == largest[r["encoder"]] or r["error"]}
         remark = "; ".join(dict.fromkeys(str(r["error"] or r["note"]) for r in cells.values() if r["error"] or r["note"]))
-        values = ["error" if n in cells and cells[n]["error"] else _digits(cells.get(n, {}).get("value")) for n in names]
+        values = [_score_text(cells.get(n), leaky.get((n, family, name))) for n in names]
         table.add_row(family, name, dataset_rows[0]["metric"], *values, remark)
-    return [table, _mean_table(rows, largest), *_difference_table(result["differences"])]
+    if leaky:
+        table.caption, table.caption_justify = f"{LEGEND}; below it, where it can be told, the score on the others", "left"
+    return [table, _mean_table(rows, largest, leaky), *_difference_table(result["differences"])]
 
 
-def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | None]) -> Table:
+def _score_text(row: Mapping[str, Any] | None, leak: Mapping[str, Any] | None) -> str:
+    """Write a score; one of rows that were seen in training with the mark of it, and the score on the others below."""
+    if row is None or row["error"] or leak is None:
+        return "" if row is None else "error" if row["error"] else _digits(row["value"])
+    unseen = leak.get("unseen")
+    text = f"{_digits(row['value'])} {seen_text(leak['found'], leak['rows'])}"
+    return text if unseen is None else f"{text}\n{_digits(unseen)} unseen rows"
+
+
+def _mean_table(rows: Sequence[Mapping[str, Any]], largest: Mapping[str, int | None], leaky: Leaks) -> Table:
     families = sorted({row["family"] for row in rows})
     table = Table(title="Means of families", title_justify="left")
     for column in ("encoder", "dim", *families, f"mean{mean_exception(families)}"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
     for name in largest:
+        spoilt = spoilt_families(leaky, name, families)
         dims = dict.fromkeys(row["dim"] for row in rows if row["encoder"] == name and not row["error"])
         for dim in dims:
             family_means = means(rows, name, dim)
-            cells = [_digits(family_means.get(family)) for family in (*families, "mean")]
+            cells = [_digits(family_means.get(f)) + (" †" if f in spoilt else "") for f in (*families, "mean")]
             table.add_row(name, "all" if dim is None else str(dim), *cells)
     return table
 
@@ -114,9 +147,17 @@ def _difference_table(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
     for column in ("encoder", "against", "data set", "difference", "from", "to"):
         table.add_column(column)
     for d in differences:
-        clear = "bold" if d["low"] > 0 or d["high"] < 0 else None
-        values = (f"{d[key]:+.4f}" for key in ("difference", "low", "high"))
-        table.add_row(d["encoder"], d["against"], f"{d['family']}/{d['dataset']}", *values, style=clear)
+        dataset, is_leaky, unseen = f"{d['family']}/{d['dataset']}", "unseen" in d, d.get("unseen")
+        lines = [(dataset, d, " †" if is_leaky else "")] + ([(f"{dataset}, unseen rows", unseen, "")] if unseen else [])
+        for name, numbers, mark in lines:
+            clear = "bold" if not mark and (numbers["low"] > 0 or numbers["high"] < 0) else None
+            values = [f"{numbers[key]:+.4f}" for key in ("difference", "low", "high")]
+            table.add_row(d["encoder"], d["against"], name, values[0] + mark, *values[1:], style=clear)
+    if any("unseen" in d for d in differences):
+        table.caption, table.caption_justify = (
+            "† one of the two was trained on some of these rows: no clean gain or loss",
+            "left",
+        )
     return [table]
 
 
@@ -126,16 +167,24 @@ def forgetting_tables(record: Mapping[str, Any]) -> list[Table]:
     Args:
         record: the contents of `forgetting.json`.
     """
-    table = Table(title="Test scores of each stage's tasks", title_justify="left")
-    for column in ("after", *record["tasks"]):
-        table.add_column(column, justify="left" if column == "after" else "right")
+    split = str(record["split"])
+    prefix = "val" if split == "dev" else split
+    table = Table(title=f"{split.capitalize()} scores of each stage's tasks", title_justify="left")
+    table.add_column("after")
+    marks = {task: seen_mark(f"{prefix}/{task}", {prefix: record.get("rows", {})}) for task in record["tasks"]}
+    for task in record["tasks"]:
+        table.add_column(f"{task}{marks[task]}", justify="right")
+    if any(marks.values()):
+        table.caption, table.caption_justify = LEGEND, "left"
     for name, row in zip(("start", *record["tasks"]), (record["start"], *record["matrix"]), strict=True):
         table.add_row(name, *(_digits(None if value != value else value) for value in row))
     summary = Table(title=f"Learnt and forgotten, strategy {record['strategy']['name']}", title_justify="left")
     for column in ("split", *record["measures"]):
         summary.add_column(column.replace("_", " "), justify="left" if column == "split" else "right")
-    for split, split_record in (("test", record), ("dev", record["dev"])):
-        summary.add_row(split, *(_digits(None if value != value else value) for value in split_record["measures"].values()))
+    for name, split_record in {split: record, "dev": record["dev"]}.items():
+        mark = " †" if any(entry["seen"] for entry in split_record.get("rows", {}).values()) else ""
+        values = [None if value != value else value for value in split_record["measures"].values()]
+        summary.add_row(name, *(_digits(value) + mark if value is not None else "" for value in values))
     return [table, summary, *_index_table(record["old_index"])]
 
 
@@ -226,41 +275,78 @@ def check_result(folder: Path) -> None:
     check_replaceable(folder / "result.json", b'"before"', "the result of a run")
 
 
-def write_result(folder: Path, before: Scores, after: Scores, output: Path) -> None:
-    """Write `result.json` of a run, which marks it as done: its scores, and where its model is; whole or not at all."""
+def write_result(
+    folder: Path, before: Scores, after: Scores, output: Path, rows: Record | None = None, remarks: Sequence[str] = ()
+) -> None:
+    """Write `result.json` of a run, which marks it as done: its scores, and where its model is; whole or not at all.
+
+    Args:
+        folder: of the run.
+        before: scores before training.
+        after: scores after it.
+        output: the folder of the model.
+        rows: which rows the scores come from, as of `scored_rows`.
+        remarks: sentences on what went wrong.
+    """
     check_result(folder)
-    result = {"before": dict(before), "after": dict(after), "output": str(output)}
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    result: dict[str, Any] = {"before": dict(before), "after": dict(after), "output": str(output), "remarks": list(remarks)}
+    if rows:
+        result["data"] = rows
+    write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-def summarise(folder: Path) -> tuple[Table, int]:
-    """Make a table of the jobs of a multirun, best first, and write it to `summary.csv`.
+def summarise(folder: Path) -> tuple[list[Table], int]:
+    """Make tables of the jobs of a multirun, best first, and write all of their settings to `summary.csv`.
 
     Args:
         folder: of the multirun; each job's folder holds `result.json` and `.hydra/overrides.yaml`.
 
     Returns:
-        The table, and how many jobs left no result.
+        A table of the jobs with the settings that differ, and where the seed does, one of means over seeds; and how many jobs
+        left no result.
 
     Raises:
         InputError: the folder holds no job, or a `summary.csv` that is another file.
     """
-    rows: list[tuple[str, str, float]] = []
-    for job in sorted(p.parent for p in folder.glob("*/.hydra")):
-        overrides = " ".join(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or []))
+    jobs: list[tuple[str, list[str], float]] = []
+    for job in sorted((p.parent for p in folder.glob("*/.hydra")), key=lambda job: (len(job.name), job.name)):
         result = job / "result.json"
         score = float("nan")
         if result.is_file():
             score = json.loads(result.read_text(encoding="utf-8"))["after"].get("val/mean", score)
-        rows.append((job.name, overrides, score))
-    if not rows:
+        jobs.append((job.name, list(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or [])), score))
+    if not jobs:
         raise InputError(f"{folder} holds no job")
-    rows.sort(key=lambda row: -row[2] if row[2] == row[2] else np.inf)
+    jobs.sort(key=lambda job: -job[2] if job[2] == job[2] else np.inf)
     check_replaceable(folder / "summary.csv", b"job,overrides,val/mean", "the summary of a multirun")
+    rows = [(name, " ".join(overrides), score) for name, overrides, score in jobs]
     write_csv(folder / "summary.csv", ("job", "overrides", "val/mean"), rows)
-    table = Table(title=f"{len(rows)} jobs, best first", title_justify="left")
-    for column in ("job", "overrides", "val/mean"):
+    settings = [dict(text.lstrip("+").partition("=")[::2] for text in overrides) for _, overrides, _ in jobs]
+    swept = [
+        key for key in dict.fromkeys(key for job in settings for key in job) if len({job.get(key) for job in settings}) > 1
+    ]
+    table = Table(title=f"{len(jobs)} jobs, best first", title_justify="left")
+    for column in ("job", *swept, "val/mean"):
         table.add_column(column)
-    for job_name, overrides, score in rows:
-        table.add_row(job_name, overrides, "failed" if score != score else f"{score:.4f}")
-    return table, sum(score != score for _, _, score in rows)
+    for (name, _, score), setting in zip(jobs, settings, strict=True):
+        table.add_row(name, *(setting.get(key, "") for key in swept), "failed" if score != score else f"{score:.4f}")
+    scores = [score for _, _, score in jobs]
+    return [table, *_seed_table(settings, swept, scores)], sum(score != score for score in scores)
+
+
+def _seed_table(settings: Sequence[Mapping[str, str]], swept: Sequence[str], scores: Sequence[float]) -> list[Table]:
+    """Make a table of means and standard deviations over seeds, best first; none where the seed was not swept."""
+    if "seed" not in swept:
+        return []
+    keys = [key for key in swept if key != "seed"]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for job, score in zip(settings, scores, strict=True):
+        if score == score:
+            groups.setdefault(tuple(job.get(key, "") for key in keys), []).append(score)
+    table = Table(title="Mean ± standard deviation over seeds, best first", title_justify="left")
+    for column in (*keys, "val/mean", "seeds"):
+        table.add_column(column)
+    for values, group in sorted(groups.items(), key=lambda item: -np.mean(item[1])):
+        deviation = f" ± {np.std(group, ddof=1):.4f}" if len(group) > 1 else ""
+        table.add_row(*values, f"{np.mean(group):.4f}{deviation}", str(len(group)))
+    return [table] if groups else []

@@ -9,7 +9,7 @@ from acge_lightning.errors import InputError
 from acge_lightning.evaluation.results import Row
 from acge_lightning.report.figures import figures
 from acge_lightning.report.runs import Run
-from acge_lightning.report.style import save_figure
+from acge_lightning.report.style import figure_style, save_figure
 
 _DPI = 200
 
@@ -27,4 +27,5 @@ def save_tuning_figure(points: Sequence[Row], file: str | Path) -> Path:
     if not points:
         raise InputError("there are no points to draw: give the rows of what was tried")
     figure = figures([Run("funnels", Path(file).parent, funnel=list(points))])["funnel"]
-    return save_figure(figure, Path(file), _DPI)
+    with figure_style():
+        return save_figure(figure, Path(file), _DPI)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 from acge_lightning.search.faiss_file import LINKS, DamagedError, check
 from acge_lightning.search.stages import Stage
 from acge_lightning.search.vectors import BLOCK, Vectors, prefix
@@ -48,10 +49,8 @@ def import_faiss() -> Any:
     Raises:
         InputError: it is not installed.
     """
-    try:
+    with naming_extra("this first stage needs", ", or index: exact"):
         import faiss
-    except ModuleNotFoundError as error:
-        raise InputError("this first stage needs faiss: pip install 'acge-lightning[search]', or index: exact") from error
     return faiss
 
 

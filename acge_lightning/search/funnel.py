@@ -179,6 +179,7 @@ class FunnelIndex:
         *,
         ids: Sequence[Key] | None = None,
         texts: Sequence[str] | None = None,
+        notes: Sequence[str] | None = None,
         progress: bool = False,
     ) -> None:
         """Add rows, Float[m, D] or m texts; all of them or, on an error, none.
@@ -190,6 +191,7 @@ class FunnelIndex:
             items: Float[m, D] of any length, or m texts.
             ids: m ids of the kind that the index has; None if it has none.
             texts: m texts that are stored with vectors; None if the index has none.
+            notes: m texts of any other kind that are stored with vectors; None if the index has none.
             progress: show a progress bar.
 
         Raises:
@@ -201,7 +203,7 @@ class FunnelIndex:
         vectors = self._encoded(items, "document", progress)
         if are_texts and texts is not None and (ids is not None or len(self) == 0):
             vectors, ids, texts = self._with_direction(vectors, ids, texts)
-        rows = self.rows.extended(len(self), len(vectors), ids, texts)
+        rows = self.rows.extended(len(self), len(vectors), ids, texts, notes)
         self._check_direction(vectors, "row")
         self.vectors, self.rows = self.vectors.extended(vectors), rows
 

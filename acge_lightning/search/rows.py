@@ -1,4 +1,4 @@
-"""The ids and texts of the rows of an index."""
+"""The ids, texts and notes of the rows of an index."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ Key = str | int
 
 
 class Rows:
-    """Ids and texts of the rows, each there for all rows or for none.
+    """Ids, texts and notes of the rows, each there for all rows or for none.
 
     Args:
-        table: columns `id` (whole numbers or words) and `text`, both optional; may lie on disk.
+        table: columns `id` (whole numbers or words), `text` and `note` (a text too), all optional; may lie on disk.
     """
 
     def __init__(self, table: pa.Table | None = None):
         self.table = table
         self._ids: set[Key] = set()  # of all rows, and perhaps of more; empty until rows are added to an index that has some
 
-    def extended(self, row_count: int, new_count: int, ids: Sequence[Key] | None, texts: Sequence[str] | None) -> Rows:
+    def extended(
+        self,
+        row_count: int,
+        new_count: int,
+        ids: Sequence[Key] | None,
+        texts: Sequence[str] | None,
+        notes: Sequence[str] | None = None,
+    ) -> Rows:
         """These rows and, after them, new ones.
 
         Args:
@@ -32,12 +39,13 @@ class Rows:
             new_count: of the new rows.
             ids: of the new rows.
             texts: of the new rows.
+            notes: of the new rows.
 
         Raises:
             InputError: other numbers of ids or texts, only some rows with them, ids that are not distinct or of another kind.
         """
         columns = {}
-        for name, values in (("id", ids), ("text", texts)):
+        for name, values in (("id", ids), ("text", texts), ("note", notes)):
             has_column = row_count > 0 and self.table is not None and name in self.table.column_names
             if row_count and new_count and has_column != (values is not None):
                 state, remedy = ("has", "give them for") if has_column else ("has no", "leave them out of")
@@ -87,14 +95,23 @@ class Rows:
         Raises:
             InputError: the index has no texts.
         """
-        if self.table is None or "text" not in self.table.column_names:
-            raise InputError("the index has no texts: give them when it is built")
-        return self.table.column("text").take(pa.array(rows)).to_pylist()
+        return self.column("text", rows)
+
+    def column(self, name: str, rows: np.ndarray | None = None) -> list[str]:
+        """The texts or the notes of row indices Int64[h], or of all rows.
+
+        Raises:
+            InputError: the index has none.
+        """
+        if self.table is None or name not in self.table.column_names:
+            raise InputError(f"the index has no {name}s: give them when it is built")
+        column = self.table.column(name)
+        return (column if rows is None else column.take(pa.array(rows))).to_pylist()
 
     def write(self, file: Path) -> None:
-        """Write the ids and texts, of which there must be some, as an Arrow file."""
+        """Write the columns, of which there must be some, as an Arrow file."""
         if self.table is None:
-            raise ValueError("the rows have neither ids nor texts to write")
+            raise ValueError("the rows have no columns to write")
         with pa.ipc.new_file(str(file), self.table.schema) as writer:
             writer.write_table(self.table)
 
@@ -115,7 +132,7 @@ class Rows:
             raise InputError(f"{file} cannot be read ({reason}): copy the index again, or build it again") from error
 
 
-_COLUMN_TYPES = {"id": (pa.large_string(), pa.int64()), "text": (pa.large_string(),)}
+_COLUMN_TYPES = {"id": (pa.large_string(), pa.int64()), "text": (pa.large_string(),), "note": (pa.large_string(),)}
 
 
 def _read_table(reader: pa.RecordBatchFileReader, count: int, file_size: int) -> pa.Table:
@@ -139,7 +156,7 @@ def _read_table(reader: pa.RecordBatchFileReader, count: int, file_size: int) ->
 
 
 def _column(name: str, values: Sequence[Key]) -> pa.Array:
-    kinds = (str,) if name == "text" else (str, int)
+    kinds = (str, int) if name == "id" else (str,)
     if isinstance(values, np.ndarray):
         values = values.tolist()
     for i, value in enumerate(values):

@@ -7,7 +7,6 @@ v<hex>/      its files: arrays (npy), an index of FAISS, ids and texts (Arrow); 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from acge_lightning.errors import InputError, check_unicode
+from acge_lightning.files.locks import NO_LINKS, hold
 from acge_lightning.search.ann import Faiss
 from acge_lightning.search.manifest import (
     FILE,
@@ -76,7 +76,7 @@ def write_index(folder: Path, index: SavedIndex) -> Path:
     version = folder / f"v{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, fcntl.LOCK_EX):
+        with _locked(folder):
             try:
                 version.mkdir()
                 _write_files(index, version)
@@ -160,15 +160,15 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, mode: int) -> Iterator[None]:
+def _locked(folder: Path, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends; a folder that is read-only has none."""
     file = folder / ".lock"
-    if mode == fcntl.LOCK_SH and not os.access(file, os.W_OK):
+    if shared and not os.access(file, os.W_OK):
         yield
         return
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
     try:
-        fcntl.flock(handle, mode)
+        hold(handle, shared=shared)
         yield
     finally:
         os.close(handle)
@@ -191,7 +191,7 @@ def read_index(folder: Path, verify: bool = True) -> SavedIndex:
     check_unicode(str(folder), "the name of the index")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one that an index was saved to")
-    with _locked(folder, fcntl.LOCK_SH):
+    with _locked(folder, shared=True):
         manifest = read_manifest(folder)
         version, row_count, dims = folder / manifest["version"], manifest["rows"], tuple(manifest["matryoshka_dims"])
         for name, entry in manifest["files"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,14 @@ class EmbeddingModule(OptimizedModule):
 
     Logs `train/loss`, `train/<task>/loss` (with Matryoshka also that of each prefix, `train/<task>/loss@<dim>`),
     `val/<task>/<metric>`, `val/<family>`, and `val/mean`: the mean over families of the mean over a family's tasks of its main
-    metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`.
+    metric, in [0, 1] (correlations in [-1, 1]). The same under `test/`. Before and after training also the main metrics of
+    the prefixes, `val/<task>/<metric>@<dim>` and `val/mean@<dim>`.
 
     Args:
         encoder: what is trained.
         tasks: name -> task.
         matryoshka: `dims`, and optionally `weights`, `temperatures` and `reduction`, of `Matryoshka` around each task's loss;
-            None for the full size only.
+            None, or dims of None, for the full size only.
         optim: optimizer and learning-rate schedule.
         batch_tokens: tokens encoded together; less needs less memory, and changes nothing else. By default 2048 on a CPU,
             which its caches hold, and 16384 on a GPU or for a static encoder.
@@ -75,13 +77,14 @@ class EmbeddingModule(OptimizedModule):
         self.losses = nn.ModuleDict(self._with_prefixes(losses, matryoshka))  # type: ignore[assignment]
         self.metrics = nn.ModuleDict(metrics)  # type: ignore[assignment, arg-type]
         self.optim = optim or Optim()
-        self.batch_tokens, self.recompute = batch_tokens, recompute
+        self.prefixes: tuple[int, ...] = tuple(sorted((matryoshka or {}).get("dims") or (), reverse=True))[1:]
+        self.batch_tokens, self.recompute, self.is_fitting = batch_tokens, recompute, False
         if compile:
             compile_backbone(encoder.backbone)
 
     def _with_prefixes(self, losses: Mapping[str, CosineLoss], matryoshka: Mapping[str, Any] | None) -> dict[str, nn.Module]:
         """The losses, with `Matryoshka` around each of them if it has settings; the encoder notes the dims."""
-        if not matryoshka:
+        if not matryoshka or matryoshka.get("dims") is None:
             return dict(losses)
         wrapped = {name: Matryoshka(loss, **matryoshka) for name, loss in losses.items()}
         check_dims(matryoshka["dims"], self.encoder.dim)
@@ -101,6 +104,14 @@ class EmbeddingModule(OptimizedModule):
         vectors = self.encoder(Tokens.cat(batch.columns), self.batch_tokens, self.recompute and self.training)
         return vectors.split([len(column) for column in batch.columns])
 
+    def on_fit_start(self) -> None:
+        """Score the full size only, until training ends."""
+        self.is_fitting = True
+
+    def on_fit_end(self) -> None:
+        """Score the prefixes again."""
+        self.is_fitting = False
+
     def training_step(self, batch: TextBatch) -> Tensor:
         """The loss of a batch."""
         task_loss = self.losses[batch.task]
@@ -109,7 +120,8 @@ class EmbeddingModule(OptimizedModule):
         if isinstance(task_loss, Matryoshka) and self._is_logged_step():
             for dim, value in task_loss.loss_by_dim.items():
                 self.log(f"train/{batch.task}/loss@{dim}", value, batch_size=len(batch))
-        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        self.log("train/loss", loss, batch_size=len(batch))
+        self.history.add(batch.task, loss)
         return loss * self.tasks[batch.task].loss_weight
 
     def _is_logged_step(self) -> bool:
@@ -144,24 +156,35 @@ class EmbeddingModule(OptimizedModule):
 
     def _score(self, prefix: str, role: str) -> None:
         values: Score = {}
-        families: dict[str, list[float]] = {}
         seen = any_rank([metric.update_called for metric in self.metrics.values()], self.device)
+        if not any(seen):
+            raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
+        dims = () if self.is_fitting else self.prefixes  # before and after training
         for (name, metric), has_texts in zip(self.metrics.items(), seen, strict=True):
             if has_texts:  # every rank takes part then: the others wait for its texts, even for none
-                scores = metric.compute()
-                values |= {f"{prefix}/{name}/{key}": value for key, value in scores.items()}
-                families.setdefault(self.tasks[name].data.family, []).append(scores[metric.main])
+                metric.dims = dims
+                values |= {f"{prefix}/{name}/{key}": value for key, value in metric.compute().items()}
                 metric.reset()
-        means = {family: sum(main) / len(main) for family, main in families.items()}
-        if not means:
-            raise InputError(f"no task has a {role} split to score: add one that has labels, with weight 0 if only to watch")
+        means = self._family_means(values, prefix)
         values |= {f"{prefix}/{family}": value for family, value in means.items()}
-        values[f"{prefix}/mean"] = sum(means.values()) / len(means)
-        self.log_dict({key: torch.tensor(value) for key, value in values.items() if key != f"{prefix}/mean"})
-        self.log(f"{prefix}/mean", torch.tensor(values[f"{prefix}/mean"]), prog_bar=True)
+        of_prefixes = {key: value for key, value in values.items() if "@" in key}
+        for dim in dims:
+            of_prefixes[f"{prefix}/mean@{dim}"] = mean(self._family_means(values, prefix, f"@{dim}").values())
+        self.log_dict({key: torch.tensor(value) for key, value in values.items() if key not in of_prefixes})
+        self.log_dict({key: torch.tensor(value) for key, value in of_prefixes.items()}, logger=False)
+        self.log(f"{prefix}/mean", torch.tensor(mean(means.values())), prog_bar=True)
 
-    def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
-        """Export the trained encoder to `folder`/export."""
+    def _family_means(self, values: Mapping[str, float], prefix: str, suffix: str = "") -> dict[str, float]:
+        """Family -> the mean of its tasks' main scores, of those that have one."""
+        families: dict[str, list[float]] = {}
+        for name, metric in self.metrics.items():
+            key = f"{prefix}/{name}/{metric.main}{suffix}"
+            if key in values:
+                families.setdefault(self.tasks[name].data.family, []).append(values[key])
+        return {family: mean(scores) for family, scores in families.items()}
+
+    def save(self, folder: Path, provenance: Mapping[str, Any], earlier_rows: Sequence[np.ndarray] = ()) -> Path:
+        """Export the trained encoder to `folder`/export, with the hashes of its training rows and of those before this run."""
         trained = [task.data for task in self.tasks.values() if task.weight and "train" in task.data.opened_splits]
-        rows = [data.keys(data.train) for data in trained]
+        rows = [*(data.keys(data.train) for data in trained), *earlier_rows]
         return export(self.encoder, folder / "export", provenance, np.concatenate(rows) if rows else None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -67,7 +68,7 @@ class MaskedLanguageModule(OptimizedModule):
             raise InputError("a static encoder sees each token alone and cannot guess hidden ones: choose encoder=bert_mini")
         if tokenizer.mask_token_id is None:
             raise InputError("the tokenizer has no mask token: learn one with vocabulary.kind=wordpiece")
-        if matryoshka:
+        if matryoshka and matryoshka.get("dims"):
             raise InputError("masked-LM pre-training has no embedding to cut: set matryoshka to null")
         if not 0 < masking < 1:
             raise InputError(f"module.masking={masking} is no share of the tokens: give 0.15 to 0.4")
@@ -151,7 +152,8 @@ class MaskedLanguageModule(OptimizedModule):
         """The mean cross-entropy of the hidden tokens."""
         loss, _, count = self.guess(batch.columns[0])
         loss = loss / count.clamp(min=1)
-        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        self.log("train/loss", loss, batch_size=len(batch))
+        self.history.add(batch.task, loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -182,7 +184,7 @@ class MaskedLanguageModule(OptimizedModule):
         self.log(f"{prefix}/loss", loss / count, sync_dist=True)
         self.log(f"{prefix}/mean", right / count, prog_bar=True, sync_dist=True)
 
-    def save(self, folder: Path, provenance: Mapping[str, Any]) -> Path:
+    def save(self, folder: Path, provenance: Mapping[str, Any], earlier_rows: Sequence[np.ndarray] = ()) -> Path:
         """Write the backbone and its tokenizer as a transformers folder, `folder`/backbone: a start for training, no encoder.
 
         `provenance`, plain data on how it was made, is its `training.json`.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -11,6 +14,7 @@ from torch.optim import Optimizer
 
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
+from acge_lightning.training.loss_history import LossHistory
 from acge_lightning.training.optim import Optim
 
 if TYPE_CHECKING:
@@ -23,6 +27,22 @@ class OptimizedModule(LightningModule):
     encoder: Encoder
     optim: Optim
     batch_tokens: int | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history = LossHistory()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses so far."""
+        checkpoint["losses"] = self.history.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the losses so far."""
+        self.history.load_state_dict(checkpoint.get("losses") or {})
+
+    def save(self, folder: Path, provenance: Mapping[str, Any], earlier_rows: Sequence[np.ndarray] = ()) -> Path:
+        """Write what was trained to a folder in `folder`, and return it; each module has its own form."""
+        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Hand the encoder to the data, whose batches are made with its tokenizer."""

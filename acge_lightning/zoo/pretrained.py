@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +13,15 @@ from acge_lightning.encoder.build import prepare_backbone
 from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbone
 from acge_lightning.encoder.model_settings import read_json, read_settings, reading, setting
 from acge_lightning.errors import InputError
-from acge_lightning.files.folder import read_steady, recover
+from acge_lightning.files.folder import read_steady
+from acge_lightning.zoo.location import resolve
 from acge_lightning.zoo.model_folder import read_dense, read_modules, read_pooling, read_static, read_transformer
-from acge_lightning.zoo.releases import RELEASES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
 _CPU_ATTENTION = (None, "packed", "sdpa", "eager")  # attentions that work there
-_DOWNLOADED_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
 
 
 def load(
@@ -38,7 +36,8 @@ def load(
     """An encoder ready for `encode`.
 
     Args:
-        path_or_name: folder (sentence-transformers, transformers, or an export), a name of `models()`, or a hub id.
+        path_or_name: folder (sentence-transformers, transformers, an export, or a run that has one), a name of `models()`, or
+            a hub id.
         dim: leading dims that `encode` gives by default; None for all.
         device: where to put it; the CPU by default.
         dtype: of the weights, for example `bfloat16`; float32 by default, whatever the file holds.
@@ -187,34 +186,6 @@ def _warn_of_other_similarity(folder: Path) -> None:
         _LOG.warning(
             "%s was made to compare vectors by %r, and encode makes them of length 1: they compare by cosine", folder, name
         )
-
-
-# ---- its folder
-
-
-def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """The folder of a path, a release's name or a hub id; files that the cache lacks are downloaded."""
-    path = Path(path_or_name).expanduser()
-    recover(path)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise InputError(f"{path} is a file: give the folder that holds config.json and model.safetensors")
-    name = str(path_or_name)
-    release = RELEASES.get(name)
-    if release is None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise InputError(f"{name!r} is no folder, no hub id (owner/name) and none of the named models {sorted(RELEASES)}")
-    repo, revision = (release.repo, revision or release.revision) if release else (name, revision)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOADED_FILES))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{name!r} is no folder here, and {repo!r} (revision {revision or 'main'}) cannot be fetched from the hub "
-            f"({reason}): check the name and the network, or give a downloaded folder"
-        ) from error
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype:

@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import Logger
 
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import find
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.results import means
-from acge_lightning.evaluation.scoring import Model, evaluate
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.zoo.pretrained import load
 
 

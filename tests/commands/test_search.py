@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NOTES
 
 from acge_lightning import load
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.search import FunnelIndex
-from acge_lightning.search.text_files import list_files, read_texts
 
 ROOT = Path(__file__).parents[2]
+TEXTS = [("a.txt:2", NOTES[0]), ("a.txt:4", NOTES[1]), ("more/c.jsonl:1", NOTES[4]), ("more/d.csv.gz:2", "退货，公园")]
 
 
 def run(encoder, source, *overrides):
@@ -31,15 +32,16 @@ def run(encoder, source, *overrides):
 def test_the_hits_are_those_of_exact_search(notes, small_encoder, capsys):
     run(small_encoder, notes, "query='how to return'", "k=3")
     out = capsys.readouterr().out
-    encoder, found = load(small_encoder), read_texts(notes, list_files(notes), "text")
+    encoder = load(small_encoder)
+    found = [*TEXTS, ("b.md:1-7", "# 退货\n\nhow do I\nreturn this\n\n\n天气")]
     cosines = (encoder.encode("how to return") @ encoder.encode([text for _, text in found]).T)[0].numpy()
-    lines = [line for line in out.splitlines() if "│" in line]
+    lines = [line for line in out.splitlines() if re.match(r"│ +-?\d", line)]
     assert len(lines) == 3
     for line, row in zip(lines, np.argsort(-cosines)[:3], strict=True):
         assert found[row][0] in line
         assert f"{cosines[row]:.4f}" in line
-        assert found[row][1] in line
-    assert "7 texts of 4 files are indexed" in out
+        assert " ".join(found[row][1].split()) in line
+    assert "5 passages of 4 files are indexed" in out
     assert "query encoded" in out
     assert " ms" in out
 
@@ -48,13 +50,13 @@ def test_the_index_is_used_again_until_something_changes(notes, small_encoder, t
     kept = f"index={tmp_path / 'index'}"
     query = ["query=['退货','公园']", "k=1"]
     run(small_encoder, notes, kept, *query)
-    assert "7 texts of 4 files are indexed" in capsys.readouterr().out
+    assert "5 passages of 4 files are indexed" in capsys.readouterr().out
     (version,) = (tmp_path / "index").glob("v*")
     (notes / "a.txt").touch()
     run(small_encoder, notes, kept, *query)
     out = capsys.readouterr().out
     assert "up to date" in out
-    assert sum("│" in line for line in out.splitlines()) == 2
+    assert out.count("query encoded") == 2
     assert version.is_dir()
     (notes / "a.txt").write_text("退货\n", encoding="utf-8")
     run(small_encoder, notes, kept, *query)
@@ -71,7 +73,7 @@ def test_the_index_is_used_again_until_something_changes(notes, small_encoder, t
     out = capsys.readouterr().out
     assert "0.codes.npy is damaged" in out
     assert "It is built again." in out
-    assert len(FunnelIndex.load(tmp_path / "index")) == 6
+    assert len(FunnelIndex.load(tmp_path / "index")) == 4
 
 
 def test_another_model_builds_the_index_again(notes, small_encoder, tmp_path, capsys):
@@ -81,6 +83,52 @@ def test_another_model_builds_the_index_again(notes, small_encoder, tmp_path, ca
     run(small_encoder, notes, f"index={tmp_path / 'index'}", "query='退货'")
     run(export(other, tmp_path / "other"), notes, f"index={tmp_path / 'index'}", "query='退货'")
     assert "The model changed since" in capsys.readouterr().out
+
+
+def test_only_what_is_new_is_encoded_again(notes, small_encoder, tmp_path, capsys, monkeypatch):
+    from acge_lightning.encoder.encoder import Encoder
+
+    index = tmp_path / "index"
+    run(small_encoder, notes, f"index={index}", "query='退货'", "k=99")
+    (notes / "a.txt").write_text("退货\n\n怎么退货？\n", encoding="utf-8")
+    (notes / "new.md").write_text("# 新\n\n公园\n", encoding="utf-8")
+    (notes / "more" / "c.jsonl").unlink()
+    capsys.readouterr()
+    encoded, encode = [], Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *a, **o: encoded.append(texts) or encode(self, texts, *a, **o))
+    run(small_encoder, notes, f"index={index}", "query='退货'", "k=99")
+    out = capsys.readouterr().out
+    assert "5 passages of 4 files are indexed, 2 of them new" in out
+    assert encoded == [["退货", "# 新\n\n公园"], "退货"]
+    kept = FunnelIndex.load(index)
+    run(small_encoder, notes, f"index={tmp_path / 'whole'}", "query='退货'")
+    whole = FunnelIndex.load(tmp_path / "whole")
+    assert kept.rows.table.to_pylist() == whole.rows.table.to_pylist()
+    for one, other in zip(kept.vectors.stores, whole.vectors.stores, strict=True):
+        np.testing.assert_allclose(one.codes.numpy(), other.codes.numpy(), atol=1e-6)
+    other = load(small_encoder)
+    other.backbone.embedding.weight.data *= -1
+    other.backbone.embedding.weight.data[3:7] *= 2
+    export(other, tmp_path / "other")
+    encoded.clear()
+    run(tmp_path / "other", notes, f"index={index}", "query='退货'")
+    assert len(encoded[0]) == 5
+
+
+def test_an_index_of_other_sizes_or_of_an_earlier_version_is_built_again(notes, small_encoder, tmp_path, capsys):
+    index = tmp_path / "index"
+    for setting in ("passage_tokens=8", "overlap_tokens=4"):
+        run(small_encoder, notes, f"index={index}", "query='退货'", "passage_tokens=64")
+        capsys.readouterr()
+        run(small_encoder, notes, f"index={index}", "query='退货'", setting)
+        assert "The settings changed since" in capsys.readouterr().out
+    old = FunnelIndex.load(index)
+    saved = FunnelIndex.from_texts(["退货", "公园"], load(small_encoder), ids=["a.txt:1", "a.txt:2"])
+    saved.note = {key: old.note[key] for key in ("source", "model")} | {"settings": {"field": "text"}}
+    saved.save(index)
+    run(small_encoder, notes, f"index={index}", "query='退货'")
+    assert "The way of cutting and the settings changed since" in capsys.readouterr().out
+    assert len(FunnelIndex.load(index)) == 5
 
 
 @pytest.fixture
@@ -123,11 +171,10 @@ EMPTY = "\u200b\u200d"  # of no width: no token of this encoder
 def test_texts_without_direction_are_left_out_with_file_and_line(notes, cleaning_encoder, caplog, capsys):
     (notes / "e.txt").write_text(f"公园\n{EMPTY}\n", encoding="utf-8")
     run(cleaning_encoder, notes, "query='公园'", "k=9")
-    assert "1 of 9 texts have no direction and are left out: e.txt:2" in caplog.text
+    assert "1 of 7 passages have no direction and are left out: e.txt:2" in caplog.text
     out = capsys.readouterr().out
-    assert "8 texts of 5 files are indexed" in out
+    assert "6 passages of 5 files are indexed" in out
     assert "e.txt:1" in out
-    assert sum("│" in line for line in out.splitlines()) == 8
 
 
 def test_a_bad_query_does_not_end_the_others(notes, cleaning_encoder, monkeypatch, capsys):
@@ -147,8 +194,8 @@ def test_a_bad_query_does_not_end_the_others(notes, cleaning_encoder, monkeypatc
     assert told.out.count("query encoded") == 4
     lines = [line.strip() for line in told.out.splitlines()]
     assert lines.index("退货") < lines.index("天气")
-    assert "'\\udcff\\udcfe' has no answer: texts[0] has half a surrogate pair" in told.err
-    assert "'\\u200b\\u200d' has no answer: query 0 is zero" in told.err
+    assert "'\\udcff\\udcfe' has no answer: the query has half a surrogate pair" in told.err
+    assert "'\\u200b\\u200d' has no answer: the encoder knows none of its tokens" in told.err
     assert "3 of 7 queries had no answer" in told.err
 
 
@@ -168,6 +215,115 @@ def test_queries_without_direction_do_not_tune(notes, cleaning_encoder, tmp_path
     told = capsys.readouterr().out
     assert "1 of 3 queries have no direction and are left out: queries.txt:2" in told
     assert "is the fastest" in told
+
+
+# ---- what is shown of hits
+
+
+def test_json_is_all_that_the_standard_output_has(notes, small_encoder, tmp_path, capsys):
+    (notes / "long.txt").write_text("今天天气很好，我们去公园。" * 60 + "怎么退货？\n", encoding="utf-8")
+    (notes / "broken.jsonl").write_text("{", encoding="utf-8")
+    (notes / "b.md").write_text("# 退货\n\n## how\n\nreturn \x1b \u202e this\n", encoding="utf-8")
+    query = ["query=['how do I return','\udcff','退货']", "k=3", f"index={tmp_path / 'index'}", "overlap_tokens=0"]
+    with pytest.raises(InputError, match="1 of 3 queries had no answer"):
+        run(small_encoder, notes, "format=json", *query)
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["query"] for line in lines] == ["how do I return", "\udcff", "退货"]
+    assert "half a surrogate pair" in lines[1]["error"]
+    assert "broken.jsonl, line 1: is not JSON" in err
+    assert "passages of 5 files are indexed" in err
+    assert "The index is in" in err
+    hit = next(hit for hit in lines[0]["hits"] if hit["file"] == "b.md")
+    text = "# 退货\n\n## how\n\nreturn \x1b \u202e this"
+    assert (hit["line"], hit["last_line"], hit["heading"], hit["text"]) == (1, 5, "退货 > how", text)
+    assert hit["score"] == pytest.approx(cosine(small_encoder, "how do I return", text), abs=1e-5)
+    assert not re.search("[\x1b\u202e]", out)
+    whole = (notes / "long.txt").read_text(encoding="utf-8")
+    for hit in lines[2]["hits"]:
+        if hit["file"] == "long.txt":
+            start = hit["column"] - 1
+            assert whole[start : start + len(hit["text"])] == hit["text"]
+        assert hit["part"] in hit["text"]
+    with pytest.raises(InputError, match="format=xml is unknown: choose text or json"):
+        run(small_encoder, notes, "format=xml", *query)
+
+
+def cosine(encoder, one, other):
+    return float(load(encoder).encode(one) @ load(encoder).encode(other).T)
+
+
+def test_near_equal_hits_are_one_and_others_take_their_places(tmp_path, small_encoder, capsys):
+    texts = ["怎么退货？", "今天天气很好", "怎么退货", "how do I return this", "怎么 退货？", "公园", "怎么退货！！"] * 3
+    (tmp_path / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+    run(small_encoder, tmp_path / "a.txt", "format=json", "query='怎么退货'", "k=4")
+    (hits,) = (json.loads(line)["hits"] for line in capsys.readouterr().out.splitlines())
+    assert len(hits) == 4
+    assert hits[0]["text"] == "怎么退货"
+    assert [hit["like_it"] for hit in hits if "退" in hit["text"] and " " not in hit["text"]] == [8]
+    assert all(hit["like_it"] == len(hit["like_it_at"]) for hit in hits)
+    run(small_encoder, tmp_path / "a.txt", "query='怎么退货'", "k=4")
+    assert "+8 like it" in capsys.readouterr().out
+    run(small_encoder, tmp_path / "a.txt", "format=json", "query='怎么退货'", "k=99")
+    (hits,) = (json.loads(line)["hits"] for line in capsys.readouterr().out.splitlines())
+    assert sum(1 + hit["like_it"] for hit in hits) == len(texts)
+
+
+def test_the_part_that_fits_is_shown_with_its_lines_and_headings(tmp_path, small_encoder, capsys, monkeypatch):
+    other = "今天天气很好，我们去公园。" * 10
+    text = f"# 说明\n\n{other}\n\n## 售后\n\n{other}\n\n{other}怎么退货？{other}{other}\n"
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    run(small_encoder, tmp_path, "query='怎么退货？'", "k=2", "passage_tokens=512")
+    out = capsys.readouterr().out
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    assert "a.md:5-9" in plain
+    assert "说明 > 售后" in plain
+    assert "…怎么退货？" in plain
+    assert "\x1b[1;32m怎么退货\x1b[0m？" in out
+
+
+# ---- typed queries
+
+
+class Terminal(io.StringIO):
+    """A terminal at which these keys are typed, a list of lines and of keys that interrupt."""
+
+    def isatty(self):
+        return True
+
+
+def test_no_typed_query_ends_the_others(notes, cleaning_encoder, monkeypatch, capsys):
+    typed = iter(["退货", KeyboardInterrupt, "", "  ", "\udcff", "x" * 200_000, EMPTY, "\0", "公园", "stop", "天气", EOFError])
+    prompts = []
+
+    def ask(prompt):
+        prompts.append(prompt)
+        key = next(typed)
+        if isinstance(key, type):
+            raise key
+        return key
+
+    from acge_lightning.commands import search as command
+
+    def answered(index, query, k, answer=command.answer):
+        if query == "stop":
+            raise KeyboardInterrupt
+        if query.startswith("x"):
+            raise RuntimeError("out of memory")
+        return answer(index, query, k)
+
+    monkeypatch.setattr(command, "answer", answered)
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    run(cleaning_encoder, notes, "k=1")
+    out, err = capsys.readouterr()
+    assert len(prompts) == 12
+    assert [line.strip() for line in out.splitlines() if line.strip() in ("退货", "公园", "天气")] == ["退货", "公园", "天气"]
+    for told in ("Ctrl-D ends.", "half a surrogate pair", "knows none of its tokens", "RuntimeError: out of memory", "stopped"):
+        assert told in err
+    assert "4 of 8 queries had no answer" in err
 
 
 # ---- what lies in a folder of texts
@@ -192,11 +348,11 @@ def test_what_the_program_wrote_into_the_source_is_not_read(notes, trained, tmp_
         run(trained, notes, f"index='{notes / index}'", "query='退货'", "k=99")
         out = capsys.readouterr().out
         assert "up to date" in out
-        assert "of 7 texts" in out
+        assert "of 5 passages" in out
 
 
 def test_an_index_that_cannot_be_kept_is_told_before_anything_is_read(notes, small_encoder, monkeypatch):
-    monkeypatch.setattr("acge_lightning.commands.search.read_texts", lambda *args, **how: pytest.fail("read"))
+    monkeypatch.setattr("acge_lightning.commands.search.read_documents", lambda *args, **how: pytest.fail("read"))
     for index in (notes, notes / "a.txt"):
         with pytest.raises(InputError, match="something else than an index"):
             run(small_encoder, notes, f"index={index}", "query=x")

@@ -82,6 +82,8 @@ def test_a_strategy_through_two_stages(name, composed, tmp_path):
     (run,) = read_runs([str(folder)])
     assert [remark for remark in run.remarks if ".hydra" not in remark] == []
     assert run.forgetting["measures"]["gain"] == found["measures"]["gain"]
+    assert {prefix: list(stages) for prefix, stages in run.rows.items()} == {"val": ["one", "two"], "test": ["one", "two"]}
+    assert (run.rows["val"]["one"]["rows"], run.rows["val"]["one"]["seen"]) == (40, 0)
     how = Strategy(**{"name": name} | ({"anchor": "ones"} if name == "l2sp" else {}))
     second = json.loads((folder / "2_two" / "export" / "training.json").read_text())["config"]
     assert second["trainer"]["max_epochs"] == 2
@@ -96,6 +98,22 @@ def test_a_strategy_through_two_stages(name, composed, tmp_path):
         assert all(torch.allclose(last[n], (one[n] + two[n]) / 2, atol=1e-7) for n in last)
     else:
         assert all(torch.equal(last[n], value) for n, value in weights(folder / "2_two" / "export").items())
+
+
+def test_without_test_splits_nothing_is_called_test(composed, tmp_path, capsys):
+    """One task has dev rows only: the stages are compared by the dev rows of all."""
+    returned = sequence.sequence(composed("strategy=none", "++task.sample_sts.data.splits={test: null}"))
+    folder, found = tmp_path / "run", forgetting_of(tmp_path / "run")
+    assert found["split"] == "dev"
+    assert found["matrix"] == found["dev"]["matrix"]
+    result = json.loads((folder / "result.json").read_text())
+    assert {key.partition("/")[0] for key in [*result["before"], *result["after"]]} == {"val"}
+    assert returned == result["after"]["val/mean"]
+    assert [path.name for path in folder.glob("results*.json")] == ["results_dev.json"]
+    shown = capsys.readouterr().out
+    assert "Dev scores" in shown  # the title may be broken
+    assert "Test scores" not in shown
+    assert "│ test" not in shown
 
 
 def test_an_anchor_holds_and_one_without_strength_does_not(composed, tmp_path):

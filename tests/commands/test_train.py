@@ -65,6 +65,8 @@ def test_it_learns_and_leaves_one_export_that_others_read(compose_run, tmp_path)
     assert mean == result["after"]["val/mean"] > result["before"]["val/mean"] + 0.1
     assert mean == pytest.approx((result["after"]["val/sts"] + result["after"]["val/retrieval"]) / 2, abs=1e-6)
     assert result["after"]["test/mean"] > result["before"]["test/mean"] + 0.1
+    scored = {prefix: {task: entry["seen"] for task, entry in tasks.items()} for prefix, tasks in result["data"].items()}
+    assert scored == {prefix: {"sample_sts": 0, "sample_retrieval": 0} for prefix in ("val", "test")}
     exports = [p.parent for p in tmp_path.rglob("modules.json")]
     assert exports == [tmp_path / "run" / "export"]
     encoder = load(exports[0])
@@ -76,16 +78,16 @@ def test_it_learns_and_leaves_one_export_that_others_read(compose_run, tmp_path)
 
 
 def test_the_scores_before_are_those_of_an_untrained_run(compose_run, tmp_path):
-    """A run of learning rate 0 ends where it began; the seed decides where that is."""
-    still = ["optim.optimizer.lr=0.0", *STS, *FEW]
+    """A run of hardly any learning rate ends where it began; the seed decides where that is."""
+    still = ["optim.optimizer.lr=1.0e-30", *STS, *FEW]
     first, second = train(compose_run(*still)), train(compose_run(*still, out="again"))
     assert first == second == json.loads((tmp_path / "run" / "result.json").read_text())["before"]["val/mean"]
     assert first != train(compose_run(*still, "seed=1", out="other"))
 
 
 def test_the_head_may_begin_at_principal_components(compose_run, tmp_path):
-    """At learning rate 0 they are what is exported: the variances of the training texts fall from dim to dim."""
-    train(compose_run("components=500", "optim.optimizer.lr=0.0", *STS, "trainer.max_steps=1"))
+    """At hardly any learning rate they are what is exported: the variances of the training texts fall from dim to dim."""
+    train(compose_run("components=500", "optim.optimizer.lr=1.0e-30", *STS, "trainer.max_steps=1"))
     encoder, plain_rows = load(tmp_path / "run" / "export"), [json.loads(line) for line in lines_of("sts", "train")]
     texts = list(dict.fromkeys(row[key] for row in plain_rows for key in ("text1", "text2")))
     with torch.no_grad():
@@ -183,7 +185,7 @@ def test_loggers_are_closed_with_how_the_run_ended(fails, compose_run, monkeypat
     for name, logger in (("csv", CSVLogger), ("wandb", WandbLogger)):
         monkeypatch.setattr(logger, "finalize", lambda self, status, name=name: ended.append((name, status)))
     monkeypatch.setattr(wandb, "finish", lambda exit_code=None: (ended.append(("wandb's run", exit_code)), finish(exit_code)))
-    wrong = ["optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"]
+    wrong = ["optim.optimizer.lr=1.0e300", "optim.schedule=constant", "trainer.gradient_clip_val=null"]
     cfg = compose_run(
         *STS, *FEW, "trainer.max_steps=2", "logger=[csv,wandb]", "logger.wandb.offline=true", *(wrong if fails else [])
     )
@@ -211,8 +213,8 @@ BAD_FILES = {
     "invalid UTF-8": (as_lines(ROWS[:1]) + b'{"text1": "\xff\xfe"}\n', ["line 2", "not valid UTF-8"]),
     "an empty file": (b"", ["rows.jsonl", "no rows"]),
     "a missing column": (
-        as_lines([{"sentence1": "一", "text2": "二", "score": 1}]),
-        ["line 1", "'text1' is missing", "sentence1", "columns: {text1: …}"],
+        as_lines([{"甲": "一", "text2": "二", "score": 1}]),
+        ["rows.jsonl has no column for text1", "are 甲, text2, score", "task.scored_pairs.data.columns='{text1: 甲}'"],
     ),
 }
 
@@ -261,13 +263,12 @@ BAD_CONFIGS = {
     "dims without the whole": (["matryoshka={dims:[32,16]}"], ["32", "full size 64", "add it"]),
     "a value of another type": (["trainer.max_epochs=many"], ["trainer.max_epochs='many'", "int"]),
     "a number written as text": (["optim.optimizer.lr='1e-5'"], ["optim.optimizer.lr", "1.0e-5"]),
-    "no path": (["task.sample_sts.data.path=/no/such/folder"], ["/no/such/folder", "no such file or folder"]),
+    "no path": (["task.sample_sts.data.path=/no/such/folder"], ["/no/such/folder is not there"]),
     "an unknown schedule": (["optim.schedule=sideways"], ["optim.schedule='sideways'"]),
     "an unknown column": (["+task.sample_sts.data.columns={text3: x}"], ["columns.text3", "text1"]),
     "a prompt that is not there": (["+task.sample_sts.data.prompts={text: q}"], ["prompt 'q'", "sample_sts"]),
     "a checkpoint that is not there": (["resume=/no/last.ckpt"], ["resume=/no/last.ckpt"]),
     "nothing to score": (["+task.sample_sts.data={splits: {dev: null}, holdout: 0}"], ["no task has a dev split", "holdout"]),
-    "only unlabelled text": (["task=[sample_unlabelled]"], ["no task has a dev split"]),
     "a task name that is taken": (["+task.keys={data: ${task.sample_sts.data}}"], ["task name 'keys'", "choose another"]),
     "no tasks": (["task=[]"], ["no task"]),
     "nothing to train": (["+task.sample_sts.weight=0"], ["no task to train on"]),
@@ -282,7 +283,15 @@ BAD_CONFIGS = {
     ),
     "a negative clip": (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1 must be above 0"]),
     "nothing scored": (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0 leaves nothing to score"]),
-    "less than a batch scored": (["+trainer.limit_val_batches=0.0001"], ["trainer.limit_val_batches=0.0001:", "* 1 < 1"]),
+    "some batches scored": (["+trainer.limit_val_batches=5"], ["trainer.limit_val_batches=5 would cut", "set max_dev=500"]),
+    "a negative learning rate": (["optim.optimizer.lr=-1"], ["optim.optimizer.lr=-1 is no learning rate", "above 0"]),
+    "no learning rate": (["optim.optimizer.lr=0"], ["optim.optimizer.lr=0 is no learning rate"]),
+    "a learning rate without end": (["optim.optimizer.lr=inf"], ["optim.optimizer.lr=inf is no learning rate"]),
+    "a learning rate that is none": (["optim.optimizer.lr=nan"], ["optim.optimizer.lr=nan is no learning rate"]),
+    "a learning rate in words": (["optim.optimizer.lr=fast"], ["optim.optimizer.lr='fast' is no learning rate", "1.0e-5"]),
+    "a negative weight decay": (["optim.weight_decay=-1"], ["optim.weight_decay=-1 must be 0 or more"]),
+    "a value that torch refuses": (["optim.optimizer.eps=-1.0"], ["optim.optimizer refused its values", "epsilon"]),
+    "no rows to score": (["max_dev=0"], ["max_dev=0 must be a number of rows"]),
     "less than a batch learnt": (["+trainer.limit_train_batches=0.00001"], ["trainer.limit_train_batches=1e-05:", "* 32 < 1"]),
     "batches that repeat": (["+trainer.overfit_batches=2"], ["trainer.overfit_batches", "limit_train_batches"]),
     "weights of half precision": (["trainer.precision=16-true"], ["trainer.precision=16-true", "16-mixed"]),
@@ -316,9 +325,11 @@ def test_a_folder_in_the_way_is_told_before_training(name, file, compose_run, tm
 
 
 def test_diverged_weights_are_not_exported(compose_run, earlier):
-    """An endless learning rate makes NaN; what was there before stays."""
+    """A learning rate without measure makes NaN; what was there before stays."""
     with pytest.raises(InputError, match="not finite"):
-        train(compose_run(*STS, *FEW, "optim.optimizer.lr=inf", "optim.schedule=constant", "trainer.gradient_clip_val=null"))
+        train(
+            compose_run(*STS, *FEW, "optim.optimizer.lr=1.0e300", "optim.schedule=constant", "trainer.gradient_clip_val=null")
+        )
 
 
 # ---- the program
@@ -333,7 +344,7 @@ def test_the_program_says_what_is_wrong_in_one_line(tmp_path, cache):
     done = program("task=[sample_sts]", "+trainer.max_step=3", f"paths.cache_dir={cache}", cwd=tmp_path)
     assert done.returncode == 1
     expected = "error: conf key trainer.max_step is unknown to lightning.pytorch.Trainer: did you mean max_steps?"
-    assert done.stderr.strip() == expected
+    assert done.stderr.strip().splitlines()[-1] == expected
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -395,16 +406,3 @@ def test_a_config_folder_of_ones_own(tmp_path, cache, monkeypatch, capsys):
     (folder,) = (tmp_path / "outputs" / "ours").iterdir()
     assert "val/mine/ap" in json.loads((folder / "result.json").read_text())["after"]
     assert "The model is in" in capsys.readouterr().out
-
-
-def test_the_commands_are_listed(monkeypatch, capsys):
-    from acge_lightning.commands import cli
-
-    monkeypatch.setattr(sys, "argv", ["acge", "trian"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    assert "unknown command 'trian'" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["acge", "models"])
-    cli.main()
-    assert "acge_text_embedding" in capsys.readouterr().out

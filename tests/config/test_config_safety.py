@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from acge_lightning.config import building, sources
+from acge_lightning.config import building, folder
 from acge_lightning.config.building import instantiate, instantiate_all, plain
-from acge_lightning.config.sources import config_dir
+from acge_lightning.config.folder import config_dir
 from acge_lightning.errors import InputError
 from acge_lightning.losses.contrastive import InfoNCE
 
@@ -138,7 +138,7 @@ HOSTILE = {
     "acge_lightning.training.resume.os.system": [SHELL],
     "acge_lightning.data.STSDataModule.load_from_checkpoint": ["x"],
     "acge_lightning.data.STSDataModule.from_datasets": [],
-    "acge_lightning.data.readers.locate": ["x"],
+    "acge_lightning.data.source.locate": ["x"],
     "acge_lightning.data.store.Store": ["x"],
     "acge_lightning.evaluation.Model": ["x", "y"],
     "acge_lightning.evaluation.results.write_csv": [[], CANARY],
@@ -650,7 +650,7 @@ def test_plain_resolves_and_names_what_is_missing():
 def test_config_dir_in_a_checkout_in_a_wheel_and_nowhere(tmp_path, monkeypatch):
     assert config_dir() == Path(__file__).parents[2] / "conf"
     package_folder = tmp_path / "acge_lightning"
-    monkeypatch.setattr(sources, "__file__", str(package_folder / "config" / "sources.py"))
+    monkeypatch.setattr(folder, "__file__", str(package_folder / "config" / "folder.py"))
     (tmp_path / "conf").mkdir()  # someone else's
     with pytest.raises(InputError, match=r"holds no conf/train\.yaml"):
         config_dir()

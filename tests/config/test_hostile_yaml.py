@@ -224,10 +224,20 @@ def test_a_pickle_is_never_read(flag, folder):
     assert "pickle" in refused(flag)
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "hydra"], ["--cfg", "all", "--resolve"], ["--info", "config"]])
+@pytest.mark.parametrize("flags", [["--hydra-help"], ["--cfg", "hydra"], ["--cfg", "all", "--resolve"], ["--info", "config"]])
 def test_what_only_shows_a_config_refuses_it_too(flags, folder):
     write(folder / "conf", {"experiment/x": text({"hydra": {"hydra_logging": CUSTOM_LOG}})})
     assert "hydra.hydra_logging" in refused(*flags, "--config-dir=conf", "+experiment=x")
+
+
+def test_help_reads_no_file_of_the_users(folder, capsys):
+    write(folder / "conf", {"experiment/x": "no: [YAML", "task/evil": "# evil\n"})
+    for words in (["--help"], ["--help", "task"]):
+        assert composed("--config-dir=conf", "+experiment=x", *words) == []
+    shown = capsys.readouterr().out
+    assert "usage: acge train" in shown
+    assert "scored_pairs" in shown
+    assert "evil" not in shown
 
 
 def test_a_package_of_yamls_cannot_trust(folder, monkeypatch):

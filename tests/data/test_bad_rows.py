@@ -125,7 +125,7 @@ def test_search(given, folder, capsys):
     with pytest.raises(InputError, match=r"line 31: .* on_bad_row=skip"):
         search.run(composed(arguments, "search"))
     search.run(composed([*arguments, *REMEDY], "search"))
-    assert "118 texts of 2 files are indexed" in capsys.readouterr().out
+    assert "118 passages of 2 files are indexed" in capsys.readouterr().out
 
 
 def test_train(given, folder):

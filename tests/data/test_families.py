@@ -285,11 +285,17 @@ def test_wrong_options_are_refused_at_once(make, family, options, message):
     ("options", "message"),
     [
         ({"columns": {"sentence1": "text1"}}, r"columns\.sentence1 is no field of these rows: choose from \['text1', "),
-        ({"columns": {"text1": "sentence1"}}, r"train\.jsonl, line 1: field 'text1' is missing: columns says text1: sentence1"),
+        (
+            {"columns": {"text1": "sentence1"}},
+            r"train\.jsonl has no column 'sentence1'",
+        ),
         ({"splits": {"dev": "valid.jsonl"}}, r"splits\.dev=valid\.jsonl: there is no file .*valid\.jsonl"),
-        ({"splits": {"train": "learn"}}, r"has no file of a split \(learn, dev, test\): name its files with `splits`"),
+        (
+            {"splits": {"train": "learn"}},
+            r"has no file of a split \(learn, dev, test\), it holds train\.jsonl: name its files",
+        ),
         ({"on_bad_row": "drop"}, "on_bad_row='drop' is unknown: choose from raise, skip, quarantine"),
-        ({"path": "/no/such/path"}, r"/no/such/path: there is no such file or folder: check the path"),
+        ({"path": "/no/such/path"}, r"/no/such/path is not there: / has no 'no'"),
     ],
 )
 def test_wrong_options_are_refused_with_the_files(tmp_path, make, options, message):
@@ -675,7 +681,7 @@ def small_beir(folder, pairs=(("1", "a", 1), ("2", "b", 1)), **names):
         ),
         ([("1", "a", 0)], "no query has a document of a grade above 0: check the score column"),
         ([], "the file has no judgements: give lines of query-id, corpus-id, score"),
-        ([("1", "a", "good")], "line 2: field 'score' is 'good', not a number: mend it, or on_bad_row=skip"),
+        ([("1", "a", "good")], "line 2: field 'score' is 'good', not a number: write one, such as 0.8, or on_bad_row=skip"),
         ([("1", "a", "nan")], "line 2: field 'score' is 'nan', not a finite number"),
         ([("1", "a", "inf")], "line 2: field 'score' is 'inf', not a finite number"),
         ([("1", "a", "1\textra")], "line 2: has 1 values more than the header"),
@@ -697,6 +703,7 @@ def test_judgements_without_a_header_or_columns(tmp_path, make):
     (tmp_path / "qrels" / "train.tsv").write_text("1\t0\ta\t3\n2\t0\tb\t1\n")
     with pytest.raises(InputError, match=r"line 2: has \[.*\], not query-id, corpus-id and score: mend the header line"):
         make("retrieval").open()
+    (tmp_path / "qrels" / "train.tsv").unlink()
     write(tmp_path / "qrels" / "train.jsonl", [{"query-id": "1", "corpus-id": "a", "score": [1]}])
     with pytest.raises(InputError, match=r"train\.jsonl, line 1: field 'score' is \[1\], not a number"):
         make("retrieval").open()

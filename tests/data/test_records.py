@@ -157,19 +157,18 @@ def test_scores_that_are_not_finite(value):
         ScoredPairRecord.parse({"text1": "a", "text2": "b", "score": value})
 
 
-@pytest.mark.parametrize("value", ["two", "", None, [1], {}, "3,8", "1_0", 10**400])
+@pytest.mark.parametrize("value", ["two", "", None, [1], {}, "1_0", 10**400])
 def test_scores_that_are_no_number(value):
-    with pytest.raises(RowError, match=r"^field 'score' is .*, not a number$"):
+    with pytest.raises(RowError, match=r"^field 'score' is .*, not a number: write one, such as 0\.8, or on_bad_row=skip$"):
         ScoredPairRecord.parse({"text1": "a", "text2": "b", "score": value})
 
 
-@pytest.mark.parametrize("value", [2, -1, 0.5, NAN, "yes", "", None, [1], "neutral-ish", 10**30, SURROGATE])
-@pytest.mark.parametrize("record", [PairRecord, ScoredPairRecord])
-def test_labels_that_are_not_binary(record, value):
+@pytest.mark.parametrize("value", [-1, 0.5, NAN, "很像", "", None, [1], "neutral-ish", 10**30, SURROGATE])
+def test_labels_that_are_not_binary(value):
     with pytest.raises(
-        RowError, match=r"^field 'label' is .* it must be 0, 1, entailment, contradiction or neutral$"
+        RowError, match=r"^field 'label' is .* it must be 1, 0, or a word such as .* what others mean$"
     ) as caught:
-        record.parse({"text1": "a", "text2": "b", "label": value})
+        PairRecord.parse({"text1": "a", "text2": "b", "label": value})
     str(caught.value).encode()
 
 
@@ -219,12 +218,10 @@ def test_a_neutral_row_is_checked_like_any_other():
         (TextRecord, {}, "text"),
     ],
 )
-def test_a_missing_column_names_those_present_and_the_remedy(record, row, field):
+def test_a_row_that_lacks_a_field_names_those_present_and_the_remedy(record, row, field):
     with pytest.raises(RowError) as caught:
         record.parse(row)
-    assert str(caught.value) == (
-        f"field {field!r} is missing; the row has {sorted(row)}: name the right one with columns: {{{field}: …}}"
-    )
+    assert str(caught.value) == (f"field {field!r} is missing; the row has {sorted(row)}: give it one, or on_bad_row=skip")
 
 
 def test_a_long_bad_value_is_cut():

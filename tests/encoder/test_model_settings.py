@@ -72,7 +72,7 @@ def test_an_index_of_a_file_that_is_not_there(models, tmp_path):
 def test_a_tensor_that_is_not_finite_is_named(folder, value):
     file = folder / "model.safetensors"
     weights = load_file(file)
-    name = sorted(weights)[-1]
+    name = max(name for name in weights if "pooler" not in name)  # which nothing reads
     weights[name].view(-1)[-1] = value
     file.unlink()  # it is in memory
     save_file(weights, file, metadata={"format": "pt"})

@@ -21,10 +21,12 @@ from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import FAMILIES, find
+from acge_lightning.evaluation.differences import bootstrap
 from acge_lightning.evaluation.examples import examples
+from acge_lightning.evaluation.models import Model, open_models
 from acge_lightning.evaluation.mteb.benchmark import run_local, suite_scores
 from acge_lightning.evaluation.results import failures, means
-from acge_lightning.evaluation.scoring import Model, bootstrap, evaluate, open_models
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.metrics.task_metrics import AveragePrecision, Retrieval, Spearman
 from acge_lightning.report.tables import evaluation_tables, leak_table
@@ -492,6 +494,8 @@ def test_training_writes_the_rows_that_it_used(tmp_path, cache, small_encoder):
     kept = np.load(folder / "training_rows.npy")
     assert set(kept.tolist()) == set(sts.keys(sts.train).tolist())
     assert len(kept) == 30
+    again = module.save(tmp_path / "again", {}, [np.array([7, 8]), kept[:3]])  # of encoders that it began from
+    assert set(np.load(again / "training_rows.npy").tolist()) == {7, 8, *kept.tolist()}
 
 
 def test_names_in_tables(small_encoder):

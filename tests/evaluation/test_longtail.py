@@ -15,8 +15,8 @@ from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset, find
 from acge_lightning.evaluation.longtail import Protocol, Texts, draw, longtail
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.perturb import perturb
-from acge_lightning.evaluation.scoring import Model
 from acge_lightning.report.longtail import save_figures, tables
 
 QUICK = {"shots": (1, 3), "seeds": 2, "head": 0.3, "head_shots": 8, "perturbations": ("clean", "typos")}
@@ -162,6 +162,14 @@ def test_tables_and_pictures_show_every_encoder(result, tmp_path):
     files = save_figures(result, tmp_path / "found.json")
     assert [file.name for file in files] == ["found-sample_zh.png", "found-sample_zh-perturbed.png"]
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
+
+
+def test_the_picture_of_perturbed_texts_says_of_how_many_shots(result, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("acge_lightning.report.style.save_figure", lambda figure, *_: titles.append(figure.get_suptitle()))
+    save_figures(result, tmp_path / "found.json")
+    most = max(row["shots"] for row in result["rows"])
+    assert titles == ["sample_zh", f"sample_zh, perturbed texts, {most} shots a tail class"]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import Dataset, find
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.mteb.benchmark import run_local, run_suite
 from acge_lightning.evaluation.mteb.encoder import MTEBEncoder, as_mteb
 from acge_lightning.evaluation.mteb.tasks import local_tasks
-from acge_lightning.evaluation.scoring import Model, evaluate
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.export.sentence_transformers import export
 from acge_lightning.zoo.pretrained import load
 
@@ -562,7 +563,7 @@ def test_wrong_names_prompts_and_vectors(encoder, tmp_path):
         run(prompts={"Retrieval-query": "ask"})
     with pytest.raises(InputError, match="two data sets are LocalSTS_sample_zh"):
         run(found=[*sets, dataset("sts", SAMPLE / "sts/sample_zh", "dev")])
-    with pytest.raises(InputError, match="there is no such file or folder"):
+    with pytest.raises(InputError, match="nowhere is not there"):
         run(found=[dataset("sts", tmp_path / "nowhere")])
     with pytest.raises(InputError, match="dim=17"):
         run(dim=17)

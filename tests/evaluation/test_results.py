@@ -18,7 +18,8 @@ from acge_lightning.errors import InputError
 from acge_lightning.evaluation import results
 from acge_lightning.evaluation.datasets import find
 from acge_lightning.evaluation.longtail import Protocol, longtail
-from acge_lightning.evaluation.scoring import Model, evaluate, open_models
+from acge_lightning.evaluation.models import Model, open_models
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.report.longtail import save_figures
 from acge_lightning.report.page import report
 from acge_lightning.report.runs import evaluations, read_runs

@@ -62,6 +62,27 @@ def test_sentence_transformers_gives_the_same_vectors(name, tmp_path, capfd):
         torch.testing.assert_close(encoder.encode(TEXTS, prompt="query"), expected, rtol=0, atol=1e-5)
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "albert", "mpnet", "electra", "distilbert"])
+def test_others_load_it_without_a_word_of_missing_weights(model_type, tmp_path, capfd, caplog):
+    """Also those whose architecture has a pooler, which no embedding is made with."""
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32} if model_type == "distilbert" else SIZES
+    encoder = transformer(train_vocabulary(CORPUS, vocab_size=120), {"model_type": model_type} | sizes, max_length=32)
+    folders = export(encoder, tmp_path / "model"), save_backbone(encoder, tmp_path / "backbone")
+    with caplog.at_level("INFO"):
+        theirs = SentenceTransformer(str(folders[0]), device="cpu")
+        for folder in folders:
+            AutoModel.from_pretrained(folder)
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "Loading weights" in said, "or what they say would go elsewhere"
+    assert "MISSING" not in said
+    assert "UNEXPECTED" not in said
+    expected = theirs.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True)
+    torch.testing.assert_close(load(folders[0]).encode(TEXTS), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_load_gives_the_encoder_back(name, tmp_path):
     encoder = make(name)

@@ -66,9 +66,43 @@ def test_long_and_infinite_curves(tmp_path):
     rows = "\n".join(f"{i},{v},{'inf' if i == 3 else 'nan' if i == 4 else 1}" for i, v in enumerate(values))
     write(tmp_path / "csv" / "metrics.csv", f"step,train/loss,train/a/loss\n{rows}\n")
     found = figures(read_runs([tmp_path]))
-    [(steps, shown)] = lines(found["curves/train/loss"])
+    (steps, shown), (_, smooth) = lines(found["curves/train/loss"])
     assert len(steps) == 200
     np.testing.assert_allclose(shown, np.sin(np.array(steps) / 50), atol=0.01)
+    oracle = [np.mean(shown[max(0, i - 10) : i + 11]) for i in range(200)]  # the window is cut off at both ends
+    np.testing.assert_allclose(smooth, oracle)
+    faint, strong = found["curves/train/loss"].axes[0].lines
+    assert faint.get_alpha() < 0.5
+    assert strong.get_alpha() is None
+
+
+def test_what_is_not_finite_does_not_spread_in_a_smooth_curve(tmp_path):
+    rows = "\n".join(f"{i},{'nan' if i == 7 else 'inf' if i == 30 else i % 2}" for i in range(40))
+    write(tmp_path / "csv" / "metrics.csv", f"step,train/a/loss\n{rows}\n")
+    smooth = lines(figures(read_runs([tmp_path]))["curves/train/a/loss"])[1][1]
+    assert np.isfinite(smooth).all()
+    assert 0.2 <= min(smooth) < max(smooth) <= 0.8, "of a line that hops from 0 to 1"
+
+
+def scored_on(folder, name, digest, value):
+    """A run whose scores come from the rows of this hash."""
+    data = {"val": {"faq": {"family": "sts", "rows": 9, "hash": digest, "seen": 0}}}
+    content = {"before": {"val/mean": 0.25}, "after": {"val/mean": value}, "data": data}
+    write(a_run(folder, name) / "result.json", content)
+    return folder
+
+
+def test_scores_of_different_rows_are_not_in_one_figure(tmp_path):
+    runs = [("one", "h1", 0.5), ("two", "h2", 0.75), ("three", "h1", 0.625)]
+    found = figures(read_runs([scored_on(tmp_path / name, name, digest, value) for name, digest, value in runs]))
+    assert {name for name in found if name.startswith("scores")} == {"scores, rows A", "scores, rows B"}
+    assert legend(found["scores, rows A"]) == ["one", "three"]
+    assert legend(found["curves/val/mean, rows B"]) == ["two"]
+    assert legend(found["curves/train/loss"]) == ["one", "two", "three"], "losses are of training"
+    colours = {n: found[f"curves/val/mean, rows {n}"].axes[0].lines[-1].get_color() for n in "AB"}
+    assert len(set(colours.values())) == 2, "a run has one colour in all figures"
+    same = figures(read_runs([tmp_path / "one", tmp_path / "three"]))
+    assert [name for name in same if name.startswith(("scores", "curves/val"))] == ["curves/val/mean", "scores"]
 
 
 def test_the_tensorboard_logger_gets_them(shown, tmp_path):
@@ -147,6 +181,14 @@ def test_forgetting_against_gain_in_order_of_strength(sequences):
     assert legend(sequences["gain"]) == ["ewc", "none"]
 
 
+def assert_within(axes, boxes):
+    frame = axes.get_window_extent()
+    assert min(box.x0 for box in boxes) >= frame.x0
+    assert max(box.x1 for box in boxes) <= frame.x1
+    assert min(box.y0 for box in boxes) >= frame.y0
+    assert max(box.y1 for box in boxes) <= frame.y1
+
+
 def test_labels_of_close_points_lie_on_nothing(tmp_path):
     for job, (name, strength) in enumerate(product(("ewc", "l2sp"), (0.03, 0.3, 3.0, 30.0))):
         strategy = {"name": name, "anchor": "fisher", "strength": strength}
@@ -160,6 +202,10 @@ def test_labels_of_close_points_lie_on_nothing(tmp_path):
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     assert len(boxes) == 8
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes), (
+        "within the axes"
+    )
     dots = np.concatenate([axes.transData.transform(line.get_xydata()) for line in axes.lines])
     assert not any(box.contains(x, y) for box in boxes for x, y in dots)
 
@@ -170,6 +216,29 @@ def test_mass_and_drift_of_layers(sequences):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["embeddings", "layer 2", "layer 10"]
     assert (mass, drift) == ([0.375, 0.125, 0.5], [0.4, 0.3, 0.2])
     assert "layer 10 0.5000 and 2.00e-01" in figure.get_label()
+
+
+def test_labels_of_a_funnel_stay_within_its_axes(tmp_path):
+    """Long labels at both ends, and dots so close that a label has to go further away."""
+    speeds = [(1.0, 1.0), (40.0, 0.9), (41.0, 0.899), (41.5, 0.898), (42.0, 0.8975), (300.0, 0.5)]
+    points = [{"label": f"64 → 256 → 1024, keep {i}00", "recall": r, "speedup": s} for i, (s, r) in enumerate(speeds)]
+    write(tmp_path / "funnel.json", {"points": points})
+    (axes,) = figures(read_runs([tmp_path]))["funnel"].axes
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 6
+    assert_within(axes, boxes)
+
+
+def test_l2sp_has_no_share_of_fisher_information(tmp_path):
+    record = {"tasks": ["a"], "matrix": [[0.5]], "strategy": {"name": "l2sp", "anchor": "ones"}}
+    write(a_run(tmp_path, "one") / "forgetting.json", record)
+    log = write(tmp_path / "1_b" / "csv" / "metrics.csv", "step,ewc/drift/layer 1,ewc/mass/layer 1\n0,,1.0\n9,0.25,\n")
+    assert log.is_file()
+    figure = figures(read_runs([tmp_path]))["layers/one"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["drift from the anchor"]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.25]
+    assert "Fisher" not in figure.get_label()
 
 
 def test_one_sequence_has_no_trade_to_draw(tmp_path):

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from acge_lightning.commands.single_run import train
 from acge_lightning.config.sources import config_dir
 from acge_lightning.evaluation.datasets import find
-from acge_lightning.evaluation.scoring import evaluate, open_models
+from acge_lightning.evaluation.models import open_models
+from acge_lightning.evaluation.scoring import evaluate
 from acge_lightning.report.page import page
 from acge_lightning.report.runs import read_runs
 

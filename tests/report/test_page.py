@@ -87,9 +87,11 @@ def paths(tmp_path):
     spread = {"difference": 0.3, "low": -0.1, "high": 0.4}
     result = an_evaluation(*rows)
     result["differences"] = [{"encoder": "mini", "against": "tfidf", "family": "sts", "dataset": "stsb"} | spread]
-    result["leaks"] = [{"encoder": "mini", "family": "sts", "dataset": "stsb", "rows": 1352, "found": 12}]
+    result["differences"][0]["unseen"] = {"difference": 0.1, "low": -0.2, "high": 0.3}
+    result["leaks"] = [{"encoder": "mini", "family": "sts", "dataset": "stsb", "rows": 1352, "found": 12, "unseen": 0.6}]
     result["encoders"][0]["trained_on"] = {"faq": {"train": 1000}, "note": EVIL}
-    result["examples"] = {"mini": {"stsb": an_example(EVIL)}, "tfidf": {"stsb": an_example("plain")}}
+    pair = {"errors": [{"text": "left", "text2": "right", "expected": "0.9", "found": "0.1"}]}
+    result["examples"] = {"mini": {"stsb": an_example(EVIL), "sts/x": pair}, "tfidf": {"stsb": an_example("plain")}}
     return {"one": str(one), EVIL: str(two), "scores": str(write(tmp_path / "some.json", result))}
 
 
@@ -102,14 +104,9 @@ def made(paths, tmp_path):
 def test_tables(made):
     page = Page(made)
     [runs] = page.tables["Runs"]
-    assert runs[0] == ["", "one", EVIL, "scores"]
-    lines = {row[0]: row[1:] for row in runs}
-    assert lines["val/mean before"] == ["0.2500", "–", "–"]
-    assert lines["val/mean after"] == ["0.5000", "–", "–"]
-    assert lines["last train/loss"] == ["1.5000", "1.5000", "–"]
-    assert lines["steps"] == ["1,610", "–", "–"]
-    assert lines["training rows"] == ["1,000", "–", "–"]
-    assert lines["evaluated encoders"] == ["–", "–", "mini, tfidf, other"]
+    assert runs[0] == ["run", "val/mean before", "val/mean after", "steps", "training rows"]
+    assert runs[1:] == [["one", "0.2500", "0.5000", "1,610", "1,000"], [EVIL, "–", "–", "–", "–"]]
+    assert page.tables["Evaluations"] == [[["results", "encoders"], ["scores", "mini, tfidf, other"]]]
     assert page.tables["What differs"] == [[["key", "one", EVIL], ["name", "one", EVIL], ["seed", "0", "1"]]]
     assert page.tables["Rows of each task: train / dev / test"][0][1:] == [["faq", "1,000 / 150 / –"], ["sts", "– / 30 / 40"]]
     assert page.tables["Before → after"] == [[["score", "one"], ["val/mean", "0.2500 → 0.5000 (+0.2500)"]]]
@@ -117,35 +114,43 @@ def test_tables(made):
         [
             ["data set", "mini (64)", "tfidf", "other (64)"],
             ["sts/bad, spearman", "error", "0.2000", "–"],
-            ["sts/stsb, spearman", "0.8000", "0.5000*", "0.3000"],
-            ["mean of sts", "0.8000 (1 of 2)", "0.3500", "0.3000 (1 of 2)"],
-            ["mean of families", "0.8000 (1 of 2)", "0.3500", "0.3000 (1 of 2)"],
+            ["sts/stsb, spearman", "0.8000 †0.9 % seen; 0.6000 on unseen rows", "0.5000*", "0.3000"],
+            ["mean of sts", "0.8000 (1 of 2) †", "0.3500", "0.3000 (1 of 2)"],
+            ["mean of families", "0.8000 (1 of 2) †", "0.3500", "0.3000 (1 of 2)"],
         ]
     ]
     assert (page.classes["error"], page.classes["0.2000"], page.classes["12"]) == ("bad", "", "bad")
-    assert page.tables["Leaks"][0][1] == ["mini", "sts/stsb", "1,352", "12", "0.0089"]
-    assert page.tables["Differences"][0][1] == ["mini", "tfidf", "sts/stsb", "+0.3000", "-0.1000", "+0.4000"]
+    seen = "0.8000 †0.9 % seen; 0.6000 on unseen rows"
+    assert (page.classes[seen], page.classes["0.5000*"]) == ("", "best"), "a score of rows seen in training is not the best"
+    assert page.tables["Leaks"][0][1] == ["mini", "sts/stsb", "1,352", "12", "0.9 %"]
+    assert page.tables["Differences"][0][1:] == [
+        ["mini", "tfidf", "sts/stsb", "+0.3000 †", "-0.1000", "+0.4000"],
+        ["mini", "tfidf", "sts/stsb, unseen rows", "+0.1000", "-0.2000", "+0.3000"],
+    ]
     [matrix] = page.tables["one: after training on (line), score of (column)"]
     assert matrix == [["", "a", EVIL], ["a", "0.8100", "–"], [EVIL, "0.7000", "0.7500"]]
-    assert page.tables["Errors"][0][1] == [EVIL, "好评", "差评"]
+    errors = " ".join(page.sections["worst-errors"].split())
+    assert f"{EVIL} expected 好评 found 差评" in errors
+    assert "left right score in the file 0.9 cosine 0.1" in errors
 
 
 def test_sections_in_order(made):
     page = Page(made)
     assert list(page.sections) == [
         "overview",
-        "settings",
-        "training-data-and-leak-check",
-        "curves",
         "scores-of-training",
         "scores-of-evaluation",
-        "matryoshka-dims",
         "differences",
+        "leak-check",
+        "matryoshka-dims",
         "forgetting",
+        "curves",
         "search-in-steps",
-        "embeddings",
-        "neighbours",
         "worst-errors",
+        "neighbours",
+        "embeddings",
+        "training-data",
+        "settings",
     ]
     links = [given["href"] for tag, given in page.tags if tag == "a"]
     assert links == [f"#{name}" for name in page.sections]
@@ -155,9 +160,9 @@ def test_sections_in_order(made):
     scores = page.sections["scores-of-evaluation"]
     assert f"mini on sts/bad at 64: broken {EVIL}" in scores
     assert "* tfidf on sts/stsb: 3 rows left out" in scores
-    leaks = page.sections["training-data-and-leak-check"]
-    assert "Leaks are not known, for want of a record of training data: other." in leaks
-    assert "faq:\n  train: 1000" in leaks
+    unknown = "Leaks are not known, for want of a record of training data: other."
+    assert unknown in page.sections["leak-check"]
+    assert "faq:\n  train: 1000" in page.sections["training-data"]
     neighbours = " ".join(page.sections["neighbours"].split())
     assert f"问 {EVIL} 0.9123 {EVIL} 0.5000 ✓ 对" in neighbours
     assert [text in page.sections["embeddings"] for text in (EVIL, "plain", "mini", "tfidf")] == [True] * 4
@@ -209,10 +214,66 @@ def test_a_run_alone_has_only_what_it_has(tmp_path):
     write(tmp_path / "result.json", {"before": {}, "after": {"val/mean": 0.125, "val/a/ap": 0.25}})
     [run] = report(tmp_path.as_posix(), tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert list(page.sections) == ["overview", "scores-of-training"]
+    assert list(page.sections) == ["overview", "scores-of-training", "settings"]
     assert page.tables["Before → after"][0][1] == ["val/mean", "0.1250"]
     assert len(run.remarks) == 3
     assert all(remark in page.sections["overview"] for remark in run.remarks)
+
+
+def a_scored_run(folder, name, data, seen=0, **after):
+    """A run whose scores come from the rows of this hash; `data` None: it has no record of them."""
+    rows = {"faq": {"family": "sts", "rows": 100, "hash": data, "seen": seen}}
+    scores = {key.replace("_", "/", 1): value for key, value in after.items()}
+    content = {"before": dict.fromkeys(scores, 0.0), "after": scores}
+    write(a_run(folder, name) / "result.json", content | ({"data": {"val": rows, "test": rows}} if data else {}))
+    return str(folder)
+
+
+def shown(paths, out):
+    report(paths, out)
+    return Page(out.read_text(encoding="utf-8"))
+
+
+def test_the_best_is_the_lower_one_where_lower_is_better(tmp_path):
+    scores = [("a", 0.0005, 0.6), ("b", 0.0015, 0.7)]
+    paths = [a_scored_run(tmp_path / n, n, "h", test_forgetting=lost, test_gain=got) for n, lost, got in scores]
+    page = shown(paths, tmp_path / "page.html")
+    marked = [page.classes[f"0.0000 → {value:.4f} (+{value:.4f})"] for value in (0.0005, 0.0015, 0.6, 0.7)]
+    assert marked == ["best", "", "", "best"]
+    assert "Of forgetting less is better." in page.sections["scores-of-training"]
+
+
+def test_no_best_among_different_rows(tmp_path):
+    scores = [("a", "h1", 0.5), ("b", "h2", 0.9), ("c", None, 0.95), ("d", None, 0.6)]
+    paths = [a_scored_run(tmp_path / n, n, digest, val_mean=value) for n, digest, value in scores]
+    page = shown(paths, tmp_path / "page.html")
+    assert [page.classes[f"{value:.4f}"] for _, _, value in scores] == [""] * 4
+    words = "scored on different dev rows, so no best is marked between them. ?: not recorded; A: faq (100 rows); B: faq"
+    assert words in page.sections["overview"]
+    assert page.tables["Before → after"][0][1] == ["dev rows", "A", "B", "?", "?"]
+    two_of_one = [*paths, a_scored_run(tmp_path / "e", "e", "h1", val_mean=0.55)]
+    page = shown(two_of_one, tmp_path / "page.html")
+    assert [page.classes[f"{value:.4f}"] for value in (0.5, 0.55, 0.9, 0.95)] == ["", "best", "", ""]
+    page = shown([paths[0], two_of_one[-1]], tmp_path / "page.html")
+    assert "different" not in page.sections["overview"]
+    assert page.tables["Before → after"][0][1][0] == "val/mean"
+
+
+def test_a_score_of_rows_seen_in_training_is_marked_and_not_the_best(tmp_path):
+    paths = [
+        a_scored_run(tmp_path / n, n, "h", seen, val_mean=v) for n, seen, v in (("a", 0, 0.5), ("b", 0, 0.4), ("c", 27, 0.9))
+    ]
+    page = shown(paths, tmp_path / "page.html")
+    assert page.tables["Before → after"][0][1][3] == "0.0000 → 0.9000 (+0.9000) †27.0 % seen"
+    marked = [page.classes[text] for text in ("0.5000", "0.4000", "0.9000 †27.0 % seen")]
+    assert marked == ["best", "", ""]
+
+
+def test_settings_are_folded(made):
+    page = Page(made)
+    settings = made[made.index('<section id="settings"') :]
+    assert settings.index("<details>") < settings.index("<table>")
+    assert "Folders and versions" in page.sections["settings"]
 
 
 def test_it_is_the_same_each_time(paths, tmp_path):
@@ -264,6 +325,6 @@ def test_what_the_mean_of_families_leaves_out_is_said(tmp_path):
     report([tmp_path / "results.json"], tmp_path / "report.html")
     lines = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables["Scores"][0]
     assert lines[-1] == ["mean of families without triplet", "0.2000", "0.4000"], "triplets that one lacks take nothing from it"
-    evaluation = json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) | {"differences": []}
+    evaluation = json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) | {"differences": [], "leaks": []}
     by_family = evaluation_tables(evaluation)[1]
     assert [column.header for column in by_family.columns] == ["encoder", "dim", "sts", "triplet", "mean without triplet"]

@@ -107,12 +107,33 @@ def test_what_stands_before_the_damage_in_a_log_is_kept(tmp_path):
     assert "line 4" in run.remarks[0]
 
 
-@pytest.mark.parametrize("file", [".hydra/config.yaml", "result.json", "csv/version_0/metrics.csv", "export/training.json"])
+@pytest.mark.parametrize("file", ["result.json", "csv/version_0/metrics.csv", "export/training.json"])
 def test_a_missing_file_is_named(tmp_path, file):
     (a_run(tmp_path) / file).unlink()
     [run] = read_runs([tmp_path])
     assert len(run.remarks) == 1
     assert str(tmp_path / file.partition("/version_0")[0]) in run.remarks[0]
+
+
+def test_the_config_may_be_in_the_export_alone(tmp_path):
+    """With `paths.output_dir`, Hydra's files lie elsewhere."""
+    (a_run(tmp_path) / ".hydra" / "config.yaml").unlink()
+    [run] = read_runs([tmp_path])
+    assert (run.remarks, run.name, run.config["seed"]) == ([], "mine", 0)
+    (tmp_path / "export" / "training.json").unlink()
+    assert [remark.rpartition("/")[2] for remark in read_runs([tmp_path])[0].remarks] == [
+        "config.yaml is missing",
+        "training.json is missing",
+    ]
+
+
+def test_which_rows_were_scored_is_read(tmp_path):
+    data = {"val": {"faq": {"family": "sts", "rows": 9, "hash": "abc", "seen": 2}}}
+    write(a_run(tmp_path) / "result.json", {"before": {}, "after": {"val/mean": 0.5}, "data": data})
+    assert read_runs([tmp_path])[0].rows == data
+    write(tmp_path / "result.json", {"before": {}, "after": {"val/mean": 0.5}, "data": {"val": {"faq": {"rows": 9}}}})
+    [run] = read_runs([tmp_path])
+    assert "result.json is damaged: it has no 'family'" in run.remarks[0]
 
 
 def test_characters_that_no_page_may_hold(tmp_path):
@@ -143,7 +164,7 @@ def test_errors(tmp_path, monkeypatch, paths, message):
 def test_names(tmp_path):
     one, two, three = (a_run(tmp_path / place, name) for place, name in (("a/1", "x"), ("b/1", "x"), ("b/2", "y")))
     file = write(tmp_path / "scores" / "results.json", an_evaluation(a_row()))
-    assert [run.name for run in read_runs([one, two, three, file])] == ["a/1", "b/1", "y", "scores"]
+    assert [run.name for run in read_runs([one, two, three, file])] == ["x (a/1)", "x (b/1)", "y", "scores"]
     assert [run.name for run in read_runs([three, three])] == ["y"]
     assert [run.name for run in read_runs({"first": one, "second": one})] == ["first", "second"]
     assert [run.remarks for run in read_runs([file.parent, file])] == [[], []]
@@ -163,5 +184,20 @@ def test_evaluations_become_one(tmp_path):
     assert [card["name"] for card in found["encoders"]] == ["a: mini", "tfidf", "b: mini"]
     assert [(r["encoder"], r["value"]) for r in found["rows"]] == [("a: mini", 0.75), ("tfidf", 0.75), ("b: mini", 0.5)]
     assert [(r["encoder"], r["against"]) for r in found["differences"]] == [("b: mini", "tfidf")]
-    assert found["leaks"] == [{"encoder": "a: mini", "family": "", "dataset": "stsb", "rows": 9, "found": 1}]
+    assert found["leaks"] == [{"encoder": "a: mini", "family": "", "dataset": "stsb", "rows": 9, "found": 1, "unseen": None}]
     assert found["examples"]["b: mini"]["stsb"]["errors"] == [{"text": "t", "expected": "e", "found": "f"}]
+
+
+def test_an_encoder_of_two_names_is_one(tmp_path):
+    """`mini` of the first file is called `other` in the second."""
+    first, second = an_evaluation(a_row()), an_evaluation(a_row("other", "x"), a_row("mini", "x", value=0.5))
+    for card, digest in zip(second["encoders"], ("mini-1", "mini-2"), strict=True):
+        card["hash"] = digest
+    spread = {"difference": 0.1, "low": 0, "high": 0.2}
+    second["differences"] = [{"encoder": "mini", "against": "other", "family": "sts", "dataset": "x"} | spread]
+    files = {"a": write(tmp_path / "1.json", first), "b": write(tmp_path / "2.json", second)}
+    found = evaluations(read_runs(files))
+    assert [card["name"] for card in found["encoders"]] == ["a: mini", "b: mini"]
+    scores = [(row["encoder"], row["dataset"], row["value"]) for row in found["rows"]]
+    assert scores == [("a: mini", "stsb", 0.75), ("a: mini", "x", 0.75), ("b: mini", "x", 0.5)]
+    assert [(row["encoder"], row["against"]) for row in found["differences"]] == [("b: mini", "a: mini")]

@@ -35,6 +35,21 @@ def test_texts_are_indexed_searched_for_and_shown(small_encoder, tmp_path):
         FunnelIndex.load(tmp_path, encoder)
 
 
+def test_notes_are_kept_with_rows(tmp_path):
+    index = FunnelIndex.build(np.eye(2, 4), ids=["a", "b"], texts=["one", "two"])
+    with pytest.raises(InputError, match="the index has no notes: leave them out of the new rows too"):
+        index.add(np.eye(1, 4), ids=["c"], texts=["three"], notes=["x"])
+    with pytest.raises(InputError, match="the index has no notes"):
+        index.rows.column("note")
+    index = FunnelIndex(4, index.stages)
+    index.add(np.eye(2, 4), notes=["{}", "退货"])
+    with pytest.raises(InputError, match="1 notes for 2 rows"):
+        index.add(np.eye(2, 4), notes=["x"])
+    index = FunnelIndex.load(index.save(tmp_path))
+    assert index.rows.column("note", np.array([1, 0])) == ["退货", "{}"]
+    assert index.rows.column("note") == ["{}", "退货"]
+
+
 @pytest.mark.parametrize("ids", [None, ["a", "b", "c", "d"]])
 def test_texts_without_direction_are_left_out_and_named(ids, cleaning_encoder, caplog):
     encoder = load(cleaning_encoder)

@@ -19,7 +19,7 @@ from acge_lightning.encoder.build import transformer
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export, save_backbone
-from acge_lightning.zoo import pretrained
+from acge_lightning.zoo import releases
 from acge_lightning.zoo.pretrained import from_pretrained, load
 from acge_lightning.zoo.releases import Release, models
 
@@ -162,7 +162,7 @@ def test_hub_ids_releases_and_revisions_come_from_the_cache(cache, encoder, monk
     for revision in (None, "main", "a" * 40):
         assert torch.equal(load("org/name", cache_dir=cache, revision=revision).encode(TEXTS), expected)
     assert torch.equal(from_pretrained("org/name", cache_dir=cache).encode(TEXTS), expected)
-    monkeypatch.setitem(pretrained.RELEASES, "nano", Release("org/name", "a" * 40, "a test"))
+    monkeypatch.setitem(releases.RELEASES, "nano", Release("org/name", "a" * 40, "a test"))
     assert torch.equal(load("nano", cache_dir=cache).encode(TEXTS), expected)
     assert models()["acge_text_embedding"].repo == "aspire/acge_text_embedding"
 
@@ -279,3 +279,14 @@ def test_a_static_model_takes_no_other_pooling(tmp_path):
     save_file({"embeddings": torch.zeros(5, 4)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="5 rows"):
         load(tmp_path)
+
+
+def test_a_run_s_folder_is_as_good_as_its_export(encoder, tmp_path):
+    run = tmp_path / "运行 [1]"
+    export(encoder, run / "export")
+    (run / "result.json").write_text("{}", encoding="utf-8")
+    assert torch.equal(load(run).encode(TEXTS), encoder.encode(TEXTS))
+    with pytest.raises(InputError, match=r"holds 1 runs: give one of them, for example .*运行 \[1\]$"):
+        load(tmp_path)
+    save_backbone(encoder, tmp_path / "pretraining" / "backbone")
+    assert from_pretrained(tmp_path / "pretraining").hidden_size == encoder.hidden_size

@@ -17,9 +17,9 @@ from acge_lightning.data.store import MAX_BAD, OnBadRow
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import SEED, Dataset, find
+from acge_lightning.evaluation.models import Model
 from acge_lightning.evaluation.mteb.encoder import MTEBEncoder, as_mteb, isolated_randomness, mteb_library
 from acge_lightning.evaluation.mteb.tasks import local_tasks
-from acge_lightning.evaluation.scoring import Model
 
 _LOG = logging.getLogger(__name__)
 _UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file
@@ -38,6 +38,8 @@ def suite_scores(
     on_bad_row: OnBadRow = "raise",
     max_bad_fraction: float = MAX_BAD,
     exclude_own_id: str | Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, float | None] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Score encoders with mteb: encoder at dim -> task -> metric -> value.
 
@@ -51,6 +53,8 @@ def suite_scores(
         on_bad_row: with `local`, as in `find`.
         max_bad_fraction: with `local`, as in `find`.
         exclude_own_id: with `local`, as in `find`.
+        columns: with `local`, as in `find`.
+        labels: with `local`, as in `find`.
     """
     scores_of: dict[str, dict[str, dict[str, float]]] = {}
     for model in models:
@@ -63,6 +67,8 @@ def suite_scores(
                     on_bad_row=on_bad_row,
                     max_bad_fraction=max_bad_fraction,
                     exclude_own_id=exclude_own_id,
+                    columns=columns,
+                    labels=labels,
                 )
                 scores = run_local(encoder, model.name, datasets, out, dim, model.prompts, paths["cache_dir"])
             else:

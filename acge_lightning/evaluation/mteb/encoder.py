@@ -15,6 +15,7 @@ from acge_lightning.data.evaluation_set import distinct_texts
 from acge_lightning.encoder.encoder import Encoder, StaticBackbone
 from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 from acge_lightning.metrics.ranking import similarities
 
 _ROWS = 256  # of queries whose scores of 64 bits are in memory at a time
@@ -22,10 +23,8 @@ _ROWS = 256  # of queries whose scores of 64 bits are in memory at a time
 
 def mteb_library() -> Any:
     """Import the library mteb; an InputError says how to install it."""
-    try:
+    with naming_extra("MTEB's tasks need"):
         import mteb
-    except ImportError:
-        raise InputError("MTEB's tasks need the library mteb: pip install 'acge-lightning[eval]'") from None
     return mteb
 
 

@@ -63,9 +63,9 @@ from acge_lightning.data.dataset import CACHE, Role
 from acge_lightning.data.judgements import JudgedQueries
 from acge_lightning.data.labelled import ClusteringDataset
 from acge_lightning.data.pair import STSDataset
-from acge_lightning.data.readers import SUFFIXES, locate
 from acge_lightning.data.retrieval import RetrievalDataset
 from acge_lightning.data.rows import RowDataset
+from acge_lightning.data.source import has_rows, locate
 from acge_lightning.data.store import VERSION
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import SEED, Dataset
@@ -270,8 +270,9 @@ def _digest(dataset: Dataset) -> str:
     """Hash the files of the folder, and how they are read."""
     folder = locate(dataset.path)
     suffix = "" if dataset.on_bad_row == "raise" else " without bad rows"
+    suffix += "".join(f" {dict(setting)}" for setting in (dataset.columns, dataset.labels) if setting)
     digest = hashlib.sha256(f"{VERSION} {_VERSION} {dataset.limit} {dataset.exclude_own_id}{suffix}".encode())
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and has_rows(path)):
         digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +204,7 @@ def job(folder, name, overrides, score=None):
 def test_result_is_kept_as_json(tmp_path):
     write_result(tmp_path, {}, {"val/mean": 0.5}, tmp_path / "导出")
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert result == {"before": {}, "after": {"val/mean": 0.5}, "output": str(tmp_path / "导出")}
+    assert result == {"before": {}, "after": {"val/mean": 0.5}, "output": str(tmp_path / "导出"), "remarks": []}
 
 
 def test_summary_of_a_multirun(tmp_path):
@@ -212,16 +213,16 @@ def test_summary_of_a_multirun(tmp_path):
     job(tmp_path, "2", [], 0.75)
     job(tmp_path, "3", ["encoder=static"], -0.5)
     (tmp_path / "no_job").mkdir()
-    table, failed = summarise(tmp_path)
+    (table, _), failed = summarise(tmp_path)
     assert failed == 1
     overrides = "task=[sample_sts,sample_pair] optim.optimizer.lr=0.001"
     assert table.title == "4 jobs, best first"
     assert printed(table) == [
-        ["job", "overrides", "val/mean"],
-        ["2", "", "0.7500"],
-        ["0", overrides, "0.2500"],
-        ["3", "encoder=static", "-0.5000"],
-        ["1", "seed=1", "failed"],
+        ["job", "task", "optim.optimizer.lr", "encoder", "seed", "val/mean"],
+        ["2", "", "", "", "", "0.7500"],
+        ["0", "[sample_sts,sample_pair]", "0.001", "", "", "0.2500"],
+        ["3", "", "", "static", "", "-0.5000"],
+        ["1", "", "", "", "1", "failed"],
     ]
     with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as lines:
         assert list(csv.reader(lines)) == [
@@ -236,7 +237,36 @@ def test_summary_of_a_multirun(tmp_path):
 def test_all_jobs_failed(tmp_path):
     job(tmp_path, "0", ["seed=0"])
     job(tmp_path, "1", ["seed=1"])
-    assert [line[2] for line in printed(summarise(tmp_path)[0])[1:]] == ["failed", "failed"]
+    ((table,), failed) = summarise(tmp_path)
+    assert printed(table) == [["job", "seed", "val/mean"], ["0", "0", "failed"], ["1", "1", "failed"]]
+    assert failed == 2
+
+
+def test_only_what_was_swept_is_shown_and_seeds_make_a_mean(tmp_path):
+    fixed = ["+experiment=quickstart", "paths.data_dir=数据 (1)"]
+    scores = {
+        ("0.1", "0"): 0.5,
+        ("0.1", "1"): 0.7,
+        ("0.01", "0"): 0.9,
+        ("0.01", "1"): 0.8,
+        ("0.01", "2"): 0.4,
+        ("1", "0"): None,
+    }
+    for number, ((rate, seed), score) in enumerate(scores.items()):
+        job(tmp_path, str(number), [*fixed, f"optim.optimizer.lr={rate}", f"++seed={seed}"], score)
+    (jobs, means), failed = summarise(tmp_path)
+    assert failed == 1
+    assert printed(jobs)[:3] == [
+        ["job", "optim.optimizer.lr", "seed", "val/mean"],
+        ["2", "0.01", "0", "0.9000"],
+        ["3", "0.01", "1", "0.8000"],
+    ]
+    three, two = statistics.stdev([0.9, 0.8, 0.4]), statistics.stdev([0.5, 0.7])
+    assert printed(means) == [
+        ["optim.optimizer.lr", "val/mean", "seeds"],
+        ["0.01", f"0.7000 ± {three:.4f}", "3"],
+        ["0.1", f"0.6000 ± {two:.4f}", "2"],
+    ]
 
 
 def test_summary_without_jobs(tmp_path):

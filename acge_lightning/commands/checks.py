@@ -1,0 +1,119 @@
+"""Check what a command is given before anything large is imported: keys without a value, paths, names, missing extras."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from acge_lightning.commands.usage import USAGE
+from acge_lightning.errors import InputError
+from acge_lightning.lazy import require
+from acge_lightning.zoo.location import check_name
+
+_BASELINES = ("bm25", "tfidf")  # models of `acge evaluate` that are no encoders
+_LOGGERS = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}  # class of Lightning -> the library that it needs
+_REMEDIES = {"paths.data_dir": "give the folder that holds FAMILY/DATASET folders"}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet|xlsx|txt)(\.gz)?", re.IGNORECASE)
+
+
+def check(name: str, cfg: DictConfig) -> None:
+    """Raise an error for what cannot work, whatever the data hold.
+
+    Args:
+        name: of the command.
+        cfg: its composed config.
+
+    Raises:
+        InputError: a key without a value, a file or a model that is not there, a library that is not installed.
+    """
+    _check_missing(name, cfg)
+    _check_extras(name, cfg)
+    is_pretrained = str(_value(cfg, "encoder._target_")).rpartition(".")[2] == "from_pretrained"
+    baselines = _BASELINES if name in ("evaluate", "longtail") else ()
+    for path in [*_texts(_value(cfg, "model")), *(_texts(_value(cfg, "encoder.path")) if is_pretrained else [])]:
+        if path not in baselines:
+            _check_model(path, baselines)
+    for key, path in _paths(name, cfg):
+        if not Path(path).expanduser().exists():
+            remedy = _REMEDIES.get(key, "check the path" + (" (and paths.data_dir)" if key.startswith("task.") else ""))
+            raise InputError(f"{key}={path}: there is no such file or folder: {remedy}")
+
+
+def _check_model(path: str, baselines: Sequence[str]) -> None:
+    try:
+        check_name(path)
+    except InputError as error:
+        if not baselines or "/" in path or Path(path).exists():
+            raise
+        raise InputError(f"{error}; baselines without an encoder are {' and '.join(baselines)}") from None
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    """Read a key; None where it is not there, or cannot be resolved, which the command itself will say."""
+    try:
+        value = OmegaConf.select(cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException:
+        return None
+
+
+def _texts(value: Any) -> list[str]:
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+    return [value] if isinstance(value, str) else [item for item in values if isinstance(item, str)]
+
+
+def _check_missing(name: str, cfg: DictConfig) -> None:
+    titles = {key.rstrip("!…"): title for title, key in USAGE[name].positionals}
+    for key in (*(str(key) for key in cfg if key != "hydra"), "paths.data", "paths.data_dir", "encoder.path"):
+        parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+        if OmegaConf.is_dict(parent) and OmegaConf.is_missing(parent, key.rpartition(".")[2]):
+            how = f"{USAGE[name].line(name)}, or {key}=…" if key in titles else f"{key}=…"
+            raise InputError(f"{key} must be given: {how}")
+
+
+def _check_extras(name: str, cfg: DictConfig) -> None:
+    if name in ("report", "longtail"):
+        require("matplotlib", f"acge {name} needs")
+    if name == "report":
+        require("jinja2", "acge report needs")
+    if name == "evaluate":
+        if "bm25" in _texts(_value(cfg, "model")):
+            require("bm25s", "model=bm25 needs")
+        if _value(cfg, "suite"):
+            require("mteb", f"suite={cfg.suite} needs")
+    if name == "longtail" and "script" in _texts(_value(cfg, "protocol.perturbations")):
+        require("opencc", "the perturbation script needs")
+    if name == "search" and any(stage.get("index", "exact") != "exact" for stage in _value(cfg, "stages") or ()):
+        require("faiss", "an index other than exact needs")
+    for key, logger in (_value(cfg, "logger") or {}).items():
+        target = str((logger or {}).get("_target_")).rpartition(".")[2]
+        if target in _LOGGERS:
+            require(_LOGGERS[target], f"logger={key} needs")
+
+
+def _paths(name: str, cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield the keys and paths of files and folders that are read, and that can only be local."""
+    if name == "search":
+        for key in ("source", "tune"):
+            yield from ((key, path) for path in _texts(_value(cfg, key)) if not _has_pattern(path))
+    elif name == "longtail" or (name == "evaluate" and _value(cfg, "suite") in (None, "local")):
+        yield "paths.data_dir", str(_value(cfg, "paths.data_dir"))
+    for task in _value(cfg, "task") or {} if name != "evaluate" else ():
+        key = f"task.{task}.data.path"
+        for path in _texts(_value(cfg, key)):
+            if not (path.startswith("sample:") or _has_pattern(path) or _may_be_of_the_hub(path)):
+                yield key, path
+
+
+def _has_pattern(path: str) -> bool:
+    return bool(set("*?[") & set(path))
+
+
+def _may_be_of_the_hub(path: str) -> bool:
+    return bool(_HUB_ID.fullmatch(path)) and not _FILE.fullmatch(path)
