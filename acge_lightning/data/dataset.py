@@ -156,7 +156,7 @@ class TaskDataset(ABC, Generic[SplitT]):
         if not opened:
             names = [self.splits.get(role, role) for role in ROLES]
             raise no_files(source, [name for name in names if name is not None])
-        warn_of_left_files(source, self._taken, self.splits)
+        warn_of_left_files(source, self._taken, self.splits, self.key)
         self.opened_splits = {role: _limited(split, self.limits[role]) for role, split in opened.items()}
 
     @abstractmethod
@@ -164,7 +164,7 @@ class TaskDataset(ABC, Generic[SplitT]):
         """The checked rows of a split; None if it has no file."""
 
     def _files(self, source: Source, role: Role) -> list[Path]:
-        files = split_files(source, role, self.splits)
+        files = split_files(source, role, self.splits, self.key)
         self._taken.update(files)
         return files
 

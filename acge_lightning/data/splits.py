@@ -19,9 +19,10 @@ SPLIT_NAMES = {
 }
 _NO_ROWS = re.compile(r"(readme|licen[cs]e|dataset_infos?|dataset_dict|state|metadata)\b", re.IGNORECASE)  # names of files
 _FOLDER, _ENDS = 10, 20  # a folder `train`, and a name like `company_train`, count after all files `train` and `train-1`
+_KEY = "task.NAME.data."
 
 
-def split_files(source: Source, role: str, splits: Mapping[str, str | None]) -> list[Path]:
+def split_files(source: Source, role: str, splits: Mapping[str, str | None], key: str = "") -> list[Path]:
     """The files of a split; [] if there are none.
 
     A folder's are those that `splits` names, else those that are called so (`train.csv`, `validation-00000-of-00002.parquet`,
@@ -33,6 +34,7 @@ def split_files(source: Source, role: str, splits: Mapping[str, str | None]) -> 
         source: of `find_source`.
         role: `train`, `dev` or `test`.
         splits: role -> another name, a file, or None for no such split.
+        key: of the data set's settings, with a dot at its end, for messages.
 
     Raises:
         InputError: a file of `splits` is not there, or the names leave open which files are meant.
@@ -42,13 +44,13 @@ def split_files(source: Source, role: str, splits: Mapping[str, str | None]) -> 
         return [] if name is None else _named(source, role, str(name))
     if isinstance(source, Path) and source.is_file():
         return [source] if role == "train" else []
-    elsewhere = [file for other in splits for file in split_files(source, other, splits)]
+    elsewhere = [file for other in splits for file in split_files(source, other, splits, key)]
     if isinstance(source, tuple):
         files = [file for file in source if file not in elsewhere and (_split_of(_stem(file)) or "train") == role]
         if files and role != "train":
             _LOG.warning("%s: read as %s rows, as the name says, not as training rows", listed(files), role)
         return files
-    files = _chosen(source, _of_role(source, role), f"or name one, +task.NAME.data.splits.{role}={{}}")
+    files = _chosen(source, _of_role(source, role), f"or name one, +{key or _KEY}splits.{role}={{}}")
     return files or (_nameless(source, elsewhere) if role == "train" else [])
 
 
@@ -85,14 +87,14 @@ def is_beir(source: Source) -> TypeGuard[Path]:
     return isinstance(source, Path) and bool(files_called(source, "corpus"))
 
 
-def warn_of_left_files(source: Source, taken: Iterable[Path], splits: Mapping[str, str | None]) -> None:
+def warn_of_left_files(source: Source, taken: Iterable[Path], splits: Mapping[str, str | None], key: str = "") -> None:
     """Name the files of rows in a folder that no split takes, but those of splits that `splits` speaks of."""
     if isinstance(source, tuple) or not source.is_dir():
         return
     folder, taken = source / "qrels" if is_beir(source) else source, set(taken)
     left = [file for file, split in _all_files(folder) if file not in taken and split not in splits]
     if left:
-        example = f"+task.NAME.data.splits.test={left[0].relative_to(folder).as_posix()}"
+        example = f"+{key or _KEY}splits.test={left[0].relative_to(folder).as_posix()}"
         _LOG.warning("%s: no split takes %s; to use a file, say of which split it is: %s", folder, listed(left), example)
 
 

@@ -309,11 +309,14 @@ def summarise(folder: Path) -> tuple[list[Table], int]:
         InputError: the folder holds no job, or a `summary.csv` that is another file.
     """
     jobs: list[tuple[str, list[str], float]] = []
+    failed: set[str] = set()
     for job in sorted((p.parent for p in folder.glob("*/.hydra")), key=lambda job: (len(job.name), job.name)):
         result = job / "result.json"
         score = float("nan")
         if result.is_file():
             score = json.loads(result.read_text(encoding="utf-8"))["after"].get("val/mean", score)
+        else:
+            failed.add(job.name)
         jobs.append((job.name, list(map(str, read_yaml(job / ".hydra" / "overrides.yaml") or [])), score))
     if not jobs:
         raise InputError(f"{folder} holds no job")
@@ -329,9 +332,13 @@ def summarise(folder: Path) -> tuple[list[Table], int]:
     for column in ("job", *swept, "val/mean"):
         table.add_column(column)
     for (name, _, score), setting in zip(jobs, settings, strict=True):
-        table.add_row(name, *(setting.get(key, "") for key in swept), "failed" if score != score else f"{score:.4f}")
+        table.add_row(
+            name,
+            *(setting.get(key, "") for key in swept),
+            "failed" if name in failed else "not scored" if score != score else f"{score:.4f}",
+        )
     scores = [score for _, _, score in jobs]
-    return [table, *_seed_table(settings, swept, scores)], sum(score != score for score in scores)
+    return [table, *_seed_table(settings, swept, scores)], len(failed)
 
 
 def _seed_table(settings: Sequence[Mapping[str, str]], swept: Sequence[str], scores: Sequence[float]) -> list[Table]:
