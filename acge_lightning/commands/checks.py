@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from acge_lightning.commands.usage import USAGE
+from acge_lightning.data.source import nearest
 from acge_lightning.errors import InputError
 from acge_lightning.lazy import require
 from acge_lightning.zoo.location import check_name
@@ -41,8 +42,8 @@ def check(name: str, cfg: DictConfig) -> None:
             _check_model(path, baselines)
     for key, path in _paths(name, cfg):
         if not Path(path).expanduser().exists():
-            remedy = _REMEDIES.get(key, "check the path" + (" (and paths.data_dir)" if key.startswith("task.") else ""))
-            raise InputError(f"{key}={path}: there is no such file or folder: {remedy}")
+            remedy = f": {_REMEDIES[key]}" if key in _REMEDIES else ""
+            raise InputError(f"{key}={path} is not there: {nearest(Path(path).expanduser())}{remedy}")
 
 
 def _check_model(path: str, baselines: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def locate(path: str | Path) -> Path:
     if local.exists():
         return local
     if not _HUB_NAME.fullmatch(name) or _LOCAL.match(name) or has_rows(local) or local.parent.exists():
-        raise InputError(f"{name} is not there: {_nearest(local)}")
+        raise InputError(f"{name} is not there: {nearest(local)}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -51,11 +51,11 @@ def locate(path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{name} is not here ({_nearest(local)}), and no data set of that name can be fetched from the hub ({reason})"
+            f"{name} is not here ({nearest(local)}), and no data set of that name can be fetched from the hub ({reason})"
         ) from error
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
     """The folder on the way to a path that is there, and what of it is called nearly as the path goes on."""
     path = Path(os.path.abspath(path))
     parent = next(folder for folder in path.parents if folder.exists())
