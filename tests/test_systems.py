@@ -99,7 +99,8 @@ def test_files_and_folders_are_replaced_and_locks_are_held(system, tmp_path):
     assert done(system, code, tmp_path).strip() == "[]"
 
 
-@pytest.mark.parametrize("system", ["windows", pytest.param("macos", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("system", ["windows", "macos"])
 def test_it_trains_scores_and_searches(system, tmp_path):
     """With workers that are started by spawn, and a path in Chinese with blanks and brackets."""
     data = tmp_path / "数据 [1]" / "sts"

@@ -39,16 +39,11 @@ NOT_RUN = {  # pattern of a command -> what it needs
     r".*trainer\.(devices=[48]|num_nodes)": "several GPUs",
 }
 MEASURED = ("docs/matryoshka.md", "docs/continual.md", "docs/evaluation.md")  # whose commands need benchmark data and hours
-FAST = ("docs/tutorials/search.md",)  # run in the default suite
 SAME = {"公司数据.csv": "pairs.csv"}  # of a Chinese page -> of its English one
 
 
 def why_not(command):
     return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command)), None)
-
-
-def heavy(page):
-    return pytest.param(page, id=pages.name(page), marks=[] if pages.name(page) in FAST else [pytest.mark.heavy])
 
 
 def english(page):
@@ -107,7 +102,6 @@ def test_there_is_something_to_check():
     assert len(every) > 60
     assert pages.kinds() == set()
     assert [pattern for pattern in NOT_RUN if not any(re.match(pattern, command) for command in every)] == []
-    assert {pages.name(page) for page in pages.PAGES} >= set(FAST)
     assert not any("train.py" in command for command in every)  # which a wheel lacks
 
 
@@ -229,7 +223,8 @@ def run(command, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [heavy(page) for page in RUN])
+@pytest.mark.heavy
+@pytest.mark.parametrize("page", RUN, ids=pages.name)
 def test_a_page_from_its_first_to_its_last_block(page, workplace, request):
     text = page.read_text(encoding="utf-8")
     if "start/export" in text and not any(c.endswith("paths.output_dir=start") for c in pages.commands(page)):
