@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.callbacks.progress import Progress
 from acge_lightning.callbacks.steps import StepCheckpoint
+from acge_lightning.commands.jobs import overrides
 from acge_lightning.config.building import instantiate, instantiate_all
 from acge_lightning.errors import InputError
 from acge_lightning.training.checkpoint import SafeCheckpointIO
@@ -106,16 +107,26 @@ def _named(cfg: DictConfig) -> Any:
     wandb = OmegaConf.select(cfg, "logger.wandb")
     if wandb is None or wandb.get("name") is not None or not HydraConfig.initialized():
         return nodes
-    return OmegaConf.merge(nodes, {"wandb": {"name": run_name(str(cfg.name), HydraConfig.get())}})
+    hydra = HydraConfig.get()
+    number = hydra.job.num if hydra.mode == RunMode.MULTIRUN else None
+    return OmegaConf.merge(nodes, {"wandb": {"name": run_name(str(cfg.name), overrides("task"), number)}})
 
 
-def run_name(name: str, hydra: Any) -> str:
-    """Name a run by what its command sets: `quickstart lr=0.001 seed=1`; in a multirun the number of the job comes second."""
-    settings = [str(text).lstrip("+").partition("=") for text in hydra.overrides.task]
+def run_name(name: str, texts: Sequence[str], number: int | None = None) -> str:
+    """Name a run by what its command sets; interpolations, which may hold a secret, are left out.
+
+    Args:
+        name: of the run.
+        texts: the overrides of the command, interpolations as they were written.
+        number: of the job of a multirun.
+
+    >>> run_name("quickstart", ["optim.optimizer.lr=0.001", "+note=${oc.env:TOKEN}", "seed=1"], 3)
+    'quickstart 3 lr=0.001 seed=1'
+    """
+    settings = [text.lstrip("+").partition("=") for text in texts if "${" not in text]
     unnamed = ("experiment", "task", "name", "logger", "paths", "callbacks", "trusted", "resume", "debug")
     words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if re.split(r"[.@]", key)[0] not in unnamed]
-    number = [str(hydra.job.num)] if hydra.mode == RunMode.MULTIRUN else []
-    return " ".join([name, *number, *words])[:128]
+    return " ".join([name, *([] if number is None else [str(number)]), *words])[:128]
 
 
 @contextmanager

@@ -404,5 +404,5 @@ def test_the_program_reads_queries_until_their_end(notes, small_encoder, tmp_pat
     (tmp_path / "索引" / "index.json").stat()
     missing = subprocess.run([*command[:-2], "k=1"], input="", check=False, **how)
     assert missing.returncode != 0
-    assert "error: conf key source must be given" in missing.stderr
+    assert "error: source must be given" in missing.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts", "索引"]

@@ -3,11 +3,9 @@
 import csv
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from acge_lightning.callbacks import Progress
@@ -247,13 +245,13 @@ def test_the_progress_line_is_ours_or_none(word, bars, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "words", "name"),
+    ("number", "words", "name"),
     [
-        (RunMode.RUN, ["+experiment=quickstart", "logger=wandb"], "mine"),
-        (RunMode.RUN, ["optim.optimizer.lr=0.001", "task=[a]", "seed=1", "paths.data_dir=/data"], "mine lr=0.001 seed=1"),
-        (RunMode.MULTIRUN, ["++seed=2", "encoder=static"], "mine 7 seed=2 encoder=static"),
+        (None, ["+experiment=quickstart", "logger=wandb"], "mine"),
+        (None, ["optim.optimizer.lr=0.001", "task=[a]", "seed=1", "paths.data_dir=/data"], "mine lr=0.001 seed=1"),
+        (7, ["++seed=2", "encoder=static"], "mine 7 seed=2 encoder=static"),
+        (0, ["+note=${oc.env:TOKEN}", "seed=1"], "mine 0 seed=1"),  # the variable may be a secret
     ],
 )
-def test_a_run_on_wandb_is_named_by_what_is_its_own(mode, words, name):
-    hydra = SimpleNamespace(mode=mode, job=SimpleNamespace(num=7), overrides=SimpleNamespace(task=words))
-    assert run_name("mine", hydra) == name
+def test_a_run_on_wandb_is_named_by_what_is_its_own(number, words, name):
+    assert run_name("mine", words, number) == name

@@ -238,9 +238,7 @@ def test_a_list_and_a_pattern_are_read(tmp_path, caplog):
         rows(tmp_path / "rows" / name, 100 * i)
     expected = {"train": [f"a{100 * i + j}" for i in range(2) for j in range(20)], "test": [f"a{i}" for i in range(200, 220)]}
     assert opened(sorted((tmp_path / "rows").iterdir()), tmp_path, holdout=0.0) == expected
-    assert set(said(caplog)) == {
-        "c_test.jsonl: read as test rows, as the name says, not as training rows"
-    }
+    assert set(said(caplog)) == {"c_test.jsonl: read as test rows, as the name says, not as training rows"}
     assert opened(f"{tmp_path}/rows/*.jsonl", tmp_path, holdout=0.0) == expected
 
 

@@ -156,7 +156,7 @@ def validating(rank, world, port, cache, folder, out):
     data = {name: kind(f"{folder}/{name}", cache_dir=f"{cache}/{rank}") for name, kind in kinds.items()}
     module = EmbeddingModule(encoder, {name: Task(d) for name, d in data.items()})
     scores = {}
-    module.log_dict = lambda values: scores.update({key: float(value) for key, value in values.items()})
+    module.log_dict = lambda values, **others: scores.update({key: float(value) for key, value in values.items()})
     module.log = lambda key, value, **others: scores.update({key: float(value)})
     module.on_validation_epoch_start()
     for name, d in data.items():

@@ -385,7 +385,7 @@ def test_a_killed_run_with_workers_goes_on_at_once(cache, tmp_path):
     second = subprocess.run([*command, "seed=1"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert f"in use by process {first.pid} on " in second.stderr
     first.send_signal(signal.SIGKILL)
-    first.wait(60)
+    first.communicate(timeout=60)  # which closes the pipe
     reached = read(newest(last.parent))["global_step"]
     again = [*command, "resume=auto", f"trainer.max_epochs={reached // 4 + 1}"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
