@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from acge_lightning.callbacks.progress import Progress
 from acge_lightning.callbacks.steps import StepCheckpoint
-from acge_lightning.commands.jobs import overrides
 from acge_lightning.config.building import instantiate, instantiate_all
 from acge_lightning.errors import InputError
 from acge_lightning.training.checkpoint import SafeCheckpointIO
@@ -109,7 +108,8 @@ def _named(cfg: DictConfig) -> Any:
         return nodes
     hydra = HydraConfig.get()
     number = hydra.job.num if hydra.mode == RunMode.MULTIRUN else None
-    return OmegaConf.merge(nodes, {"wandb": {"name": run_name(str(cfg.name), overrides("task"), number)}})
+    texts: Any = OmegaConf.to_container(cast(DictConfig, hydra).overrides.task, resolve=False)
+    return OmegaConf.merge(nodes, {"wandb": {"name": run_name(str(cfg.name), texts, number)}})
 
 
 def run_name(name: str, texts: Sequence[str], number: int | None = None) -> str:
