@@ -145,7 +145,7 @@ def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def plan(trainer: Trainer, batches: int) -> list[str]:
-    """Fit the logging interval to a short run, and say what of the Trainer's settings the run is too short for.
+    """Log at least 20 times also in a short run, and say what of the Trainer's settings the run is too short for.
 
     Args:
         trainer: of the run.
@@ -162,7 +162,7 @@ def plan(trainer: Trainer, batches: int) -> list[str]:
     if 0 < most < steps:
         steps = most
     if steps > 0:
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps, batches)  # type: ignore[attr-defined]  # set, not declared
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, steps // 20), batches)  # type: ignore[attr-defined]
     sentences = []
     if 0 < steps < most:
         sentences.append(

@@ -103,7 +103,7 @@ def save_figure(figure: Figure, file: Path, dpi: int = 160) -> Path:
     """
     check_replaceable(file, _SOFTWARE.encode(), "a picture of acge_lightning")
     with whole(file) as new:
-        figure.savefig(new, format="png", dpi=dpi, facecolor="white", metadata={"Software": _SOFTWARE})
+        figure.savefig(new, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", metadata={"Software": _SOFTWARE})
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
-class OptimizedModule(LightningModule):
+class OptimizedModule(LightningModule, ABC):
     """A LightningModule that trains an encoder, whose `optim` says how it learns."""
 
     encoder: Encoder
@@ -40,9 +41,15 @@ class OptimizedModule(LightningModule):
         """Take the losses so far."""
         self.history.load_state_dict(checkpoint.get("losses") or {})
 
+    @abstractmethod
     def save(self, folder: Path, provenance: Mapping[str, Any], earlier_rows: Sequence[np.ndarray] = ()) -> Path:
-        """Write what was trained to a folder in `folder`, and return it; each module has its own form."""
-        raise NotImplementedError
+        """Write what was trained to a folder in `folder`, and return it; each module has its own form.
+
+        Args:
+            folder: of the run.
+            provenance: plain data on how it was made.
+            earlier_rows: hashes of the rows that the encoders it began from were trained on, Int64[n] each.
+        """
 
     def setup(self, stage: str) -> None:
         """Hand the encoder to the data, whose batches are made with its tokenizer."""

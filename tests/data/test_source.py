@@ -4,17 +4,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from empty_files import touched
 
 from acge_lightning.data.source import SUFFIXES, find_source, locate
 from acge_lightning.errors import InputError
-
-
-def touched(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return folder
 
 
 @pytest.fixture

@@ -3,20 +3,13 @@
 import json
 
 import pytest
+from empty_files import touched
 
 from acge_lightning.data import STSDataset
 from acge_lightning.data.source import SUFFIXES
 from acge_lightning.data.splits import files_called, is_beir, split_files
 from acge_lightning.errors import InputError
 from acge_lightning.evaluation.datasets import find
-
-
-def touched(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return folder
 
 
 def said(caplog):

@@ -18,7 +18,7 @@ def a_run(folder, name, overrides=(), **config):
 
 
 def test_jobs_of_a_multirun_are_named_by_what_was_swept(tmp_path):
-    common = ["+experiment=quickstart", "paths.cache_dir=/tmp/x"]
+    common = ["+experiment=quickstart", "paths.cache_dir=/data/cache"]
     swept = [["seed=1", "optim.optimizer.lr=0.1"], ["seed=2", "optim.optimizer.lr=0.1"], ["seed=2", "optim.optimizer.lr=0.2"]]
     jobs = [a_run(tmp_path / "扫 [1]" / str(i), "quickstart", [*common, *more]) for i, more in enumerate(swept)]
     names = ["quickstart seed=1 lr=0.1", "quickstart seed=2 lr=0.1", "quickstart seed=2 lr=0.2"]
