@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A process a core: with a thread for each core in both, they would wait for each other.
-TWO := -n 2 --dist loadfile
-test test-lowest: export OMP_NUM_THREADS = 1
+TWO := -n 2 --dist
+test test-heavy test-lowest: export OMP_NUM_THREADS = 1
 INSTALLED := .venv/.installed
 LOWEST := .venv-lowest/.installed
 
@@ -18,14 +18,14 @@ demo: $(INSTALLED) ## Train a small encoder on the sample data, on a CPU
 	$(BIN)/python train.py +experiment=quickstart
 
 test: $(INSTALLED) ## Run the tests, in two processes
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(TWO) loadfile
 
-test-heavy: $(INSTALLED) ## Run the long tests
-	$(BIN)/python -m pytest -m heavy
+test-heavy: $(INSTALLED) ## Run the long tests, in two processes
+	$(BIN)/python -m pytest $(TWO) load -m heavy --durations 40 -v
 
 # Old versions warn of one another, so that warnings are errors with the pinned versions only.
 test-lowest: $(LOWEST) ## Run the tests on the lowest versions that pyproject.toml allows
-	$(<D)/bin/python -m pytest $(TWO) -W default
+	$(<D)/bin/python -m pytest $(TWO) loadfile -W default
 
 check: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check
