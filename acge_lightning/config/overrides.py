@@ -19,6 +19,7 @@ _ESCAPED = re.compile(r"\\U([0-9a-f]{8})")
 _TEXT = re.compile(  # keys whose values are texts, names and paths
     r"(query|model|source|field|index|tune|out|output|resume|runs|pictures|pca|name)|paths\..+|(.+\.)?(path|tokenizer|\w*dir|dirpath)"
 )
+_YAML_NUMBER = re.compile(r"([+-]?)\.(inf|nan)", re.IGNORECASE)  # Hydra's grammar has them without the dot
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -39,6 +40,8 @@ def _argument(argument: str, is_multirun: bool) -> str:
 
     >>> [_argument(a, False) for a in ("query=[求助] 怎么办", "model=my model", "k=3", "runs=[运行 1,b]", "query=null")]
     ['query="[求助] 怎么办"', 'model=my model', 'k=3', 'runs=["运行 1",b]', 'query=null']
+    >>> _argument("mixture.temperature=.inf", False)
+    'mixture.temperature=inf'
     """
     key, equals, value = argument.partition("=")
     match = _KEY.fullmatch(key)
@@ -77,6 +80,8 @@ def literal(text: str) -> str:
 
 def _value(value: str, key: str, is_multirun: bool) -> str:
     text, parsed = _TEXT.fullmatch(key) is not None, _parsed(value)
+    if not text and (number := _YAML_NUMBER.fullmatch(value)):
+        return number[1] + number[2].lower()
     if parsed is not None and (not text or _is_plain(value, parsed, key)):
         return value
     if is_multirun and (parsed is None or parsed.is_sweep_override()):
