@@ -216,10 +216,13 @@ HYDRA = ("hydra", "omegaconf")
         (f"import {', '.join(TABLES)}, acge_lightning.commands.cli", set()),
         ("import acge_lightning.commands.program", {*HYDRA}),
         ("from acge_lightning import *", {"torch", "pyarrow", "sklearn"}),
-        ("from acge_lightning.data import STSDataset, RetrievalDataset, Task, Collate", {"torch", "pyarrow"}),
-        ("import acge_lightning.evaluation.scoring, acge_lightning.evaluation.mteb.tasks", {"torch", "pyarrow"}),
+        (
+            "from acge_lightning.data import STSDataset, RetrievalDataset, Task, Collate\n"
+            "import acge_lightning.evaluation.scoring, acge_lightning.evaluation.mteb.tasks\n"
+            "import acge_lightning.continual.fisher, acge_lightning.continual.strategy",
+            {"torch", "pyarrow"},
+        ),
         ("import acge_lightning.commands.evaluate, acge_lightning.commands.search", {"torch", "pyarrow", "omegaconf"}),
-        ("import acge_lightning.continual.fisher, acge_lightning.continual.strategy", {"torch", "pyarrow"}),
     ],
 )
 def test_what_an_import_loads(statement, expected):

@@ -237,6 +237,7 @@ def prepare_backbone(backbone: PreTrainedModel, gradient_checkpointing: bool, at
 
         use_packed_attention(backbone)
     use_fast_dropout(backbone)
+    backbone.config.return_dict = True  # outputs are read by name
     if not can_pack:
         if getattr(backbone.config, "use_cache", False):
             backbone.config.use_cache = False  # of keys and values, for a decoder's next token
