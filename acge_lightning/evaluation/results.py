@@ -72,10 +72,21 @@ def read_results(file: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {contents['format']!r}, its kind {contents.get('kind', 'evaluation')!r}")
         by_hashes(contents["rows"])
         contents = NOTHING | contents
-        merge(contents, NOTHING)
+        _check_texts(contents)
+        rows_with_leaks(merge(contents, NOTHING))
         return contents
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"out={file} holds no results of an evaluation ({error}): give another file") from None
+
+
+def _check_texts(contents: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a name or a digest of some results is no text."""
+    texts = {"encoders": ("name", "hash"), "rows": ("encoder", "family", "dataset"), "leaks": ("encoder", "family", "dataset")}
+    for kind, keys in texts.items():
+        for entry in contents[kind]:
+            wrong = [key for key in keys if not isinstance(entry[key], str)]
+            if wrong or not isinstance(entry.get("mark") or "", str):
+                raise ValueError(f"{kind} have a {(wrong or ['mark'])[0]} that is no text")
 
 
 def by_hashes(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

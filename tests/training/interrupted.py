@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
+from acge_lightning.commands.encoder_defaults import follow_encoder
 from acge_lightning.commands.single_run import make_encoder, make_tasks, make_trainer
 from acge_lightning.config.building import instantiate, plain
 from acge_lightning.config.sources import config_dir
@@ -82,6 +83,7 @@ def fit(overrides, resume=False, events=None):
     mixture = instantiate(cfg.mixture, tasks=data, weights=weights)
     torch.manual_seed(7)
     encoder = make_encoder(cfg, ())
+    follow_encoder(cfg, encoder)
     module = instantiate(cfg.module, encoder=encoder, tasks=tasks, config=plain(cfg))
     trainer = make_trainer(cfg)
     trainer.callbacks.insert(0, events)
