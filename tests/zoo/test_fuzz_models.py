@@ -12,6 +12,7 @@ import torch
 from fuzz import Case, damaged_files, damaged_json, outcomes
 from model_folders import make
 from safetensors.torch import load_file, save_file
+from transformers.models.bert import modeling_bert  # noqa: F401 (loaded once, before the forks)
 
 from acge_lightning.errors import InputError
 from acge_lightning.zoo.pretrained import load
