@@ -59,3 +59,11 @@ def notes(tmp_path):
     (folder / ".hidden.txt").write_text("not this")
     (folder / "picture.png").write_bytes(b"\x89PNG")
     return folder
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a data set of a family, of `tests/data/family_rows.py`, on `tmp_path`; its cache lies beside it."""
+    from family_rows import FAMILIES
+
+    return lambda family, path=tmp_path, **options: FAMILIES[family](path, cache_dir=tmp_path / "cache", **options)
