@@ -18,6 +18,7 @@ EXTRAS = {
     "st": ("sentence_transformers",),
     "eval": ("bm25s", "mteb", "opencc"),
     "search": ("faiss",),
+    "mining": ("rensa", "rapidfuzz", "opencc", "faiss"),
     "excel": ("python_calamine",),
 }
 

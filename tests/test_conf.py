@@ -44,6 +44,8 @@ CASES = {
     "report": None,
     "pca": None,
     "search": None,
+    "clean": None,
+    "mine": None,
     "fisher": None,
     "evaluate": None,
     "longtail": None,

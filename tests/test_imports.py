@@ -26,6 +26,7 @@ ROOMS = {
     "data": "encoder losses metrics",
     "embed": "encoder data",
     "search": "encoder data metrics",
+    "mining": "encoder metrics data embed",
     "classify": "",
     "zoo": "encoder",
     "export": "encoder zoo",
@@ -45,7 +46,8 @@ OUTSIDE = {
     LIGHTNING: "data/modules.py data/mixture.py training/* callbacks/* commands/*",
     ("hydra", "omegaconf"): "config/* commands/*",
     ("mteb", "datasets"): "evaluation/mteb/*",
-    ("faiss",): "search/ann.py",
+    ("faiss",): "search/ann.py mining/neighbours.py",
+    ("rensa",): "mining/signatures.py",
     ("tools", "tests"): "",
 }
 # Files of a room -> what of the rooms that it may import they may not.

@@ -16,8 +16,17 @@ from acge_lightning.errors import InputError
 from acge_lightning.lazy import require
 from acge_lightning.zoo.location import check_name
 
-_BASELINES = ("bm25", "tfidf")  # models of `acge evaluate` that are no encoders
+_BASELINES = {  # command -> its models that are no encoders
+    **dict.fromkeys(("evaluate", "longtail"), ("bm25", "tfidf")),
+    "mine": ("bm25",),
+}
 _LOGGERS = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}  # class of Lightning -> the library that it needs
+_LIBRARIES = {  # command -> those of extras that it always needs
+    "clean": ("rapidfuzz", "rensa", "opencc", "matplotlib", "jinja2"),
+    "longtail": ("matplotlib",),
+    "mine": ("opencc",),
+    "report": ("matplotlib", "jinja2"),
+}
 _REMEDIES = {"paths.data_dir": "give the folder that holds FAMILY/DATASET folders"}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet|xlsx|txt)(\.gz)?", re.IGNORECASE)
@@ -36,7 +45,7 @@ def check(name: str, cfg: DictConfig) -> None:
     _check_missing(name, cfg)
     _check_extras(name, cfg)
     is_pretrained = str(_value(cfg, "encoder._target_")).rpartition(".")[2] == "from_pretrained"
-    baselines = _BASELINES if name in ("evaluate", "longtail") else ()
+    baselines = _BASELINES.get(name, ())
     for path in [*_texts(_value(cfg, "model")), *(_texts(_value(cfg, "encoder.path")) if is_pretrained else [])]:
         if path not in baselines:
             _check_model(path, baselines)
@@ -79,10 +88,8 @@ def _check_missing(name: str, cfg: DictConfig) -> None:
 
 
 def _check_extras(name: str, cfg: DictConfig) -> None:
-    if name in ("report", "longtail"):
-        require("matplotlib", f"acge {name} needs")
-    if name == "report":
-        require("jinja2", "acge report needs")
+    for module in _LIBRARIES.get(name, ()):
+        require(module, f"acge {name} needs")
     if name == "evaluate":
         if "bm25" in _texts(_value(cfg, "model")):
             require("bm25s", "model=bm25 needs")
@@ -92,6 +99,18 @@ def _check_extras(name: str, cfg: DictConfig) -> None:
         require("opencc", "the perturbation script needs")
     if name == "search" and any(stage.get("index", "exact") != "exact" for stage in _value(cfg, "stages") or ()):
         require("faiss", "an index other than exact needs")
+    if name == "mine":
+        _check_extras_of_mining(cfg)
+    _check_extras_of_loggers(cfg)
+
+
+def _check_extras_of_mining(cfg: DictConfig) -> None:
+    require("bm25s" if _value(cfg, "model") == "bm25" else "faiss", "acge mine needs")
+    if _value(cfg, "near") is not None:
+        require("rapidfuzz", "near=… needs")
+
+
+def _check_extras_of_loggers(cfg: DictConfig) -> None:
     for key, logger in (_value(cfg, "logger") or {}).items():
         target = str((logger or {}).get("_target_")).rpartition(".")[2]
         if target in _LOGGERS:
@@ -103,6 +122,12 @@ def _paths(name: str, cfg: DictConfig) -> Iterator[tuple[str, str]]:
     if name == "search":
         for key in ("source", "tune"):
             yield from ((key, path) for path in _texts(_value(cfg, key)) if not _has_pattern(path))
+    elif name == "clean":
+        yield from (("evaluation", path) for path in _texts(_value(cfg, "evaluation")))
+    elif name == "mine":
+        for key in ("source", "corpus"):
+            paths = _texts(_value(cfg, key))
+            yield from ((key, p) for p in paths if not (p.startswith("sample:") or _has_pattern(p) or _may_be_of_the_hub(p)))
     elif name == "longtail" or (name == "evaluate" and _value(cfg, "suite") in (None, "local")):
         yield "paths.data_dir", str(_value(cfg, "paths.data_dir"))
     for task in _value(cfg, "task") or {} if name != "evaluate" else ():

@@ -65,6 +65,17 @@ USAGE = {
         (("MODEL", "model"), ("SOURCE", "source"), ('"QUERY"', "query!")),
         2,
     ),
+    "clean": Usage(
+        "leave leaks, duplicates and contradictions out of training rows",
+        (
+            "acge clean data out=cleaned",
+            "acge clean pairs.csv family=sts evaluation=data out=cleaned",
+            "acge clean data tasks=classification steps.labels={share: 0.02} out=cleaned",
+        ),
+        (("SOURCE", "source"),),
+        1,
+        ("tasks", "evaluation"),
+    ),
     "report": Usage(
         "write one page that compares runs and evaluations",
         (
@@ -86,6 +97,17 @@ USAGE = {
         (("MODEL", "model"),),
         1,
         ("tasks", "dims"),
+    ),
+    "mine": Usage(
+        "mine hard negatives of queries, as rows to train on",
+        (
+            "acge mine outputs/mine/TIME data/retrieval/faq out=mined",
+            "acge mine MODEL pairs.csv more.jsonl out=mined sampling=random negatives=3 scores=true",
+            "acge mine bm25 data/retrieval/faq out=mined scorer=CROSS_ENCODER",
+        ),
+        (("MODEL", "model"), ("SOURCE …", "source…")),
+        2,
+        ("source", "corpus"),
     ),
     "fisher": Usage(
         "measure which weights of an encoder the tasks depend on",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
@@ -41,6 +42,10 @@ class Split(Protocol):
     @property
     def first_ids(self) -> np.ndarray:
         """Int64[rows]: the hash of each row's first text."""
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Float64[rows], how often each is drawn; None without a column of weights."""
 
     def file_rows(self, positions: np.ndarray) -> np.ndarray:
         """Int64[n]: the numbers of rows among all that were read, from 0, file after file, without those left out."""
@@ -82,6 +87,8 @@ class TaskDataset(ABC, Generic[SplitT]):
         holdout: share of the training rows that becomes `dev` where there is none; equal texts stay together.
         prompts: role -> name of one of the encoder's prompts.
         cache_dir: where the checked rows are kept.
+        weight_column: a column of the training rows (of a BEIR folder, of its queries) that says how often each is drawn, in
+            proportion to it: `acge clean` writes `quality`. Rows of weight 0 do not train. None: all rows once an epoch.
 
     Raises:
         InputError: a value out of range, an unknown split or role; when splits are opened, files that do not fit.
@@ -104,6 +111,7 @@ class TaskDataset(ABC, Generic[SplitT]):
         holdout: float = 0.1,
         prompts: Mapping[str, str] | None = None,
         cache_dir: str | Path = CACHE,
+        weight_column: str | None = None,
     ):
         super().__init__()
         if batch_size < 2:
@@ -132,6 +140,7 @@ class TaskDataset(ABC, Generic[SplitT]):
         self.holdout = holdout
         self.prompts = dict(prompts or {})
         self.cache_dir = Path(cache_dir).expanduser()
+        self.weight_column = weight_column
         self.opened_splits: dict[Role, SplitT] = {}
         self._taken: set[Path] = set()  # files of splits
         self.labels: Mapping[Any, float | None] = {}
@@ -157,6 +166,8 @@ class TaskDataset(ABC, Generic[SplitT]):
             names = [self.splits.get(role, role) for role in ROLES]
             raise no_files(source, [name for name in names if name is not None])
         warn_of_left_files(source, self._taken, self.splits, self.key)
+        if "train" in opened:
+            opened["train"] = self._of_some_weight(opened["train"])
         self.opened_splits = {role: _limited(split, self.limits[role]) for role, split in opened.items()}
 
     @abstractmethod
@@ -168,9 +179,20 @@ class TaskDataset(ABC, Generic[SplitT]):
         self._taken.update(files)
         return files
 
-    def _store(self, files: Sequence[Path], record: type[Record]) -> Store:
+    def _store(self, files: Sequence[Path], record: type[Record], role: Role | None = None) -> Store:
         settings = self.columns, self.on_bad_row, self.cache_dir, self.max_bad_fraction, self.labels, self.key
-        return open_store(files, record, *settings)
+        return open_store(files, record, *settings, self.weight_column if role == "train" else None)
+
+    def _of_some_weight(self, train: SplitT) -> SplitT:
+        """The training rows that have a weight above 0."""
+        weights = train.weights
+        if weights is None or weights.all():
+            return train
+        if not weights.any():
+            raise InputError(f"{self.path}: all {len(train)} training rows have the {self.weight_column} 0: give some more")
+        zero = int((weights == 0).sum())
+        warn_once(f"{self.path}: {zero} of {len(train)} training rows have the {self.weight_column} 0 and do not train")
+        return train.select(np.flatnonzero(weights))
 
     def _held_out(self, train: SplitT) -> dict[Role, SplitT]:
         """Training rows divided into train and dev by the hash of a row's first text; {} if one of them would be empty."""
@@ -205,14 +227,26 @@ class TaskDataset(ABC, Generic[SplitT]):
             raise InputError(f"{self.path} has no train split: name its file under splits.train, or give the task weight 0")
         return self.opened_splits["train"]
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Float64[training rows] above 0; None without a column of weights."""
+        return self.train.weights
+
+    def of_training_rows(self, positions: np.ndarray) -> Self:
+        """The same data set with some of its training rows."""
+        part = copy(self)
+        part.opened_splits = {**self.opened_splits, "train": self.train.select(positions)}
+        return part
+
     @abstractmethod
     def train_texts(self) -> Iterator[str]:
         """All texts of the training rows."""
 
     def fingerprint(self) -> str:
-        """A digest of the training rows: the hashes of their texts in order, and their labels."""
+        """A digest of the training rows: the hashes of their texts in order, their labels, and their weights, if any."""
         digest = hashlib.sha256()
-        for values in self._identity():
+        weights = self.weights
+        for values in [*self._identity(), *([] if weights is None else [weights])]:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
@@ -234,7 +268,9 @@ class TaskDataset(ABC, Generic[SplitT]):
     def texts_of(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of the texts that each training row brings into a batch: Int64[texts], and the row of each, ascending."""
 
-    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    def order(
+        self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray, drawn: np.ndarray | None = None
+    ) -> np.ndarray:
         """An epoch's order of the training rows, whose consecutive runs of `sizes` are batches.
 
         Here a text comes twice in a batch only where it must, for it has more rows than there are batches. (By chance that
@@ -244,14 +280,16 @@ class TaskDataset(ABC, Generic[SplitT]):
             rng: of the order.
             draws: Float64[n], as in `examples`.
             sizes: Int64[batches] of `batch_sizes`.
+            drawn: Int64[m] the rows of this epoch, of which some may come several times; None: each row once.
 
         Returns:
-            Int64[n]: all rows; those left over stand at the end.
+            Int64[n] (or [m]): all of these rows; those left over stand at the end.
         """
         texts, row = self.texts_of(draws)
         _, text, count = np.unique(texts, return_inverse=True, return_counts=True)
         most_frequent_first = np.lexsort([-count[text], row])
-        return deal(text[most_frequent_first[np.searchsorted(row, np.arange(len(self)))]], sizes, rng)
+        key = text[most_frequent_first[np.searchsorted(row, np.arange(len(self)))]]
+        return deal(key, sizes, rng) if drawn is None else drawn[deal(key[drawn], sizes, rng)]
 
     def check_learnable(self) -> None:
         """Refuse training rows on which the family's loss is the same whatever the encoder does.

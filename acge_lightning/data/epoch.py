@@ -33,6 +33,38 @@ def even_sizes(items: int, groups: int) -> np.ndarray:
     return items // groups + (np.arange(groups) < items % groups)
 
 
+def resample(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw rows in proportion to their weights, by systematic resampling: each as often as it should come, to less than once.
+
+    Row i is expected e_i = count * w_i / sum(w) times, and comes floor(e_i) or ceil(e_i) times: rows of equal weights come once
+    each, if as many are drawn as there are.
+
+    Args:
+        weights: Float64[n], 0 or more, one of them above it.
+        count: how many are drawn.
+        rng: decides on the order in which the rows lie side by side, and on where the drawing begins.
+
+    Returns:
+        Int64[count] numbers of rows, in random order.
+
+    Reference: Kitagawa 1996 (doi 10.1080/10618600.1996.10474692). Differs: the rows lie in random order.
+    """
+    order = rng.permutation(len(weights))
+    ends = np.cumsum(weights[order] / weights.max())
+    ends *= count / ends[-1]
+    chosen = np.searchsorted(ends, np.arange(count) + rng.random(), side="right")
+    return order[np.minimum(chosen, len(order) - 1)]
+
+
+def expected_distinct(weights: np.ndarray, count: int, kept: float) -> float:
+    """How many different rows `resample` is expected to draw, if a share of what it draws is kept at random."""
+    expected = weights / weights.max()
+    expected = expected * (count / expected.sum())
+    whole = np.floor(expected)
+    missed = (1 - kept) ** whole * (1 - (expected - whole) * kept)
+    return float((1 - missed).sum())
+
+
 def deal(keys: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """An order of rows whose consecutive runs of `sizes` are batches that each have an even share of every key.
 

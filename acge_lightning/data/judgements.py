@@ -40,6 +40,7 @@ class JudgedQueries:
         unmatched: judgements that were left out because their query or document is not there.
         own_documents: Int64[n]: the document that has the query's `_id`, -1 where none has; None without ids.
         others: further queries of the same files, whose judged texts are searched too.
+        weights: Float64[n] of the queries; None without a column of weights.
     """
 
     query_ids: np.ndarray
@@ -54,6 +55,7 @@ class JudgedQueries:
     unmatched: int = 0
     own_documents: np.ndarray | None = None
     others: JudgedQueries | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -130,6 +132,7 @@ class JudgedQueries:
             read_texts=partial(_renumbered, self.read_texts, texts),
             document_rows=None if self.document_rows is None else self.document_rows[texts],
             own_documents=None if self.own_documents is None else self.own_documents[positions],
+            weights=None if self.weights is None else self.weights[positions],
         )
 
 
@@ -149,7 +152,12 @@ def from_rows(store: Store) -> JudgedQueries:
     grades[np.arange(len(row)) - starts[row] < positives[row]] = 1.0
     starts = np.append(starts, len(row))
 
-    return JudgedQueries(values[is_query], starts, values[~is_query], grades, _Column(store, "query"), _Lists(store, starts))
+    read = _Column(store, "query"), _Lists(store, starts)
+    return JudgedQueries(values[is_query], starts, values[~is_query], grades, *read, weights=_weights(store))
+
+
+def _weights(store: Store) -> np.ndarray | None:
+    return store.column("weight").to_numpy() if "weight" in store.schema.names else None
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,7 @@ def from_beir(corpus: Store, queries: Store, files: JudgementFiles, learn: bool)
     keep = np.repeat(answered, np.diff(np.append(starts, len(query))))
     query, document, grade = query[keep], document[keep], grade[keep]
     kept, starts = np.unique(query, return_index=True)
+    weights = _weights(queries)
     split = JudgedQueries(
         queries.ids()[0][kept],
         np.append(starts, len(query)),
@@ -207,6 +216,7 @@ def from_beir(corpus: Store, queries: Store, files: JudgementFiles, learn: bool)
         unanswered=asked - len(kept),
         unmatched=files.unmatched,
         own_documents=_rows_of(queries.column("key").take(pa.array(kept)), corpus),
+        weights=None if weights is None else weights[kept],
     )
     if split.note:
         _LOG.warning("%s: %s", files.files[0], split.note)
@@ -241,7 +251,7 @@ class JudgementFiles:
         """Int64 rows of queries, Int64 rows of documents, Float64 grades, and how many queries the files name."""
         if self.issues.quarantine is not None:
             self.issues.quarantine.unlink(missing_ok=True)
-        lines = list(self._lines())
+        lines = list(self.lines())
         if not lines and not self.issues.skipped:
             raise InputError(f"{self.files[0]}: the file has no judgements: give lines of query-id, corpus-id, score")
         query, document = [line[1] for line in lines], [line[2] for line in lines]
@@ -258,7 +268,8 @@ class JudgementFiles:
         self.issues.report(self.files[0], int(matched.sum()), self.max_bad_fraction)
         return resolved[0][matched], resolved[1][matched], np.array(grade, dtype=np.float64)[matched], len(set(query))
 
-    def _lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
+    def lines(self) -> Iterator[tuple[tuple[Path, int], str, str, float]]:
+        """(File and line, query, document, grade) of each judgement."""
         for file in self.files:
             for line, row in rows(file, _FIELDS):
                 try:

@@ -54,10 +54,14 @@ class ClusteringDataset(RowDataset):
         """Int64[n] class numbers of label words."""
         return np.array([self._classes[word] for word in labels], dtype=np.int64)
 
-    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    def order(
+        self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray, drawn: np.ndarray | None = None
+    ) -> np.ndarray:
         """Batches with a share of every label, in groups of `per_label` texts, equal texts in different groups."""
-        _, label, count = np.unique(self._class_numbers(self.train.column("label")), return_inverse=True, return_counts=True)
-        _, text = np.unique(self.train.first_ids, return_inverse=True)
+        rows = np.arange(len(self)) if drawn is None else drawn
+        numbers = self._class_numbers(self.train.column("label"))[rows]
+        _, label, count = np.unique(numbers, return_inverse=True, return_counts=True)
+        _, text = np.unique(self.train.first_ids[rows], return_inverse=True)
         turn = rng.permutation(len(text))
         ranked = np.lexsort([turn, turn[text], label])  # rows of a label side by side, and in them those of a text
         within = np.arange(len(ranked)) - np.repeat(np.cumsum(count) - count, count)
@@ -65,7 +69,7 @@ class ClusteringDataset(RowDataset):
         group = (np.cumsum(groups) - groups)[label[ranked]] + within % groups[label[ranked]]
         label_of_group = np.repeat(np.arange(len(count)), groups)
         turn_of_group = np.argsort(deal(label_of_group, even_sizes(len(label_of_group), len(sizes)), rng))
-        return ranked[np.argsort(turn_of_group[group], kind="stable")]
+        return rows[ranked[np.argsort(turn_of_group[group], kind="stable")]]
 
     def check_learnable(self) -> None:
         """Refuse one distinct text, one label, or labels that no two texts share: `LabelContrast` is 0 for them."""

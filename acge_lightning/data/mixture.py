@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from acge_lightning.data.collate import Collate
+from acge_lightning.data.curriculum import read_curriculum
 from acge_lightning.data.dataset import Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.loaders import EvaluationTexts, LateLoader, StepDataset, StepSampler, batches_before, device_rows
@@ -39,10 +40,11 @@ class MixtureDataModule(LightningDataModule):
         seed: of every order.
         num_workers: processes that read and tokenise ahead; 0 does it in the training process.
         resume_changed_data: go on from a checkpoint although the training rows are no longer those that it has seen.
+        curriculum: `start` and `steps` of `Curriculum`; None: all rows train from the first step on.
 
     YAML::
 
-        mixture: {temperature: 2.0, num_workers: 0}
+        mixture: {temperature: 2.0, num_workers: 0, curriculum: {start: 0.3, steps: 1000}}
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MixtureDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         resume_changed_data: bool = False,
+        curriculum: Mapping[str, float] | None = None,
     ):
         super().__init__()
         unknown = set(weights or {}) - set(tasks)
@@ -64,6 +67,7 @@ class MixtureDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.resume_changed_data = resume_changed_data
+        self.curriculum = None if curriculum is None else read_curriculum(curriculum)
         self._sampler: TaskBatchSampler | None = None
         self._fingerprints: dict[str, str] = {}
         self._evaluations: dict[tuple[str, Role], EvaluationSet | None] = {}
@@ -104,7 +108,15 @@ class MixtureDataModule(LightningDataModule):
             except InputError as error:
                 raise InputError(f"task {name} has nothing to learn: {error}{_remark(data)}") from None
         weights = {name: self.weights.get(name, 1.0) for name in self.training_tasks}
-        sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed)
+        sampler = TaskBatchSampler(self.training_tasks, weights, self.temperature, self.seed, self.curriculum)
+        for name, rows in sampler.rows_of_first_stage().items():
+            try:
+                self.tasks[name].of_training_rows(rows).check_learnable()
+            except InputError as error:
+                remedy = "raise mixture.curriculum.start"
+                raise InputError(
+                    f"task {name} has nothing to learn where the curriculum begins: {error}, or {remedy}"
+                ) from None
         for name, role, leaked, total in self.leaked():
             _LOG.warning("%s: %d of the %d %s rows are also training rows", name, leaked, total, role)
         return sampler
@@ -236,9 +248,20 @@ class MixtureDataModule(LightningDataModule):
 
     def _warn_of_rows_left_out(self) -> None:
         trainer = self._attached_trainer
+        if self.curriculum is not None and trainer.global_rank == 0:
+            by_steps = batches_before(len(self.sampler), trainer.accumulate_grad_batches, trainer.max_steps)
+            ends = [by_steps if trainer.max_steps > 0 else -1, len(self.sampler) * (trainer.max_epochs or -1)]
+            end = min((end for end in ends if end > 0), default=int(self.curriculum.steps))
+            if end < self.curriculum.steps:
+                shown = 100 * self.curriculum.share(self.curriculum.stage(end - 1))
+                _LOG.warning("mixture.curriculum: the run ends after %d batches, with %.0f %% of the rows", end, shown)
         for name, task in self.coverage().items():
             if not task.whole and trainer.global_rank == 0:
                 share, size = task.used / task.rows, self.tasks[name].batch_size
+                if self.tasks[name].weights is not None:
+                    counts = name, task.used, task.rows, 100 * share
+                    _LOG.warning("%s: by their weights, an epoch trains on about %d of %d rows (%.1f %%)", *counts)
+                    continue
                 _LOG.warning("%s: an epoch trains on %d of %d rows (%.1f %%)", name, task.used, task.rows, 100 * share)
                 _LOG.warning(
                     "%s: choose a batch_size that divides by the %d devices (it is %d)", name, trainer.world_size, size

@@ -69,9 +69,12 @@ class STSDataset(RowDataset):
         pairs = values.reshape(-1, 2)[split.row_numbers]
         return pairs.sum(1) ^ (pairs[:, 0] * pairs[:, 1])
 
-    def order(self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    def order(
+        self, rng: np.random.Generator, draws: np.ndarray, sizes: np.ndarray, drawn: np.ndarray | None = None
+    ) -> np.ndarray:
         """Batches that each take evenly spaced ranks of the label; texts may come several times, which `CoSENT` minds not."""
-        return deal_by_rank(self.train.column(self.label), sizes, rng)
+        values = self.train.column(self.label)
+        return deal_by_rank(values, sizes, rng) if drawn is None else drawn[deal_by_rank(values[drawn], sizes, rng)]
 
     def check_learnable(self) -> None:
         """Refuse one distinct text, or pairs that all have one label: `CoSENT` is 0 for them."""

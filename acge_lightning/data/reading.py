@@ -10,11 +10,32 @@ from typing import Any
 
 from acge_lightning.data.columns import Columns, description, match_columns, missing_fields, typed, unmatched
 from acge_lightning.data.readers import rows
-from acge_lightning.data.records import NEUTRAL, DocumentRecord, Record, RowError, as_label
+from acge_lightning.data.records import NEUTRAL, DocumentRecord, Record, RowError, as_label, row_weight
 from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.errors import InputError
 
 _HEAD = 100  # rows by which a file's columns are recognised
+
+
+@dataclass(frozen=True)
+class ParsedRow:
+    """A row as it stands in a file, and as it is understood.
+
+    Args:
+        file: that holds it.
+        line: on which it begins, from 1.
+        row: its values by the names of the file's columns.
+        columns: field -> the columns that it was read from.
+        record: what they say.
+        weight: of the row; 1 without a column of weights.
+    """
+
+    file: Path
+    line: int
+    row: Mapping[str, Any]
+    columns: Columns
+    record: Record
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -26,36 +47,45 @@ class Reading:
     labels: Mapping[str, float | None]
     on_bad_row: str
     key: str
+    weight: str | None = None
+    all_columns: bool = False  # of parquet too, where else only those of the fields are read
 
-    def records(self, files: Iterable[Path], issues: RowIssues) -> Iterator[Record]:
-        """The records of all files."""
+    def records(self, files: Iterable[Path], issues: RowIssues) -> Iterator[tuple[Record, float]]:
+        """The records of all files, and their weights: 1 without a column of weights."""
+        for parsed in self.parsed_rows(files, issues):
+            yield parsed.record, parsed.weight
+
+    def parsed_rows(self, files: Iterable[Path], issues: RowIssues) -> Iterator[ParsedRow]:
+        """The records of all files, their weights, and where each stood."""
         read: dict[str, tuple[Path, int]] = {}  # where each document was read, by its id
         for file in files:
             for line, row, columns in self._rows(file, issues):
                 try:
                     if isinstance(row, RowError):
                         raise row
-                    parsed = self.record.parse(renamed := self._renamed(row, columns))
-                    if isinstance(parsed, DocumentRecord):
-                        earlier, number = read.setdefault(parsed.key, (file, line))
+                    record = self.record.parse(renamed := self._renamed(row, columns))
+                    if isinstance(record, DocumentRecord):
+                        earlier, number = read.setdefault(record.key, (file, line))
                         if (earlier, number) != (file, line):
-                            raise RowError("_id", f"is {parsed.key!r}, as in {earlier}, line {number}: give each its own")
-                        issues.document(file, line, renamed, parsed)
+                            raise RowError("_id", f"is {record.key!r}, as in {earlier}, line {number}: give each its own")
+                        issues.document(file, line, renamed, record)
+                    weight = 1.0 if self.weight is None or record is None else row_weight(row, self.weight)
                 except RowError as error:
                     if self.on_bad_row == "raise":
                         raise InputError(f"{file}, line {line}: {error}{self._remedy(error, columns)}") from None
                     issues.bad(file, line, row, error)
                     continue
-                if parsed is None:
+                if record is None:
                     issues.neutral += 1
                 else:
-                    yield parsed
+                    yield ParsedRow(file, line, row, columns, record, weight)
 
     def _rows(self, file: Path, issues: RowIssues) -> Iterator[tuple[int, dict[str, Any] | RowError, Columns]]:
         """(line, row, the columns of its fields) of each row of a file."""
         if file.name.endswith(".parquet"):  # of which only the columns that matter are read
             columns = self._columns(file, [row for _, row in islice(rows(file, ()), 1)], issues)
-            lines = rows(file, {name for names in columns.values() for name in names})
+            needed = {name for names in (*columns.values(), (self.weight,)) for name in names if name is not None}
+            lines = rows(file, None if self.all_columns else needed)
         else:
             lines = rows(file)
             head = list(islice(lines, _HEAD))
@@ -68,6 +98,7 @@ class Reading:
         """The columns of the fields, by the names in some rows of a file, of which a line is noted."""
         whole = [row for row in head if not isinstance(row, RowError)]
         header = list(dict.fromkeys(name for row in whole for name in row))
+        header = [name for name in header if name != self.weight or name in self.columns.values()]
         try:
             columns = match_columns(header, self.record, self.columns)
             if whole and missing_fields(columns, self.record):

@@ -116,6 +116,18 @@ def number(row: Row, field: str) -> float:
     return parsed
 
 
+def row_weight(row: Row, column: str) -> float:
+    """How often a row is drawn, against others of weight 1.
+
+    Raises:
+        RowError: it is missing, no finite number, or below 0.
+    """
+    weight = number(row, column)
+    if weight < 0:
+        raise RowError(column, f"is {weight:g}, and a weight is 0 or more: give it one, or on_bad_row=skip")
+    return weight
+
+
 def _as_number(value: Any) -> str:
     """How to write a percentage, a number with a decimal comma or with a unit."""
     text = unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else ""

@@ -74,7 +74,7 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
                     f"{self.path}: exclude_own_id=true needs the ids of a BEIR folder, and rows have none: leave it out"
                 )
             files = self._files(source, role)
-            return from_rows(self._store(files, TripletRecord)) if files else None
+            return from_rows(self._store(files, TripletRecord, role)) if files else None
         qrels = self._files(source / "qrels", role)
         if not qrels:
             return None
@@ -82,7 +82,8 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         queries = files_called(source, "queries")
         if not queries:
             raise InputError(f"{source} has a corpus and no queries: add queries.jsonl")
-        return from_beir(corpus, self._store(queries, DocumentRecord), self._judgement_files(qrels), learn=role == "train")
+        asked = self._store(queries, DocumentRecord, role)
+        return from_beir(corpus, asked, self._judgement_files(qrels), learn=role == "train")
 
     def _judgement_files(self, files: Sequence[Path]) -> JudgementFiles:
         name = hashlib.sha256("\n".join(str(file.resolve()) for file in files).encode()).hexdigest()[:24]

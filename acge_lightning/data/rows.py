@@ -58,6 +58,11 @@ class Rows:
         values, offsets = self.store.ids()
         return values[offsets[:-1]][self.row_numbers]
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Float64[n]; None without a column of weights."""
+        return self.column("weight") if "weight" in self.store.schema.names else None
+
     def file_rows(self, positions: np.ndarray) -> np.ndarray:
         """Int64[m]: the numbers of rows among all that were read."""
         return self.row_numbers[positions]
@@ -72,7 +77,7 @@ class RowDataset(TaskDataset[Rows]):
         files = self._files(source, role)
         if not files:
             return None
-        store = self._store(files, self.record)
+        store = self._store(files, self.record, role)
         return Rows(store, np.arange(len(store)))
 
     def train_texts(self) -> Iterator[str]:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acge_lightning.data.curriculum import Curriculum, best_rows
 from acge_lightning.data.dataset import TaskDataset
-from acge_lightning.data.epoch import batch_sizes
+from acge_lightning.data.epoch import batch_sizes, expected_distinct, resample
 from acge_lightning.errors import InputError
+
+_OF_BEST_ROWS = 2**31  # no epoch: the randomness of which of equally good rows are the best
+_Stage = tuple[np.ndarray, np.ndarray, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Coverage:
 
     Args:
         rows: that it has.
-        used: that an epoch trains on, on all devices together.
+        used: that an epoch trains on, on all devices together; of rows that are drawn by weight the expected number.
         batches: of an epoch.
         epochs: that the run has trained.
     """
@@ -54,6 +58,9 @@ class Coverage:
 class TaskBatchSampler:
     """Batches of one task each, mixed; an epoch of a task has all its rows, but for fewer than eight.
 
+    Of a task whose rows have weights, an epoch has as many rows, drawn anew in proportion to them (see `resample`): a row of
+    weight w comes rows * w / sum(w) times, rounded up or down at random. A row that comes several times has the same draws.
+
     A round has as many batches as all tasks together have; task t gets a share proportional to weight_t * batches_t^(1/T) of
     it (rounded, at least one batch), in random order. A task that gets more than it has begins its next epoch, newly shuffled.
 
@@ -62,6 +69,10 @@ class TaskBatchSampler:
         weights: name -> weight, 1 by default.
         temperature: T; 1 draws tasks in proportion to their size, a larger T evens them out, infinity uses the weights alone.
         seed: of every order.
+        curriculum: which share of the rows of tasks with weights takes part by the step; None: all from the beginning.
+
+    Raises:
+        InputError: no task, a value out of range, or a curriculum without weights.
 
     Reference: temperature sampling as in mT5 (Xue et al. 2021, arXiv 2010.11934) over batches, not rows.
 
@@ -76,6 +87,7 @@ class TaskBatchSampler:
         weights: Mapping[str, float] | None = None,
         temperature: float = 1.0,
         seed: int = 0,
+        curriculum: Curriculum | None = None,
     ):
         if not tasks:
             raise InputError("there is no task to train on: give one a weight above 0")
@@ -83,6 +95,10 @@ class TaskBatchSampler:
             raise InputError(f"mixture.temperature={temperature} must be above 0 (1 is proportional, .inf even)")
         self.tasks = dict(tasks)
         self.seed = seed
+        self.row_weights = {name: values for name, data in self.tasks.items() if (values := data.weights) is not None}
+        if curriculum is not None and not self.row_weights:
+            raise InputError("mixture.curriculum needs rows with weights: name their column, task.….data.weight_column=quality")
+        self.curriculum = curriculum
         self.sizes = {name: batch_sizes(len(data), data.batch_size) for name, data in self.tasks.items()}
         self.batches = {name: len(sizes) for name, sizes in self.sizes.items()}
         shares = np.array([(weights or {}).get(name, 1.0) * n ** (1 / temperature) for name, n in self.batches.items()])
@@ -92,7 +108,8 @@ class TaskBatchSampler:
         self.counts = dict(zip(self.tasks, counts.tolist(), strict=True))
         self._names = list(self.tasks)
         self._round: tuple[int, np.ndarray] | None = None
-        self._epochs: dict[str, tuple[int, list[np.ndarray], np.ndarray]] = {}
+        self._epochs: dict[str, tuple[tuple[int, ...], list[np.ndarray], np.ndarray]] = {}
+        self._stages: dict[str, _Stage] = {}
 
     def __len__(self) -> int:
         """Steps of a round."""
@@ -102,10 +119,15 @@ class TaskBatchSampler:
         """The batch of a step, counted from 0 over the whole run."""
         turn, index = divmod(step, len(self))
         name = self._names[int(self._schedule(turn)[index])]
-        epoch, i = divmod(self.drawn(name, step), self.batches[name])
-        batches, draws = self._epoch(name, epoch)
+        rows, sizes, before, stage = self._stage(name, step)
+        epoch, i = divmod(self.drawn(name, step) - before, len(sizes))
+        batches, draws = self._epoch(name, (epoch, *stage), rows, sizes)
         positions = batches[i]
         return Batch(name, positions, draws[positions], self.tasks[name].random_negatives(positions, draws[positions]))
+
+    def rows_of_first_stage(self) -> dict[str, np.ndarray]:
+        """The training rows with which a curriculum begins, by task; {} without one."""
+        return {} if self.curriculum is None else {name: self._stage(name, 0)[0] for name in self.row_weights}
 
     def drawn(self, name: str, step: int) -> int:
         """How many batches of a task come before a step."""
@@ -117,6 +139,8 @@ class TaskBatchSampler:
         covered = {}
         for name, sizes in self.sizes.items():
             used, epochs = int((sizes // world * world).sum()), self.drawn(name, batches) / len(sizes)
+            if name in self.row_weights:
+                used = round(expected_distinct(self.row_weights[name], int(sizes.sum()), used / int(sizes.sum())))
             covered[name] = Coverage(len(self.tasks[name]), used, len(sizes), epochs)
         return covered
 
@@ -126,13 +150,32 @@ class TaskBatchSampler:
             self._round = turn, np.random.default_rng([self.seed, turn]).permutation(tasks)
         return self._round[1]
 
-    def _epoch(self, name: str, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def _stage(self, name: str, step: int) -> _Stage:
+        """Of a task at a step: its rows, the sizes of an epoch's batches, how many came before this stage, and its number."""
+        if self.curriculum is None or name not in self.row_weights:
+            return np.arange(len(self.tasks[name])), self.sizes[name], 0, ()
+        number = self.curriculum.stage(step) + 1  # trailing zeros do not count in a seed
+        kept = self._stages.get(name)
+        if kept is None or kept[3] != (number,):
+            size, share = self.tasks[name].batch_size, self.curriculum.share(number - 1)
+            rng = np.random.default_rng([self.seed, self._names.index(name), _OF_BEST_ROWS])
+            rows = best_rows(self.row_weights[name], share, size, rng)
+            before = self.drawn(name, self.curriculum.begin(number - 1))
+            kept = self._stages[name] = rows, batch_sizes(len(rows), size), before, (number,)
+        return kept
+
+    def _epoch(
+        self, name: str, turn: tuple[int, ...], rows: np.ndarray, sizes: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """The batches of an epoch of a task, and the draws of all its rows; `turn` is the epoch, and the stage if any."""
         kept = self._epochs.get(name)
-        if kept is None or kept[0] != epoch:
+        if kept is None or kept[0] != turn:
             data = self.tasks[name]
-            rng = np.random.default_rng([self.seed, self._names.index(name), epoch])
-            draws, sizes = rng.random(len(data)), self.sizes[name]
-            batches = np.split(data.order(rng, draws, sizes)[: sizes.sum()], np.cumsum(sizes)[:-1])
-            kept = epoch, [batches[i] for i in rng.permutation(len(batches))], draws
+            rng = np.random.default_rng([self.seed, self._names.index(name), *turn])
+            draws, drawn = rng.random(len(data)), None
+            if name in self.row_weights:
+                drawn = rows[resample(self.row_weights[name][rows], len(rows), rng)]
+            batches = np.split(data.order(rng, draws, sizes, drawn)[: sizes.sum()], np.cumsum(sizes)[:-1])
+            kept = turn, [batches[i] for i in rng.permutation(len(batches))], draws
             self._epochs[name] = kept
         return kept[1], kept[2]

@@ -17,7 +17,9 @@ SPLIT_NAMES = {
     "dev": ("dev", "validation", "valid", "val", "eval", "development"),
     "test": ("test", "testing"),
 }
-_NO_ROWS = re.compile(r"(readme|licen[cs]e|dataset_infos?|dataset_dict|state|metadata)\b", re.IGNORECASE)  # names of files
+_NO_ROWS = re.compile(
+    r"(readme|licen[cs]e|dataset_infos?|dataset_dict|state|metadata|manifest|acge\.json)\b", re.IGNORECASE
+)  # names of files
 _FOLDER, _ENDS = 10, 20  # a folder `train`, and a name like `company_train`, count after all files `train` and `train-1`
 _KEY = "task.NAME.data."
 

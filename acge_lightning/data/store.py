@@ -104,6 +104,7 @@ def open_store(
     max_bad_fraction: float = MAX_BAD,
     labels: Mapping[Any, float | None] | None = None,
     key: str = "",
+    weight: str | None = None,
 ) -> Store:
     """The checked rows of the files; kept in `cache_dir` until a file or a setting changes.
 
@@ -117,6 +118,7 @@ def open_store(
         max_bad_fraction: most bad rows, as a share of all, that are left out; more are an error.
         labels: what a word of the label (or score) column counts as, before all that is understood anyway; None: left out.
         key: of the settings in the config, with a dot at its end, for messages.
+        weight: name of a column of numbers of 0 or more, which the store then has as `weight`.
 
     Raises:
         InputError: a bad row (file, line, field, remedy), too many of them, no rows at all, or an unreadable file.
@@ -129,12 +131,14 @@ def open_store(
     state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     meanings = {as_label(word): value for word, value in (labels or {}).items()}
     identity = [VERSION, _FORM, state, record.__name__, dict(columns), on_bad_row, *([meanings] if meanings else [])]
+    identity += [] if weight is None else [{"weight": weight}]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     target = Path(cache_dir).expanduser() / f"{digest[:24]}.arrow"
-    store = _kept(target, record)
+    schema = _schema(record, weight is not None)
+    store = _kept(target, record, schema)
     if store is None:
         try:
-            _write(target, files, Reading(record, columns, meanings, on_bad_row, key))
+            _write(target, files, Reading(record, columns, meanings, on_bad_row, key, weight), schema)
         except OSError as error:
             reason = f"checked rows cannot be kept in {target.parent} ({error.strerror or error})"
             raise InputError(f"{reason}: make room there, or give another paths.cache_dir") from error
@@ -144,11 +148,11 @@ def open_store(
     return store
 
 
-def _kept(target: Path, record: type[Record]) -> Store | None:
+def _kept(target: Path, record: type[Record], schema: pa.Schema) -> Store | None:
     """The store of a file, if it is there and whole."""
     try:
         store = Store(target)
-        if store.schema != _schema(record):
+        if store.schema != schema:
             raise ValueError(f"its columns are not those of a {record.__name__}")
         return store
     except FileNotFoundError:
@@ -163,16 +167,17 @@ def quarantine_file(target: Path) -> Path:
     return target.with_suffix(".bad.jsonl")
 
 
-def _schema(record: type[Record]) -> pa.Schema:
-    return pa.schema({f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())})
+def _schema(record: type[Record], weighted: bool) -> pa.Schema:
+    columns = {f.name: _TYPES[str(f.type)] for f in dataclass_fields(record)} | {"ids": pa.list_(pa.int64())}
+    return pa.schema(columns | ({"weight": pa.float64()} if weighted else {}))
 
 
-def _write(target: Path, files: Sequence[Path], reading: Reading) -> None:
+def _write(target: Path, files: Sequence[Path], reading: Reading, schema: pa.Schema) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
     with draft(target) as new, draft(quarantine_file(target)) as bad:
         issues = RowIssues(bad if reading.on_bad_row == "quarantine" else None)
-        blocks = _blocks(reading.records(files, issues), _schema(reading.record))
+        blocks = _blocks(reading.records(files, issues), schema)
         first_block = next(blocks, None)
         if first_block is None:
             raise InputError(issues.reason(files[0]))
@@ -188,12 +193,13 @@ def _write(target: Path, files: Sequence[Path], reading: Reading) -> None:
         replace_file(target, new)
 
 
-def _blocks(records: Iterator[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _blocks(records: Iterator[tuple[Record, float]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     block: dict[str, list] = {name: [] for name in schema.names}
     characters = 0
-    for record in records:
+    for record, weight in records:
+        more = {"ids": [text_id(t) for t in record.texts], "weight": weight}
         for name, values in block.items():
-            values.append([text_id(t) for t in record.texts] if name == "ids" else getattr(record, name))
+            values.append(more[name] if name in more else getattr(record, name))
         characters += sum(map(len, record.texts))
         if len(block["ids"]) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
             yield pa.RecordBatch.from_pydict(block, schema)

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.terms import terms
 from acge_lightning.lazy import naming_extra
-
-_RUN = re.compile(r"([a-z0-9]+)|([^\W\d_a-z]+)")
-
-
-def terms(text: str) -> list[str]:
-    """Split a text into Latin words and numbers; of other scripts, into characters and pairs of neighbours.
-
-    >>> terms("BERT 模型")
-    ['bert', '模', '型', '模型']
-    """
-    pieces = []
-    for word, run in _RUN.findall(text.casefold()):
-        pieces += [word] if word else [*run, *map("".join, pairwise(run))]
-    return pieces
 
 
 def tfidf(evaluation_set: EvaluationSet) -> csr_matrix:

@@ -9,6 +9,7 @@ from typing import Any
 
 from acge_lightning.files.atomic import check_replaceable, write_text
 from acge_lightning.lazy import naming_extra
+from acge_lightning.report.blocks import Block
 from acge_lightning.report.runs import Run, read_runs
 from acge_lightning.report.sections import sections
 from acge_lightning.report.style import INK
@@ -45,12 +46,17 @@ def report(paths: str | Sequence[str] | Mapping[str, str], out: str | Path) -> l
 
 def page(runs: Sequence[Run]) -> str:
     """Render the page, with a section for each kind of data that the runs have."""
-    titled_blocks = {re.sub(r"\W+", "-", title.lower()): (title, blocks) for title, blocks in sections(runs).items() if blocks}
+    return render(_title(runs), sections(runs))
+
+
+def render(title: str, sections: Mapping[str, list[Block]]) -> str:
+    """Render a page of sections, by title; those without blocks are left out."""
+    titled_blocks = {re.sub(r"\W+", "-", name.lower()): (name, blocks) for name, blocks in sections.items() if blocks}
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template).render(title=_title(runs), sections=titled_blocks, ink=INK)
+    return environment.from_string(template).render(title=title, sections=titled_blocks, ink=INK)
 
 
 def _title(runs: Sequence[Run]) -> str:

@@ -188,17 +188,17 @@ def test_one_bad_file_among_the_values_of_a_sweep(swept, folder):
 @pytest.mark.parametrize("way", ["config-name", "searchpath", "config-path", "a path", "an absolute name"])
 def test_other_ways_to_files_of_ones_own(way, folder):
     body = defaults("train", "_self_") | HYDRA
-    write(folder / "conf", {"mine": yaml.safe_dump(body), "experiment/x": text(HYDRA)})
-    out = os.path.relpath(folder / "conf" / "mine", config_dir() / "experiment")
+    write(folder / "conf", {"own_config": yaml.safe_dump(body), "experiment/x": text(HYDRA)})
+    out = os.path.relpath(folder / "conf" / "own_config", config_dir() / "experiment")
     if way == "config-path":
         shutil.copytree(config_dir(), folder / "whole")
         write(folder / "whole", {"experiment/x": text(HYDRA)})
     typed = {
-        "config-name": ["--config-dir", "conf", "--config-name", "mine"],
+        "config-name": ["--config-dir", "conf", "--config-name", "own_config"],
         "searchpath": [f"hydra.searchpath=[file://{folder}/conf]", "+experiment=x"],
         "config-path": [f"--config-path={folder}/whole", "+experiment=x"],
         "a path": [f"+experiment={out}"],
-        "an absolute name": [f"--config-name={folder}/conf/mine"],
+        "an absolute name": [f"--config-name={folder}/conf/own_config"],
     }
     told = {"a path": "is outside of", "an absolute name": "is a path"}.get(
         way, "hydra.callbacks.x._target_ counts from the command"
@@ -210,8 +210,10 @@ def test_the_search_path_of_a_file_imports_nothing(folder, monkeypatch):
     (folder / "evil_conf_q").mkdir()
     (folder / "evil_conf_q" / "__init__.py").write_text(f"open({CANARY!r}, 'w').close()\n", encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
-    write(folder / "conf", {"mine": "defaults: [train, _self_]\nhydra: {searchpath: ['pkg://evil_conf_q']}\n"})
-    assert "hydra.searchpath counts from the command line only" in refused("--config-dir", "conf", "--config-name", "mine")
+    write(folder / "conf", {"own_config": "defaults: [train, _self_]\nhydra: {searchpath: ['pkg://evil_conf_q']}\n"})
+    assert "hydra.searchpath counts from the command line only" in refused(
+        "--config-dir", "conf", "--config-name", "own_config"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--experimental-rerun=x.pickle", "--experimental-r=x.pickle"])
@@ -293,9 +295,11 @@ def test_ordinary_aliases_keep_their_meaning(folder):
 
 
 def test_copies_of_the_packages_files_and_a_config_of_ones_own(folder):
-    write(folder / "conf", {"mine": "defaults: [train, _self_]\nname: mine\n", "group/a": "x: 1\n", "group/sub/b": "x: 2\n"})
+    write(
+        folder / "conf", {"own_config": "defaults: [train, _self_]\nname: mine\n", "group/a": "x: 1\n", "group/sub/b": "x: 2\n"}
+    )
     shutil.copy(config_dir() / "train.yaml", folder / "conf" / "copied.yaml")
-    (config,) = composed("--config-dir", "conf", "--config-name", "mine", "+group=a", "+group@other=sub/b")
+    (config,) = composed("--config-dir", "conf", "--config-name", "own_config", "+group=a", "+group@other=sub/b")
     assert (config["name"], config["group"], config["other"]) == ("mine", {"x": 1}, {"x": 2})
     (config,) = composed("-cd", "conf", "-cn", "copied", "seed=7")
     assert (config["name"], config["seed"]) == ("train", 7)
@@ -308,7 +312,7 @@ def test_what_is_trusted_on_the_command_line_may_be_named(folder, monkeypatch):
         "from lightning.pytorch import Callback\nclass Mine(Callback):\n    pass\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(folder)
-    write(folder / "conf", {"experiment/x": text({"callbacks": {"mine": {"_target_": "my_call_q.Mine"}}})})
+    write(folder / "conf", {"experiment/x": text({"callbacks": {"own_config": {"_target_": "my_call_q.Mine"}}})})
     kinds = []
     keep = lambda cfg: kinds.extend(type(c).__name__ for c in make_trainer(cfg).callbacks)  # noqa: E731
     composed("--config-dir", "conf", "+experiment=x", "trusted=[my_call_q]", "logger=none", job=keep)

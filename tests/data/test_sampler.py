@@ -13,11 +13,12 @@ from acge_lightning.errors import InputError
 
 
 class Task:
-    """What the sampler asks of a task: rows with given texts."""
+    """What the sampler asks of a task: rows with given texts, and weights if any."""
 
-    def __init__(self, texts, batch_size=4):
+    def __init__(self, texts, batch_size=4, weights=None):
         self.texts = np.array(list(texts))
         self.batch_size = batch_size
+        self.weights = None if weights is None else np.array(weights, dtype=float)
 
     def __len__(self):
         return len(self.texts)
@@ -26,9 +27,9 @@ class Task:
         assert len(draws) == len(positions)
         return positions[:0]
 
-    def order(self, rng, draws, sizes):
+    def order(self, rng, draws, sizes, drawn=None):
         assert len(draws) == len(self)
-        return deal(self.texts, sizes, rng)
+        return deal(self.texts, sizes, rng) if drawn is None else drawn[deal(self.texts[drawn], sizes, rng)]
 
 
 def distinct(n, batch_size=4):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from acge_lightning.data.evaluation_set import EvaluationSet, text_column
-from acge_lightning.evaluation.lexical import bm25, terms, tfidf
+from acge_lightning.data.terms import terms
+from acge_lightning.evaluation.lexical import bm25, tfidf
 
 QUERIES = ["退货 怎么办", "deep learning"]
 DOCUMENTS = ["怎么退货？请联系客服", "Deep learning is learning", "天气", "客服 客服 deep"]

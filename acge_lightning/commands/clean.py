@@ -1,0 +1,90 @@
+"""`acge clean`: training rows without leaks, duplicates and contradictions, and a report of what was left out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from acge_lightning.config.building import plain
+from acge_lightning.errors import InputError
+from acge_lightning.files.folder import check_target, whole_folder
+from acge_lightning.mining.output import QUARANTINE, digests, write
+from acge_lightning.mining.pile import Pile
+from acge_lightning.mining.steps import STEPS, StepResult, clean
+from acge_lightning.mining.training_rows import DataFiles, ReadingSettings, find_datasets, read_rows
+from acge_lightning.report.cleaning import cleaning_page
+from acge_lightning.terminal import ProgressBar, show, track
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> None:
+    """Clean the rows, and write them with a report, quarantine files and a manifest."""
+    config = plain(cfg)
+    check_target(config["out"])
+    datasets = find_datasets(config["source"], config["family"], config["tasks"])
+    if not any(data.train for data in datasets):
+        raise InputError(f"source={config['source']} has no training rows: there is nothing to clean")
+    evaluated = _evaluation_sets(datasets, config["evaluation"])
+    if config["steps"].get("leaks") is not None and not evaluated:
+        _LOG.warning("there are no evaluation rows, so leaks are not looked for: give evaluation=DIR, a folder of data sets")
+    sources = digests([*datasets, *(data for data in evaluated if data not in datasets)])
+    datasets = [data for data in datasets if data.train]
+    pile = _read(datasets, evaluated, config)
+    with ProgressBar("clean", "steps", sum(config["steps"].get(name) is not None for name in STEPS)) as progress:
+        results = []
+        for result in clean(pile, config["steps"]):
+            results.append(result)
+            progress.advance()
+    settings = {key: config[key] for key in ("source", "family", "tasks", "evaluation", "columns", "labels", "steps")}
+    with whole_folder(config["out"]) as folder:
+        manifest = write(pile, folder, sources, settings)
+        (folder / "report.html").write_text(cleaning_page(folder), encoding="utf-8")
+    show(_step_table(results), _row_table(manifest["counts"]))
+    out = config["out"]
+    show(f"The rows are in {out}, those left out in {out}/{QUARANTINE}, examples of them in {out}/report.html")
+
+
+def _evaluation_sets(datasets: list[DataFiles], folders: str | list[str] | None) -> list[DataFiles]:
+    """List the data sets with evaluation rows: those of the source, and of further folders."""
+    names = [folders] if isinstance(folders, str) else folders or []
+    further = [data for folder in names for data in find_datasets(folder, None, None)]
+    return [data for data in [*datasets, *(d for d in further if d not in datasets)] if data.evaluation]
+
+
+def _read(datasets: list[DataFiles], evaluated: list[DataFiles], config: dict[str, Any]) -> Pile:
+    settings = ReadingSettings(config["columns"] or {}, config["labels"] or {}, config["on_bad_row"])
+    jobs = [(data, data.train) for data in datasets] + [(data, data.evaluation) for data in evaluated]
+    with TemporaryDirectory() as temporary:
+        quarantine = Path(temporary) / "bad.jsonl"
+        read = [read_rows(data, files, settings, quarantine) for data, files in track(jobs, "read", "data sets")]
+    return Pile(read[: len(datasets)], read[len(datasets) :])
+
+
+def _step_table(results: list[StepResult]) -> Table:
+    table = Table(title="Steps", title_justify="left")
+    for name in ("step", "rows", "left out", "reported", "seconds", "rows/s"):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    for result in results:
+        rate = f"{result.rows / result.seconds:,.0f}" if result.seconds else ""
+        numbers = [f"{value:,}" for value in (result.rows, result.dropped, result.reported)]
+        table.add_row(result.name, *numbers, f"{result.seconds:.1f}", rate)
+    return table
+
+
+def _row_table(counts: dict[str, Any]) -> Table:
+    table = Table(title="Rows", title_justify="left")
+    for name in ("data set", "read", "kept", "left out"):
+        table.add_column(name, justify="right" if name in ("read", "kept") else "left", overflow="fold")
+    for name, count in counts.items():
+        reasons = count["left_out"] | {key: count[key] for key in ("unreadable", "neutral") if count[key]}
+        largest_first = sorted(reasons.items(), key=lambda item: -item[1])
+        table.add_row(
+            name, f"{count['read']:,}", f"{count['kept']:,}", "; ".join(f"{reason} {rows:,}" for reason, rows in largest_first)
+        )
+    return table

@@ -1,0 +1,141 @@
+"""`acge mine`: hard negatives of queries, written as a data set of triplets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.table import Table
+
+from acge_lightning.config.building import plain
+from acge_lightning.config.secrets import recorded
+from acge_lightning.embed.cache import Embeddings
+from acge_lightning.errors import InputError
+from acge_lightning.files.folder import check_target
+from acge_lightning.mining.judged_texts import JudgedTexts, combine_judgements
+from acge_lightning.mining.mined_folder import FILES, counts, mined_rows, write_mined
+from acge_lightning.mining.miner import Scorer, embedded, mine
+from acge_lightning.mining.neighbours import DenseNeighbours, LexicalNeighbours, Neighbours
+from acge_lightning.mining.rules import Rules
+from acge_lightning.mining.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
+from acge_lightning.mining.sources import read_sources
+from acge_lightning.terminal import ProgressBar, show
+from acge_lightning.zoo.location import resolve
+from acge_lightning.zoo.pretrained import load
+
+_BM25 = "bm25"
+_READING = ("columns", "splits", "on_bad_row", "max_bad_fraction")
+_ROLES = ("query", "document")
+_RULES = tuple(field.name for field in fields(Rules))
+
+
+def run(cfg: DictConfig) -> None:
+    """Mine, write the folder, and print the table."""
+    config = plain(cfg)
+    rules = Rules(**{name: config[name] for name in _RULES})
+    _check_choices(config)
+    check_target(config["out"])
+    reading = {key: config[key] for key in _READING} | {"cache_dir": config["paths"]["cache_dir"]}
+    sources = read_sources(config["source"], config["corpus"] or (), **reading)
+    judged = combine_judgements(sources.train, sources.others, sources.texts)
+    _tell_what_is_small(judged, rules)
+    neighbours, model_hash = _neighbours(config, judged)
+    scorer, scorer_hash = _scorer(config)
+    with ProgressBar("mine", "queries", len(judged.queries)) as bar:
+        mined = mine(judged, neighbours, rules, scorer, bar.advance)
+    least = rules.negatives if config["short"] == "drop" else 0
+    listed_scores = _listed_scores(judged, neighbours, scorer) if config["scores"] else None
+    counted = counts(judged, mined, rules.negatives, least)
+    names = recorded(cfg)
+    manifest = {
+        "sources": sources.digests,
+        "model": {"name": str(names["model"]), "hash": model_hash, "prompts": config["prompts"]},
+        "scorer": {"name": str(names["scorer"]), "hash": scorer_hash, "prompts": config["scorer_prompts"]} if scorer else None,
+        "rules": asdict(rules) | {"short": config["short"]},
+        "counts": counted,
+    }
+    folder = write_mined(config["out"], config["file"], mined_rows(judged, mined, listed_scores, least), manifest)
+    show(_table(counted, rules), f"The rows are in {folder}: acge train task=[triplets] +paths.data={folder} trains on them")
+    if counted["queries without negatives"] * 4 > len(judged.queries) and rules.reference == "lowest":
+        show("Many queries have none: reference=mean compares with the mean of their positives, not with the lowest")
+
+
+def _check_choices(config: Mapping[str, Any]) -> None:
+    for key, choices in (("short", ("keep", "drop")), ("file", FILES)):
+        if config[key] not in choices:
+            raise InputError(f"{key}={config[key]} is unknown: choose {' or '.join(choices)}")
+
+
+def _tell_what_is_small(judged: JudgedTexts, rules: Rules) -> None:
+    """Say that there are fewer texts than ranks."""
+    if judged.candidate_count < rules.range_max:
+        show(f"There are {judged.candidate_count:,} texts, fewer than range_max={rules.range_max}: all of them are looked at")
+
+
+def _neighbours(config: Mapping[str, Any], judged: JudgedTexts) -> tuple[Neighbours, str | None]:
+    """What candidates come from, and the hash of the encoder."""
+    texts = judged.texts[: judged.candidate_count]
+    if config["model"] == _BM25:
+        return LexicalNeighbours(judged.queries, texts), None
+    embeddings = _embeddings(config, config["model"])
+    prompts = _checked_prompts(embeddings, config["prompts"], "prompts")
+    with ProgressBar("embed", "texts", len(judged.queries) + len(texts)) as bar:
+        queries = embedded(embeddings, judged.queries, prompts.get("query"), bar.advance)
+        documents = embedded(embeddings, texts, prompts.get("document"), bar.advance)
+    return DenseNeighbours(queries, documents), embeddings.hash
+
+
+def _scorer(config: Mapping[str, Any]) -> tuple[Scorer | None, str | None]:
+    """The second scorer, and the hash of its weights."""
+    if config["scorer"] is None:
+        return None, None
+    folder = resolve(config["scorer"])
+    if is_cross_encoder(folder):
+        encoder = CrossEncoder(folder, config["device"])
+        return encoder, encoder.hash
+    embeddings = _embeddings(config, config["scorer"])
+    prompts = _checked_prompts(embeddings, config["scorer_prompts"], "scorer_prompts")
+    return EncoderScorer(embeddings, prompts.get("query"), prompts.get("document")), embeddings.hash
+
+
+def _embeddings(config: Mapping[str, Any], model: str) -> Embeddings:
+    """Those of an encoder, kept by the hash of its weights."""
+    return Embeddings(load(model, device=config["device"]), Path(config["paths"]["cache_dir"]).expanduser() / "embeddings")
+
+
+def _checked_prompts(embeddings: Embeddings, prompts: Mapping[str, str] | None, key: str) -> Mapping[str, str]:
+    for role, name in (prompts or {}).items():
+        if role not in _ROLES:
+            raise InputError(f"{key}.{role} is no role: choose from {', '.join(_ROLES)}")
+        if name not in embeddings.encoder.prompts:
+            has = sorted(embeddings.encoder.prompts) or "no prompts"
+            raise InputError(f"{key}.{role}={name} is unknown: this encoder has {has}")
+    return prompts or {}
+
+
+def _listed_scores(judged: JudgedTexts, neighbours: Neighbours, scorer: Scorer | None) -> np.ndarray:
+    """The scores of the negatives that the data sets list."""
+    queries, texts = judged.listed.T
+    if scorer is None:
+        return neighbours.scores(queries, texts)
+    return scorer([(judged.queries[q], judged.texts[t]) for q, t in judged.listed.tolist()])
+
+
+def _table(counted: Mapping[str, Any], rules: Rules) -> Table:
+    """What was mined, and what each rule took."""
+    table = Table(title="Hard negatives", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    names = ("queries", "positives", "texts", "negatives", "listed negatives")
+    rows = [(name, counted[name]) for name in names]
+    rows += [(f"left out: {name}", count) for name, count in counted["left out"].items() if count]
+    rows += [(f"candidates removed: {name}", count) for name, count in counted["removed"].items()]
+    rows.append((f"queries with fewer than {rules.negatives}", counted["queries with fewer than wanted"]))
+    rows += [(name, counted[name]) for name in ("queries without negatives", "queries without a row") if counted[name]]
+    for name, count in rows:
+        table.add_row(name, f"{count:,}")
+    return table

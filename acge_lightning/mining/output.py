@@ -1,0 +1,159 @@
+"""Write a cleaned pile: rows that are kept, evaluation files as they are, rows that are left out with their reasons."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from acge_lightning.data.judgements import JudgementFiles
+from acge_lightning.data.row_issues import RowIssues
+from acge_lightning.data.splits import files_called
+from acge_lightning.errors import InputError
+from acge_lightning.mining.pile import Pile, Reason
+from acge_lightning.mining.training_rows import DataFiles, Rows
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine"
+
+
+def digests(datasets: Sequence[DataFiles]) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of all files of data sets: name -> file -> digest."""
+    return {data.name: {str(file): _sha256(file) for file in _all_files(data)} for data in datasets}
+
+
+def write(pile: Pile, folder: Path, sources: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write all files of a cleaned pile but its report.
+
+    Args:
+        pile: the rows.
+        folder: empty; a data set's files come to `<family>/<name>/` in it, or to itself where there is only one, of files.
+        sources: of `digests`, taken before the rows were read.
+        settings: of the command, for the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: an input has changed since.
+    """
+    for number, rows in enumerate(pile.rows):
+        target = folder / rows.data.name if "/" in rows.data.name else folder
+        _write_rows(rows, pile.kept[number], target)
+        _write_quarantine(pile, number, folder / QUARANTINE / f"{rows.data.name.replace('/', '-')}.jsonl")
+    _check_unchanged(sources)
+    manifest = {
+        "made_by": f"acge clean, acge-lightning {version('acge-lightning')}",
+        "settings": dict(settings),
+        "sources": {name: dict(files) for name, files in sources.items()},
+        "counts": {rows.data.name: counts(pile, number) for number, rows in enumerate(pile.rows)},
+    }
+    text = json.dumps(manifest, ensure_ascii=False, indent=1, default=str)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def counts(pile: Pile, number: int) -> dict[str, Any]:
+    """Count the rows of a data set: read, kept, left out and reported by reason, not readable, neutral."""
+    rows = pile.rows[number]
+    return {
+        "read": len(rows) + len(rows.unread) + rows.neutral,
+        "kept": int(pile.kept[number].sum()),
+        "unreadable": len(rows.unread),
+        "neutral": rows.neutral,
+        "left_out": pile.counts()[number],
+        "reported": pile.counts(reported=True)[number],
+    }
+
+
+def clash_of(pile: Pile, reason: Reason) -> dict[str, Any] | None:
+    """Describe the row that a row clashes with: its data set, file, line and fields."""
+    clash = pile.clash(reason)
+    return None if clash is None else clash[0].where(clash[1]) | {"row": clash[0].record(clash[1])}
+
+
+# ---- files
+
+
+def _write_rows(rows: Rows, kept: np.ndarray, target: Path) -> None:
+    """Write the kept rows as `train.jsonl.gz`, or as `qrels/train.tsv`, beside copies of all other files."""
+    target.mkdir(parents=True, exist_ok=True)
+    source = rows.data.source
+    for file in _files_that_stay(rows.data):
+        copy = target / (file.relative_to(source) if isinstance(source, Path) and source.is_dir() else Path(file.name))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    if not rows.data.train:
+        return
+    if rows.data.corpus is None:
+        with _gzipped(target / "train.jsonl.gz") as lines:
+            _write_lines(lines, (rows.record(row) for row in np.flatnonzero(kept).tolist()))
+    else:
+        left_out = {rows.record(row)["_id"] for row in np.flatnonzero(~kept).tolist()}
+        issues = RowIssues(None)
+        with (target / "qrels" / "train.tsv").open("w", encoding="utf-8", newline="") as lines:
+            lines.write("query-id\tcorpus-id\tscore\n")
+            for _, query, document, grade in JudgementFiles(rows.data.train, "skip", issues, 1.0).lines():
+                if query not in left_out:
+                    lines.write(f"{query}\t{document}\t{grade:g}\n")
+
+
+def _write_quarantine(pile: Pile, number: int, file: Path) -> None:
+    """Write the rows that are left out, with reason, value and the row that each clashes with; no file if there are none."""
+    rows, dropped = pile.rows[number], pile.dropped[number]
+    if not dropped and not rows.unread:
+        return
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        _write_lines(lines, rows.unread)
+        for row, reason in sorted(dropped.items()):
+            value = None if np.isnan(reason.value) else round(reason.value, 6)
+            note = rows.where(row) | {"reason": reason.reason, "value": value, "row": rows.record(row)}
+            _write_lines(lines, [note | {"clashes_with": clash_of(pile, reason)}])
+
+
+def _write_lines(lines: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
+    for row in rows:
+        lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def _gzipped(file: Path) -> Iterator[TextIO]:
+    """Open a file whose bytes depend on its text alone: without a time or a name in it."""
+    with (
+        file.open("wb") as content,
+        gzip.GzipFile("", "wb", 6, content, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as lines,
+    ):
+        yield lines
+
+
+def _files_that_stay(data: DataFiles) -> list[Path]:
+    if data.corpus is None:
+        return list(data.evaluation)
+    return [*files_called(data.corpus, "corpus"), *files_called(data.corpus, "queries"), *data.evaluation]
+
+
+def _all_files(data: DataFiles) -> list[Path]:
+    return [*data.train, *_files_that_stay(data)]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check_unchanged(sources: Mapping[str, Mapping[str, str]]) -> None:
+    for files in sources.values():
+        for file, digest in files.items():
+            if not Path(file).is_file() or _sha256(Path(file)) != digest:
+                raise InputError(f"{file} has changed while it was read: nothing is written, clean it again")
