@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +145,22 @@ def test_ten_thousand_equal_rows_leave_one(tmp_path):
     write(tmp_path / "same/sts/x/train.jsonl", [{"text1": "一样的问题", "text2": "一样的答案", "score": 3}] * 10_000)
     run(f"source={tmp_path / 'same'}", f"out={tmp_path / 'out'}")
     assert len(kept(tmp_path / "out/sts/x/train.jsonl.gz")) == 1
+
+
+@pytest.mark.heavy
+def test_a_killed_run_leaves_nothing_and_the_next_one_writes_the_same_bytes(folder, tmp_path):
+    command = [sys.executable, "-m", "acge_lightning", "clean", str(folder)]
+    subprocess.run([*command, f"out={tmp_path / 'whole'}"], check=True, capture_output=True)
+    for moment in range(10):
+        process = subprocess.Popen([*command, f"out={tmp_path / 'cut'}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.4 * moment)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "cut").exists() or (tmp_path / "cut" / "manifest.json").is_file()
+    subprocess.run([*command, f"out={tmp_path / 'cut'}"], check=True, capture_output=True)
+    files = [
+        {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in sorted((tmp_path / name).rglob("*")) if f.is_file()}
+        for name in ("whole", "cut")
+    ]
+    assert files[0] == files[1]
+    assert [path.name for path in tmp_path.iterdir() if "cut" in path.name and path.name != ".cut.lock"] == ["cut"]
