@@ -56,11 +56,14 @@ def forgetting_of(folder):
     return json.loads((folder / "forgetting.json").read_text())
 
 
+LONG = ("none", "l2sp", "ewc_online")  # of them in the long tests only: what they share with others is in these
+
+
 def test_every_strategy_is_tried():
     assert {file.stem for file in (config_dir() / "strategy").glob("*.yaml")} == set(STRATEGIES)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.heavy] * (name in LONG)) for name in STRATEGIES])
 def test_a_strategy_through_two_stages(name, composed, tmp_path):
     returned = sequence.sequence(composed(f"strategy={name}"))
     folder, found = tmp_path / "run", forgetting_of(tmp_path / "run")

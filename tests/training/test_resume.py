@@ -234,7 +234,7 @@ def check(whole, runs, killed, loaded):
     assert len(went_on) >= loaded
 
 
-@pytest.mark.parametrize("name", ["accumulation", "SimCSE with dropout", "EWC by rate"])
+@pytest.mark.parametrize("name", ["SimCSE with dropout", "EWC by rate", pytest.param("accumulation", marks=pytest.mark.heavy)])
 def test_a_killed_run_goes_on_exactly(name, interrupted):
     overrides, kinds, _, _ = SETTINGS[name]
     check(*interrupted(overrides, 3, kinds), -9, 2)
@@ -268,7 +268,7 @@ WITH_VALIDATION = [*ONE, "trainer.max_epochs=2", "trainer.val_check_interval=3",
 PLACES = ["before_optimizer_step", "validation_batch_start", "saved"]
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("SIGINT", "SIGUSR1"))])
 def test_a_signal_saves_and_ends(name, interrupted):
     """In training, in a validation, while a checkpoint is written: within a step, and the run goes on exactly."""
     whole, runs = interrupted(WITH_VALIDATION, 6, PLACES, signal=name)
