@@ -10,10 +10,10 @@ NAMED = re.findall(r"(⏳ )?`((?:\w+/)?test_\w+\.py)::(test_\w+)`", TEXT)
 
 
 def heavy(file):
-    """Names of the tests of a file -> whether they are marked as long."""
+    """Names of the tests of a file -> whether they are marked as long, in all their cases."""
     body = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8")).body
     tests = [node for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-    return {node.name: any("mark.heavy" in ast.unparse(mark) for mark in node.decorator_list) for node in tests}
+    return {node.name: any(ast.unparse(mark) == "pytest.mark.heavy" for mark in node.decorator_list) for node in tests}
 
 
 def test_each_promise_has_a_test():
