@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -98,12 +99,18 @@ def read_steady(folder: Path, read: Callable[[], T]) -> T:
         try:
             result = read()
         except Exception:
-            if attempt == _TRIES - 1 or before == _identity(folder):
+            is_same = before == _identity(folder) and not (before is None and _is_being_replaced(folder))
+            if attempt == _TRIES - 1 or is_same:
                 raise
             continue
         if before == _identity(folder):
             return result
     raise InputError(f"{folder} is replaced all the time: wait until whoever writes it is done")
+
+
+def _is_being_replaced(folder: Path) -> bool:
+    """Tell whether a folder that was not there is between the two steps of a replacement, or is there by now."""
+    return any(folder.parent.glob(f".{glob.escape(folder.name)}.*.old")) or folder.exists()
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
