@@ -33,6 +33,7 @@ def run(cfg: DictConfig) -> None:
     evaluated = _evaluation_sets(datasets, config["evaluation"])
     if config["steps"].get("leaks") is not None and not evaluated:
         _LOG.warning("there are no evaluation rows, so leaks are not looked for: give evaluation=DIR, a folder of data sets")
+    _check_outside(config["out"], [*datasets, *evaluated])
     sources = digests([*datasets, *(data for data in evaluated if data not in datasets)])
     datasets = [data for data in datasets if data.train]
     pile = _read(datasets, evaluated, config)
@@ -50,6 +51,15 @@ def run(cfg: DictConfig) -> None:
     show(f"The rows are in {out}, those left out in {out}/{QUARANTINE}, examples of them in {out}/report.html")
 
 
+def _check_outside(out: str, datasets: list[DataFiles]) -> None:
+    """Refuse an output folder that holds files that are read: it is replaced whole."""
+    folder = Path(out).expanduser().resolve()
+    for data in datasets:
+        for file in (*data.train, *data.evaluation):
+            if file.resolve().is_relative_to(folder):
+                raise InputError(f"out={out} holds {file}, which is read, and would be replaced: give another folder")
+
+
 def _evaluation_sets(datasets: list[DataFiles], folders: str | list[str] | None) -> list[DataFiles]:
     """List the data sets with evaluation rows: those of the source, and of further folders."""
     names = [folders] if isinstance(folders, str) else folders or []
@@ -63,6 +73,9 @@ def _read(datasets: list[DataFiles], evaluated: list[DataFiles], config: dict[st
     with TemporaryDirectory() as temporary:
         quarantine = Path(temporary) / "bad.jsonl"
         read = [read_rows(data, files, settings, quarantine) for data, files in track(jobs, "read", "data sets")]
+    for rows in read[len(datasets) :]:
+        if rows.unread:
+            _LOG.warning("%s: %d evaluation rows cannot be read, and are not looked for", rows.data.name, len(rows.unread))
     return Pile(read[: len(datasets)], read[len(datasets) :])
 
 

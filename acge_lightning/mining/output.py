@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ def write(pile: Pile, folder: Path, sources: Mapping[str, Mapping[str, str]], se
     for number, rows in enumerate(pile.rows):
         target = folder / rows.data.name if "/" in rows.data.name else folder
         _write_rows(rows, pile.kept[number], target)
-        _write_quarantine(pile, number, folder / QUARANTINE / f"{rows.data.name.replace('/', '-')}.jsonl")
+        name = re.sub(r"[^\w.-]+", "-", rows.data.name)
+        _write_quarantine(pile, number, folder / QUARANTINE / f"{name}.jsonl")
     _check_unchanged(sources)
     manifest = {
         "made_by": f"acge clean, acge-lightning {version('acge-lightning')}",
@@ -113,7 +115,9 @@ def _write_quarantine(pile: Pile, number: int, file: Path) -> None:
     if not dropped and not rows.unread:
         return
     file.parent.mkdir(exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as lines:
+    with file.open(
+        "w", encoding="utf-8", errors="backslashreplace", newline=""
+    ) as lines:  # half surrogate pairs, as JSON has them
         _write_lines(lines, rows.unread)
         for row, reason in sorted(dropped.items()):
             value = None if np.isnan(reason.value) else round(reason.value, 6)

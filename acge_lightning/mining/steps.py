@@ -84,8 +84,13 @@ def _reported(pile: Pile) -> int:
 
 
 def repair_step(pile: Pile) -> None:
-    """Remove control and invisible characters, HTML and links of Markdown from all texts; changed rows are reported."""
+    """Remove control and invisible characters, HTML and links of Markdown from texts; changed rows are reported.
+
+    Sets with a corpus stay as they are: their queries and documents are not written anew.
+    """
     for number, rows in enumerate(pile.rows):
+        if rows.data.corpus is not None:
+            continue
         changed = np.zeros(len(rows), dtype=bool)
         for name in set(_TEXTS) & set(rows.columns):
             before = rows.columns[name]
@@ -102,8 +107,11 @@ def repair_step(pile: Pile) -> None:
 
 
 def text_step(pile: Pile, **settings: Any) -> None:
-    """Leave out rows whose first or second text is empty, of the wrong length or language, or full of markup."""
+    """Leave out rows with an empty text, or without positives; with one of the wrong length or language, or full of markup."""
     for group in pile.groups(()):
+        if group.family in QUERIES:
+            rows = np.array([row for row, texts in enumerate(group.columns["positive"]) if not any(texts)], np.int64)
+            pile.apply(Findings("empty", rows, np.full(len(rows), -1), np.zeros(len(rows))), group)
         for name in set(_TEXTS) & set(group.columns):
             for findings in text_issues(group.columns[name], **settings):
                 pile.apply(findings, group)

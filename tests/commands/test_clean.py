@@ -141,6 +141,31 @@ def test_a_folder_of_somebody_else_is_kept(folder, tmp_path):
         run(f"source={folder}", f"out={tmp_path / 'out'}")
 
 
+def test_the_folder_that_is_read_is_not_replaced(folder, tmp_path):
+    run(f"source={folder}", f"out={tmp_path / 'out'}")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"holds .*train\.jsonl\.gz, which is read, and would be replaced"):
+        run(f"source={tmp_path / 'out'}", f"out={tmp_path / 'out'}")
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+
+
+def test_broken_letters_and_what_is_empty_once_repaired_are_told(tmp_path):
+    rows = [{"query": f"第{i}个问题怎么办呢", "positive": [f"请看第{i}页"]} for i in range(3)]
+    broken = [
+        {"query": "坏\ud800字", "positive": ["a"]},
+        {"query": "只有标签", "positive": ["<br>"]},
+        {"query": "&nbsp;", "positive": ["b"]},
+    ]
+    path = tmp_path / "数据/客服(1).jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *broken]), encoding="utf-8")
+    run(f"source={path}", "family=triplet", f"out={tmp_path / 'out'}")
+    assert [row["query"] for row in kept(tmp_path / "out/train.jsonl.gz")] == [row["query"] for row in rows]
+    reasons = {note["line"]: note["reason"] for note in quarantine(tmp_path / "out", "客服-1-.jsonl")}
+    assert "is not valid UTF-8" in reasons[4]
+    assert (reasons[5], reasons[6]) == ("empty", "empty")
+
+
 def test_ten_thousand_equal_rows_leave_one(tmp_path):
     write(tmp_path / "same/sts/x/train.jsonl", [{"text1": "一样的问题", "text2": "一样的答案", "score": 3}] * 10_000)
     run(f"source={tmp_path / 'same'}", f"out={tmp_path / 'out'}")
