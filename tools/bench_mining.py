@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("ACGE_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=Path(data), help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_mining"), help="where the texts are kept")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_mining"), help="where the texts are kept")
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="sizes")
     parser.add_argument("--rounds", type=int, default=3, help="times that each size is timed")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

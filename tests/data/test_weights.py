@@ -10,41 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from family_rows import FAMILIES, row_for
 
 from acge_lightning.data import (
-    ClassificationDataset,
-    ClusteringDataset,
     MixtureDataModule,
-    PairDataset,
-    RerankingDataset,
     RetrievalDataset,
     STSDataModule,
     STSDataset,
-    UnlabelledDataset,
 )
 from acge_lightning.data.epoch import resample
 from acge_lightning.data.sampler import TaskBatchSampler
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
-
-FAMILIES = {
-    "sts": STSDataset,
-    "pair": PairDataset,
-    "clustering": ClusteringDataset,
-    "classification": ClassificationDataset,
-    "retrieval": RetrievalDataset,
-    "reranking": RerankingDataset,
-    "unlabelled": UnlabelledDataset,
-}
-
-
-def row_for(family, i):
-    if family in ("sts", "pair"):
-        return {"text1": f"a{i}", "text2": f"b{i}", "label": i % 2}
-    if family in ("retrieval", "reranking"):
-        return {"query": f"q{i}", "positive": [f"p{i}", f"r{i}"], "negative": [f"n{i}"]}
-    return {"text": f"t{i}", "label": i % 3}
 
 
 def lines(rows):
