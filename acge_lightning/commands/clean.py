@@ -35,6 +35,7 @@ def run(cfg: DictConfig) -> None:
         _LOG.warning("there are no evaluation rows, so leaks are not looked for: give evaluation=DIR, a folder of data sets")
     _check_outside(config["out"], [*datasets, *evaluated])
     sources = digests([*datasets, *(data for data in evaluated if data not in datasets)])
+    evaluated_only = [data for data in datasets if not data.train]
     datasets = [data for data in datasets if data.train]
     pile = _read(datasets, evaluated, config)
     with ProgressBar("clean", "steps", sum(config["steps"].get(name) is not None for name in STEPS)) as progress:
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> None:
             progress.advance()
     settings = {key: config[key] for key in ("source", "family", "tasks", "evaluation", "columns", "labels", "steps")}
     with whole_folder(config["out"]) as folder:
-        manifest = write(pile, folder, sources, settings)
+        manifest = write(pile, folder, sources, settings, evaluated_only)
         (folder / "report.html").write_text(cleaning_page(folder), encoding="utf-8")
     show(_step_table(results), _row_table(manifest["counts"]))
     out = config["out"]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 
@@ -32,7 +32,13 @@ def digests(datasets: Sequence[DataFiles]) -> dict[str, dict[str, str]]:
     return {data.name: {str(file): _sha256(file) for file in _all_files(data)} for data in datasets}
 
 
-def write(pile: Pile, folder: Path, sources: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any]) -> dict[str, Any]:
+def write(
+    pile: Pile,
+    folder: Path,
+    sources: Mapping[str, Mapping[str, str]],
+    settings: Mapping[str, Any],
+    evaluated_only: Sequence[DataFiles] = (),
+) -> dict[str, Any]:
     """Write all files of a cleaned pile but its report.
 
     Args:
@@ -40,6 +46,7 @@ def write(pile: Pile, folder: Path, sources: Mapping[str, Mapping[str, str]], se
         folder: empty; a data set's files come to `<family>/<name>/` in it, or to itself where there is only one, of files.
         sources: of `digests`, taken before the rows were read.
         settings: of the command, for the manifest.
+        evaluated_only: data sets without training rows, whose files are copied.
 
     Returns:
         The manifest.
@@ -47,9 +54,10 @@ def write(pile: Pile, folder: Path, sources: Mapping[str, Mapping[str, str]], se
     Raises:
         InputError: an input has changed since.
     """
+    for data in [*evaluated_only, *(rows.data for rows in pile.rows)]:
+        _copy_files(data, _target(folder, data))
     for number, rows in enumerate(pile.rows):
-        target = folder / rows.data.name if "/" in rows.data.name else folder
-        _write_rows(rows, pile.kept[number], target)
+        _write_rows(rows, pile.kept[number], _target(folder, rows.data))
         name = re.sub(r"[^\w.-]+", "-", rows.data.name)
         _write_quarantine(pile, number, folder / QUARANTINE / f"{name}.jsonl")
     _check_unchanged(sources)
@@ -86,16 +94,23 @@ def clash_of(pile: Pile, reason: Reason) -> dict[str, Any] | None:
 # ---- files
 
 
-def _write_rows(rows: Rows, kept: np.ndarray, target: Path) -> None:
-    """Write the kept rows as `train.jsonl.gz`, or as `qrels/train.tsv`, beside copies of all other files."""
+def _target(folder: Path, data: DataFiles) -> Path:
+    """Where the files of a data set come to."""
+    return folder / data.name if "/" in data.name else folder
+
+
+def _copy_files(data: DataFiles, target: Path) -> None:
+    """Copy the files that cleaning does not write anew."""
     target.mkdir(parents=True, exist_ok=True)
-    source = rows.data.source
-    for file in _files_that_stay(rows.data):
-        copy = target / (file.relative_to(source) if isinstance(source, Path) and source.is_dir() else Path(file.name))
+    for file in _files_that_stay(data):
+        is_inside = isinstance(data.source, Path) and data.source.is_dir()
+        copy = target / (file.relative_to(cast(Path, data.source)) if is_inside else Path(file.name))
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    if not rows.data.train:
-        return
+
+
+def _write_rows(rows: Rows, kept: np.ndarray, target: Path) -> None:
+    """Write the kept rows as `train.jsonl.gz`, or as `qrels/train.tsv`."""
     if rows.data.corpus is None:
         with _gzipped(target / "train.jsonl.gz") as lines:
             _write_lines(lines, (rows.record(row) for row in np.flatnonzero(kept).tolist()))

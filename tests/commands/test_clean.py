@@ -93,7 +93,10 @@ def test_what_is_planted_is_left_out_and_nothing_else(folder, tmp_path, capsys):
 
 
 def test_the_cleaned_folder_trains_and_is_clean(folder, tmp_path):
+    write(folder / "sts/tested_only/test.jsonl", [{"text1": "甲", "text2": "乙", "score": 3.0}])
     run(f"source={folder}", f"out={tmp_path / 'out'}")
+    copy = tmp_path / "out/sts/tested_only/test.jsonl"
+    assert copy.read_bytes() == (folder / "sts/tested_only/test.jsonl").read_bytes()
     data = PairDataset(tmp_path / "out/pair/faq", holdout=0.0, cache_dir=tmp_path / "cache")
     assert len(data) == len(QUESTIONS) - 1
     assert len(data.evaluation("test")) == 4
