@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def run(cfg: DictConfig) -> None:
     counted = counts(judged, mined, rules.negatives, least)
     names = recorded(cfg)
     manifest = {
+        "made_by": f"acge mine, acge-lightning {version('acge-lightning')}",
         "sources": sources.digests,
+        "made_of": sources.made_of,
         "model": {"name": str(names["model"]), "hash": model_hash, "prompts": config["prompts"]},
         "scorer": {"name": str(names["scorer"]), "hash": scorer_hash, "prompts": config["scorer_prompts"]} if scorer else None,
         "rules": asdict(rules) | {"short": config["short"]},

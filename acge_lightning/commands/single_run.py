@@ -274,6 +274,7 @@ def provenance(config: dict[str, Any], mixture: MixtureDataModule, before: Score
         "data": {
             name: {role: len(split) for role, split in data.opened_splits.items()} for name, data in mixture.tasks.items()
         },
+        "made_of": mixture.made_of,
         "coverage": {name: asdict(task) for name, task in mixture.coverage().items()},
         "steps": steps,
         "before": dict(before),

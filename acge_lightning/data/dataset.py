@@ -17,6 +17,7 @@ from acge_lightning.data.epoch import deal
 from acge_lightning.data.evaluation_set import EvaluationSet
 from acge_lightning.data.records import Record
 from acge_lightning.data.row_issues import warn_once
+from acge_lightning.data.made_of import made_of
 from acge_lightning.data.source import Source, find_source
 from acge_lightning.data.splits import no_files, split_files, warn_of_left_files
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store
@@ -231,6 +232,11 @@ class TaskDataset(ABC, Generic[SplitT]):
     def weights(self) -> np.ndarray | None:
         """Float64[training rows] above 0; None without a column of weights."""
         return self.train.weights
+
+    @property
+    def made_of(self) -> dict[str, Any] | None:
+        """What the rows were made of, where `acge clean` or `acge mine` wrote them; see `made_of`."""
+        return made_of(find_source(self._given_path))
 
     def of_training_rows(self, positions: np.ndarray) -> Self:
         """The same data set with some of its training rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -191,10 +192,15 @@ class MixtureDataModule(LightningDataModule):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: what tells whether the training rows are the same."""
+        """For a checkpoint: what tells whether the training rows are the same, and what they were made of."""
         if not self._fingerprints:
             self._fingerprints = {name: data.fingerprint() for name, data in self.training_tasks.items()}
-        return {"fingerprints": self._fingerprints}
+        return {"fingerprints": self._fingerprints, "made_of": self.made_of}
+
+    @cached_property
+    def made_of(self) -> dict[str, dict[str, Any]]:
+        """Task -> what its rows were made of, of those that `acge clean` or `acge mine` wrote."""
+        return {name: record for name, data in self.training_tasks.items() if (record := data.made_of) is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other rows.

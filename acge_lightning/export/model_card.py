@@ -47,11 +47,18 @@ print(model.similarity(vectors, vectors))
 ```
 
 Vectors are cut to a smaller dim first and normalised afterwards, so the model itself does not normalise.
-{prompts}{metrics}"""
+{prompts}{data}{metrics}"""
 
 
 def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter; `provenance["metrics"]` (numbers, nested or not) becomes a table."""
+    """Markdown with YAML front matter.
+
+    Args:
+        encoder: whose card it is.
+        name: of the model.
+        provenance: `metrics` (numbers, nested or not), `coverage` (training task -> `rows`) and `made_of` (task -> what
+            `acge clean` or `acge mine` recorded of its rows) become tables.
+    """
     backbone, dims = encoder.backbone, encoder.matryoshka_dims
     kind = "the mean of static word vectors"
     if not isinstance(backbone, StaticBackbone):
@@ -70,8 +77,37 @@ def model_card(encoder: Encoder, name: str, provenance: Mapping[str, Any]) -> st
         load_dim=f", dim={smallest}" if dims else "",
         st_dim=f", truncate_dim={smallest}" if dims else "",
         prompts="\n".join(["\n## Prompts\n", *prompts, ""]) if prompts else "",
+        data=_data(provenance.get("coverage") or {}, provenance.get("made_of") or {}),
         metrics="\n".join(["\n## Results\n", "| metric | value |", "| --- | --- |", *metrics, ""]) if rows else "",
     )
+
+
+def _data(coverage: Mapping[str, Any], made_of: Mapping[str, Any]) -> str:
+    """The training rows of each task, and what was left out of them before."""
+    trained = {name: count["rows"] for name, count in coverage.items() if isinstance(count, Mapping) and "rows" in count}
+    if not trained:
+        return ""
+    lines = [f"| {_escape(name)} | {count:,} | {_cleaned(made_of.get(name))} |" for name, count in trained.items()]
+    head = ["\n## Training data\n", "| task | rows | how they were prepared |", "| --- | ---: | --- |"]
+    return "\n".join([*head, *lines, ""])
+
+
+def _cleaned(record: Mapping[str, Any] | None) -> str:
+    """What made the rows of a task: the command, and its counts."""
+    if not record:
+        return ""
+    sentences = [str(record.get("made_by", ""))]
+    counts = record.get("counts")
+    for count in counts.values() if isinstance(counts, Mapping) else ():
+        if isinstance(count, Mapping) and isinstance(count.get("left_out"), Mapping):
+            reasons = sorted(count["left_out"].items(), key=lambda item: -item[1])
+            sentences += [f"{reason}: {number:,} left out" for reason, number in reasons] or ["nothing left out"]
+    model = record.get("model")
+    if isinstance(model, Mapping):
+        sentences.append(f"negatives from {model.get('name')}")
+    if record.get("changed"):
+        sentences.append(f"changed since: {', '.join(map(str, record['changed']))}")
+    return _escape("; ".join(sentences))
 
 
 def _escape(text: str) -> str:

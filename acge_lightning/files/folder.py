@@ -137,7 +137,7 @@ def _check_manifest(folder: Path, target: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{target} is a file: give a folder")
     paths = {str(path.relative_to(folder)): path for path in _leaf_paths(folder)}
-    digests = _listed_digests(folder)
+    digests = listed_digests(folder)
     if paths and MANIFEST not in paths:
         raise InputError(
             f"{target} holds {_first_name(paths)}, and no {MANIFEST} of ours: it is kept; give a new or an empty folder"
@@ -165,7 +165,8 @@ def _leaf_paths(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _listed_digests(folder: Path) -> dict[str, str]:
+def listed_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files that were written to a folder, by name; {} where nothing is listed."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return files if isinstance(files, dict) else {}

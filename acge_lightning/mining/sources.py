@@ -10,6 +10,7 @@ from typing import Any
 
 from acge_lightning.data.dataset import CACHE, ROLES
 from acge_lightning.data.judgements import JudgedQueries
+from acge_lightning.data.made_of import made_of
 from acge_lightning.data.records import TextRecord
 from acge_lightning.data.retrieval import RetrievalDataset
 from acge_lightning.data.source import Source, find_source
@@ -27,12 +28,14 @@ class Sources:
         others: judged queries of dev and test splits; their positives are known, and nothing is mined for them.
         texts: further candidates.
         digests: `file`, its name after that of its folder, and `sha256` of each that was read.
+        made_of: what each of the paths was made of, of those that `acge clean` or `acge mine` wrote.
     """
 
     train: list[JudgedQueries]
     others: list[JudgedQueries]
     texts: list[str]
     digests: list[dict[str, str]]
+    made_of: list[dict[str, Any]]
 
 
 def read_sources(
@@ -77,7 +80,8 @@ def read_sources(
         store = open_store(corpus_files, TextRecord, {}, on_bad_row, cache_dir, max_bad_fraction)
         texts += store.column("text").to_pylist()
     digests = [{"file": f"{file.resolve().parent.name}/{file.name}", "sha256": _sha256(file)} for file in files]
-    return Sources(train, others, texts, digests)
+    made_before = [record for path in paths if (record := made_of(find_source(path))) is not None]
+    return Sources(train, others, texts, digests, made_before)
 
 
 def _files(source: Source, splits: Mapping[str, str | None]) -> Iterator[Path]:
