@@ -15,9 +15,9 @@ from torch import Tensor
 
 from acge_lightning.data.epoch import deal
 from acge_lightning.data.evaluation_set import EvaluationSet
+from acge_lightning.data.made_of import made_of
 from acge_lightning.data.records import Record
 from acge_lightning.data.row_issues import warn_once
-from acge_lightning.data.made_of import made_of
 from acge_lightning.data.source import Source, find_source
 from acge_lightning.data.splits import no_files, split_files, warn_of_left_files
 from acge_lightning.data.store import MAX_BAD, OnBadRow, Store, open_store

@@ -13,7 +13,7 @@ from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.export.model_card import model_card
 
-WORDS = "退货 物流 发票 换货 优惠 会员 支付 地址 保修 安装".split()
+WORDS = ["退货", "物流", "发票", "换货", "优惠", "会员", "支付", "地址", "保修", "安装"]
 
 
 def write(path, rows):
@@ -27,10 +27,19 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("made of")
     texts = [{"text": f"{one}和{other}的问题怎么办", "label": one} for one in WORDS for other in WORDS]
     write(root / "data/classification/topic/train.jsonl", [*texts, texts[0], texts[0]])
-    rows = [{"query": f"怎么{one}{other}", "positive": [f"{one}请看{other}的说明，三天内处理"]} for one in WORDS for other in WORDS]
+    rows = [
+        {"query": f"怎么{one}{other}", "positive": [f"{one}请看{other}的说明，三天内处理"]} for one in WORDS for other in WORDS
+    ]
     write(root / "data/retrieval/faq/train.jsonl", rows)
     run(clean, "clean", f"source={root / 'data'}", f"out={root / 'cleaned'}")
-    run(mine, "mine", "model=bm25", f"source={root / 'cleaned/retrieval/faq'}", f"out={root / 'mined'}", f"paths.output_dir={root}")
+    run(
+        mine,
+        "mine",
+        "model=bm25",
+        f"source={root / 'cleaned/retrieval/faq'}",
+        f"out={root / 'mined'}",
+        f"paths.output_dir={root}",
+    )
     return root
 
 
