@@ -27,6 +27,7 @@ _LIBRARIES = {  # command -> those of extras that it always needs
     "mine": ("opencc",),
     "report": ("matplotlib", "jinja2"),
 }
+_ROLES = ("query", "document")
 _REMEDIES = {"paths.data_dir": "give the folder that holds FAMILY/DATASET folders"}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet|xlsx|txt)(\.gz)?", re.IGNORECASE)
@@ -53,6 +54,25 @@ def check(name: str, cfg: DictConfig) -> None:
         if not Path(path).expanduser().exists():
             remedy = f": {_REMEDIES[key]}" if key in _REMEDIES else ""
             raise InputError(f"{key}={path} is not there: {nearest(Path(path).expanduser())}{remedy}")
+
+
+def checked_prompts(prompts: Mapping[str, str] | None, known: Mapping[str, str], key: str) -> Mapping[str, str]:
+    """Check which prompts an encoder is to use.
+
+    Args:
+        prompts: role (query, document) -> name of a prompt.
+        known: the encoder's prompts.
+        key: of the config, for messages.
+
+    Raises:
+        InputError: no role, or no prompt of the encoder.
+    """
+    for role, name in (prompts or {}).items():
+        if role not in _ROLES:
+            raise InputError(f"{key}.{role} is no role: choose from {', '.join(_ROLES)}")
+        if name not in known:
+            raise InputError(f"{key}.{role}={name} is unknown: this encoder has {sorted(known) or 'no prompts'}")
+    return prompts or {}
 
 
 def _check_model(path: str, baselines: Sequence[str]) -> None:

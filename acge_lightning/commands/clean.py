@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.table import Table
 
+from acge_lightning.commands.checks import checked_prompts
 from acge_lightning.config.building import plain
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import check_target, whole_folder
@@ -21,6 +24,7 @@ from acge_lightning.report.cleaning import cleaning_page
 from acge_lightning.terminal import ProgressBar, show, track
 
 _LOG = logging.getLogger(__name__)
+_RECORDED = ("source", "family", "tasks", "evaluation", "columns", "labels", "steps", "quality")  # settings in the manifest
 
 
 def run(cfg: DictConfig) -> None:
@@ -34,18 +38,21 @@ def run(cfg: DictConfig) -> None:
     if config["steps"].get("leaks") is not None and not evaluated:
         _LOG.warning("there are no evaluation rows, so leaks are not looked for: give evaluation=DIR, a folder of data sets")
     _check_outside(config["out"], [*datasets, *evaluated])
+    steps = _with_encoder(config["steps"])
     sources = digests([*datasets, *(data for data in evaluated if data not in datasets)])
     evaluated_only = [data for data in datasets if not data.train]
     datasets = [data for data in datasets if data.train]
     pile = _read(datasets, evaluated, config)
     with ProgressBar("clean", "steps", sum(config["steps"].get(name) is not None for name in STEPS)) as progress:
         results = []
-        for result in clean(pile, config["steps"]):
+        for result in clean(pile, steps):
             results.append(result)
             progress.advance()
-    settings = {key: config[key] for key in ("source", "family", "tasks", "evaluation", "columns", "labels", "steps")}
+    settings = {
+        key: config[key] for key in ("source", "family", "tasks", "evaluation", "columns", "labels", "steps", "quality")
+    }
     with whole_folder(config["out"]) as folder:
-        manifest = write(pile, folder, sources, settings, evaluated_only)
+        manifest = write(pile, folder, sources, settings, evaluated_only, config["quality"])
         (folder / "report.html").write_text(cleaning_page(folder), encoding="utf-8")
     show(_step_table(results), _row_table(manifest["counts"]))
     out = config["out"]
@@ -78,6 +85,24 @@ def _read(datasets: list[DataFiles], evaluated: list[DataFiles], config: dict[st
         if rows.unread:
             _LOG.warning("%s: %d evaluation rows cannot be read, and are not looked for", rows.data.name, len(rows.unread))
     return Pile(read[: len(datasets)], read[len(datasets) :])
+
+
+def _with_encoder(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the steps; of `consistency`, with what embeds texts in place of its model, prompts and device."""
+    settings = dict(steps.get("consistency") or {})
+    model, prompts, device = (settings.pop(key, None) for key in ("model", "prompts", "device"))
+    if model is None:
+        return dict(steps)
+    from acge_lightning.embed.cache import Embeddings  # torch, which the other steps do without
+    from acge_lightning.zoo.pretrained import load
+
+    embeddings = Embeddings(load(model, device=device))
+    names = checked_prompts(prompts, embeddings.encoder.prompts, "steps.consistency.prompts")
+
+    def embed(texts: Sequence[str], role: str) -> np.ndarray:
+        return embeddings.encode(list(texts), names.get(role)).numpy()
+
+    return dict(steps) | {"consistency": settings | {"embed": embed}}
 
 
 def _step_table(results: list[StepResult]) -> Table:

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.table import Table
 
+from acge_lightning.commands.checks import checked_prompts
 from acge_lightning.config.building import plain
 from acge_lightning.config.secrets import recorded
 from acge_lightning.embed.cache import Embeddings
@@ -30,7 +31,6 @@ from acge_lightning.zoo.pretrained import load
 
 _BM25 = "bm25"
 _READING = ("columns", "splits", "on_bad_row", "max_bad_fraction")
-_ROLES = ("query", "document")
 _RULES = tuple(field.name for field in fields(Rules))
 
 
@@ -85,7 +85,7 @@ def _neighbours(config: Mapping[str, Any], judged: JudgedTexts) -> tuple[Neighbo
     if config["model"] == _BM25:
         return LexicalNeighbours(judged.queries, texts), None
     embeddings = _embeddings(config, config["model"])
-    prompts = _checked_prompts(embeddings, config["prompts"], "prompts")
+    prompts = checked_prompts(config["prompts"], embeddings.encoder.prompts, "prompts")
     with ProgressBar("embed", "texts", len(judged.queries) + len(texts)) as bar:
         queries = embedded(embeddings, judged.queries, prompts.get("query"), bar.advance)
         documents = embedded(embeddings, texts, prompts.get("document"), bar.advance)
@@ -101,23 +101,13 @@ def _scorer(config: Mapping[str, Any]) -> tuple[Scorer | None, str | None]:
         encoder = CrossEncoder(folder, config["device"])
         return encoder, encoder.hash
     embeddings = _embeddings(config, config["scorer"])
-    prompts = _checked_prompts(embeddings, config["scorer_prompts"], "scorer_prompts")
+    prompts = checked_prompts(config["scorer_prompts"], embeddings.encoder.prompts, "scorer_prompts")
     return EncoderScorer(embeddings, prompts.get("query"), prompts.get("document")), embeddings.hash
 
 
 def _embeddings(config: Mapping[str, Any], model: str) -> Embeddings:
     """Those of an encoder, kept by the hash of its weights."""
     return Embeddings(load(model, device=config["device"]), Path(config["paths"]["cache_dir"]).expanduser() / "embeddings")
-
-
-def _checked_prompts(embeddings: Embeddings, prompts: Mapping[str, str] | None, key: str) -> Mapping[str, str]:
-    for role, name in (prompts or {}).items():
-        if role not in _ROLES:
-            raise InputError(f"{key}.{role} is no role: choose from {', '.join(_ROLES)}")
-        if name not in embeddings.encoder.prompts:
-            has = sorted(embeddings.encoder.prompts) or "no prompts"
-            raise InputError(f"{key}.{role}={name} is unknown: this encoder has {has}")
-    return prompts or {}
 
 
 def _listed_scores(judged: JudgedTexts, neighbours: Neighbours, scorer: Scorer | None) -> np.ndarray:

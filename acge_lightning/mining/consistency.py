@@ -98,7 +98,7 @@ def inconsistent_pairs(*ranks: Ranks, share: float = 0.02) -> Findings:
 
     Args:
         *ranks: of the same rows: by TF-IDF, by an encoder's vectors, or both.
-        share: of the pool.
+        share: of the pool; 1 finds none.
 
     Returns:
         The rows to drop, each with its best rank, and the row whose positive is first in that ranking.
@@ -112,7 +112,7 @@ def inconsistent_pairs(*ranks: Ranks, share: float = 0.02) -> Findings:
     """
     if not ranks or len({len(one.ranks) for one in ranks}) > 1:
         raise InputError(f"{len(ranks)} rankings of {[len(one.ranks) for one in ranks]} rows: give at least one, of equal rows")
-    if not 0 < share < 1:
+    if not 0 < share <= 1:
         raise InputError(f"share={share} is no share of the pool: give .01 to .03")
     all_ranks = np.stack([one.ranks for one in ranks])
     limits = np.array([max(1.0, share * one.pool) for one in ranks])

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ def write(
     sources: Mapping[str, Mapping[str, str]],
     settings: Mapping[str, Any],
     evaluated_only: Sequence[DataFiles] = (),
+    quality: str | None = None,
 ) -> dict[str, Any]:
     """Write all files of a cleaned pile but its report.
 
@@ -47,17 +48,19 @@ def write(
         sources: of `digests`, taken before the rows were read.
         settings: of the command, for the manifest.
         evaluated_only: data sets without training rows, whose files are copied.
+        quality: name of a column that rows get, with four decimals; None: they get none. Sets with a corpus have no rows of
+            their own, and get none.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: an input has changed since.
+        InputError: an input has changed since, or rows have a column of that name already.
     """
     for data in [*evaluated_only, *(rows.data for rows in pile.rows)]:
         _copy_files(data, _target(folder, data))
     for number, rows in enumerate(pile.rows):
-        _write_rows(rows, pile.kept[number], _target(folder, rows.data))
+        _write_rows(rows, pile.kept[number], _target(folder, rows.data), _scored(rows, quality, pile.quality[number]))
         name = re.sub(r"[^\w.-]+", "-", rows.data.name)
         _write_quarantine(pile, number, folder / QUARANTINE / f"{name}.jsonl")
     _check_unchanged(sources)
@@ -109,11 +112,28 @@ def _copy_files(data: DataFiles, target: Path) -> None:
         shutil.copyfile(file, copy)
 
 
-def _write_rows(rows: Rows, kept: np.ndarray, target: Path) -> None:
+def _scored(rows: Rows, quality: str | None, scores: np.ndarray) -> Callable[[int], dict[str, Any]]:
+    """What gives a row its fields, with a score among them if they are asked for."""
+    if quality is None:
+        return rows.record
+
+    def record(row: int) -> dict[str, Any]:
+        fields = rows.record(row)
+        if quality in fields:
+            where = rows.where(row)
+            raise InputError(
+                f"{where['file']}, line {where['line']} has a column {quality!r} already: give quality another name"
+            )
+        return fields | {quality: round(float(scores[row]), 4)}
+
+    return record
+
+
+def _write_rows(rows: Rows, kept: np.ndarray, target: Path, record: Callable[[int], dict[str, Any]]) -> None:
     """Write the kept rows as `train.jsonl.gz`, or as `qrels/train.tsv`."""
     if rows.data.corpus is None:
         with _gzipped(target / "train.jsonl.gz") as lines:
-            _write_lines(lines, (rows.record(row) for row in np.flatnonzero(kept).tolist()))
+            _write_lines(lines, map(record, np.flatnonzero(kept).tolist()))
     else:
         left_out = {rows.record(row)["_id"] for row in np.flatnonzero(~kept).tolist()}
         issues = RowIssues(None)

@@ -59,6 +59,7 @@ class Pile:
         kept: Bool[n] a data set: whether each row is kept.
         dropped: a data set: row -> why it is left out.
         reported: a data set: row -> what is odd about a row that is kept.
+        quality: Float64[n] a data set: of each row, 1 where no step measured anything; see `mining.quality`.
     """
 
     rows: list[Rows]
@@ -66,11 +67,13 @@ class Pile:
     kept: list[np.ndarray] = field(init=False)
     dropped: list[dict[int, Reason]] = field(init=False)
     reported: list[dict[int, Reason]] = field(init=False)
+    quality: list[np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
         self.kept = [np.ones(len(rows), dtype=bool) for rows in self.rows]
         self.dropped = [{} for _ in self.rows]
         self.reported = [{} for _ in self.rows]
+        self.quality = [np.ones(len(rows)) for rows in self.rows]
 
     def groups(self, families: Sequence[Collection[str]]) -> Iterator[Group]:
         """Yield the kept rows that are looked at together.
@@ -110,6 +113,12 @@ class Pile:
             elif self.kept[dataset][number]:
                 self.kept[dataset][number] = False
                 self.dropped[dataset][number] = reason
+
+    def weigh(self, quality: np.ndarray, rows: Group) -> None:
+        """Multiply the quality of the rows of a group by Float64[n]."""
+        for dataset in np.unique(rows.dataset):
+            of_dataset = rows.dataset == dataset
+            self.quality[dataset][rows.row[of_dataset]] *= quality[of_dataset]
 
     def counts(self, reported: bool = False) -> list[dict[str, int]]:
         """Count the rows that are left out, or only reported: for each data set, reason -> rows."""

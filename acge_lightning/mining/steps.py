@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ from acge_lightning.mining.normalise import duplicate_keys, row_keys, text_keys
 from acge_lightning.mining.opposite_labels import contradictions
 from acge_lightning.mining.pile import Group, Pile
 from acge_lightning.mining.training_rows import Rows
+from acge_lightning.mining.weights import quality
 
 PAIRS, QUERIES, LABELLED = ("sts", "pair"), ("retrieval", "triplet", "reranking"), ("classification", "clustering")
 TOGETHER = (PAIRS, QUERIES, ("unlabelled",))  # families whose data sets must not repeat each other's rows
 _TEXTS = ("text", "text1", "text2", "query")  # fields of one text
 _LONG = 2_000  # characters of positives that are compared
 _LISTS = ("positive", "negative")  # of several
+Embed = Callable[[Sequence[str], str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def duplicate_step(pile: Pile, near: bool = True) -> None:
         keys = row_keys(columns, group.family)
         for findings in near_duplicates(keys, _labels(pile, group), unordered=group.family in PAIRS):
             pile.apply(findings, group, drop=findings.reason not in reported)
+            if findings.reason in reported:
+                pile.weigh(quality(len(group), reported=[findings]), group)
 
 
 def _positive(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -241,17 +245,39 @@ def label_step(pile: Pile, share: float = 0.02) -> None:
     for group in pile.groups(()):
         if group.family in LABELLED:
             texts, labels = group.columns["text"], group.columns["label"]
-            pile.apply(doubtful_labels(label_confidence(texts, labels, text_keys(texts)), share), group)
+            confidence = label_confidence(texts, labels, text_keys(texts))
+            pile.apply(doubtful_labels(confidence, share), group)
+            pile.weigh(quality(len(group), confidence), group)
 
 
-def consistency_step(pile: Pile, share: float = 0.02) -> None:
-    """Leave out pairs and queries none of whose positives ranks near the top of a pool of others, by TF-IDF."""
+def consistency_step(pile: Pile, share: float = 0.02, tfidf: bool = True, embed: Embed | None = None) -> None:
+    """Leave out pairs and queries none of whose positives ranks near the top of a pool of others.
+
+    Args:
+        pile: is changed.
+        share: of the pool that is near its top; 1 leaves no row out, and measures the rows all the same.
+        tfidf: whether TF-IDF ranks them.
+        embed: texts, `query` or `document` -> Float[n, d] of an encoder that has not been trained on these rows, which ranks
+            them too: a row stays if one of the two has a positive of it near the top.
+
+    Raises:
+        InputError: neither of the two is asked for.
+    """
+    if not tfidf and embed is None:
+        raise InputError("steps.consistency has tfidf=false and no model: give one, or tfidf=true")
     for group in pile.groups(()):
         row, query, positive = _positive_pairs(group)
         if not len(row):
             continue
-        ranks = positive_ranks(query, positive, text_keys(positive), text_keys(query))
-        found = inconsistent_pairs(ranks, share=share)
+        sides: list[tuple[Any, Any]] = [(query, positive)] if tfidf else []
+        if embed is not None:
+            sides.append((embed(query, "query"), embed(positive, "document")))
+        query_keys, positive_keys = text_keys(query), text_keys(positive)
+        rankings = [positive_ranks(*pair, positive_keys, query_keys) for pair in sides]
+        best = np.zeros(len(group))
+        np.maximum.at(best, row, quality(len(row), ranks=rankings))
+        pile.weigh(np.where(np.isin(np.arange(len(group)), row), best, 1.0), group)
+        found = inconsistent_pairs(*rankings, share=share)
         pairs = np.bincount(row, minlength=len(group))
         failed = np.bincount(row[found.rows], minlength=len(group))
         first = np.unique(row[found.rows], return_index=True)[1]  # of the pairs of each row
