@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from acge_lightning.commands.checks import checked_prompts
+from acge_lightning.commands.unlabelled_pairs import write_pairs
 from acge_lightning.config.building import plain
 from acge_lightning.config.secrets import recorded
 from acge_lightning.embed.cache import Embeddings
@@ -24,7 +26,7 @@ from acge_lightning.mining.miner import Scorer, embedded, mine
 from acge_lightning.mining.neighbours import DenseNeighbours, LexicalNeighbours, Neighbours
 from acge_lightning.mining.rules import Rules
 from acge_lightning.mining.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
-from acge_lightning.mining.sources import read_sources
+from acge_lightning.mining.sources import Sources, read_sources
 from acge_lightning.terminal import ProgressBar, show
 from acge_lightning.zoo.location import resolve
 from acge_lightning.zoo.pretrained import load
@@ -40,8 +42,23 @@ def run(cfg: DictConfig) -> None:
     rules = Rules(**{name: config[name] for name in _RULES})
     _check_choices(config)
     check_target(config["out"])
+    with TemporaryDirectory() as temporary:
+        _mine(cfg, config, rules, _sources(config, Path(temporary)))
+
+
+def _sources(config: Mapping[str, Any], temporary: Path) -> Sources:
+    """Read the data sets; of text without labels, pairs are made first."""
     reading = {key: config[key] for key in _READING} | {"cache_dir": config["paths"]["cache_dir"]}
-    sources = read_sources(config["source"], config["corpus"] or (), **reading)
+    if config["pairs"] is None:
+        return read_sources(config["source"], config["corpus"] or (), **reading)
+    paths = [config["source"]] if isinstance(config["source"], str) else config["source"]
+    pairs = write_pairs(paths, config["pairs"], temporary / "pairs.jsonl")
+    show(*pairs.told)
+    sources = read_sources(temporary / "pairs.jsonl", config["corpus"] or (), cache_dir=temporary / "cache")
+    return replace(sources, digests=[*pairs.digests, *sources.digests[1:]])
+
+
+def _mine(cfg: DictConfig, config: Mapping[str, Any], rules: Rules, sources: Sources) -> None:
     judged = combine_judgements(sources.train, sources.others, sources.texts)
     _tell_what_is_small(judged, rules)
     neighbours, model_hash = _neighbours(config, judged)
@@ -56,6 +73,7 @@ def run(cfg: DictConfig) -> None:
         "made_by": f"acge mine, acge-lightning {version('acge-lightning')}",
         "sources": sources.digests,
         "made_of": sources.made_of,
+        "pairs": config["pairs"],
         "model": {"name": str(names["model"]), "hash": model_hash, "prompts": config["prompts"]},
         "scorer": {"name": str(names["scorer"]), "hash": scorer_hash, "prompts": config["scorer_prompts"]} if scorer else None,
         "rules": asdict(rules) | {"short": config["short"]},
