@@ -110,7 +110,7 @@ def _step_table(results: list[StepResult]) -> Table:
     for name in ("step", "rows", "left out", "reported", "seconds", "rows/s"):
         table.add_column(name, justify="left" if name == "step" else "right")
     for result in results:
-        rate = f"{result.rows / result.seconds:,.0f}" if result.seconds else ""
+        rate = f"{result.rows / result.seconds:,.0f}" if result.seconds >= 0.001 else ""
         numbers = [f"{value:,}" for value in (result.rows, result.dropped, result.reported)]
         table.add_row(result.name, *numbers, f"{result.seconds:.1f}", rate)
     return table
