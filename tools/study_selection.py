@@ -88,7 +88,7 @@ def prepare(data: Path, folder: Path, noise: float, seed: int) -> None:
 def train(data: Path, folder: Path, way: str, seed: int, steps: int, every: int) -> dict[int, float]:
     """Train one way: the dev score by the step."""
     out, rows = folder / f"{way}{seed}", folder / ("selected" if way == "selected" else "scored") / "triplet"
-    words = ["train", "--config-dir", str(folder / "conf"), "encoder=static", "optim=adamw_static"]
+    words = ["train", "--config-dir", str(folder / "conf"), "encoder=static", "optim=adamw_static_low"]
     words += [f"task=[{','.join((*SETS, *(f'{name}_rows' for name in SETS)))}]", f"paths.data_dir={data}", f"seed={seed}"]
     words += [f"+task.{name}.weight=0" for name in SETS]
     words += [f"task.{name}_rows.data.path={rows / name}" for name in SETS]

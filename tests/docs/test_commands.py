@@ -38,7 +38,12 @@ NOT_RUN = {  # pattern of a command -> what it needs
     r"torchrun ": "several machines",
     r".*trainer\.(devices=[48]|num_nodes)": "several GPUs",
 }
-MEASURED = ("docs/matryoshka.md", "docs/continual.md", "docs/evaluation.md")  # whose commands need benchmark data and hours
+MEASURED = (  # whose commands need benchmark data and hours, or files of a reader
+    "docs/matryoshka.md",
+    "docs/continual.md",
+    "docs/evaluation.md",
+    "docs/forensics.md",
+)
 SAME = {"公司数据.csv": "pairs.csv"}  # of a Chinese page -> of its English one
 
 
