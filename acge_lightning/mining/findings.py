@@ -35,3 +35,13 @@ class Findings:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def part(self, chosen: np.ndarray, reason: str | None = None) -> Findings:
+        """Take some of them.
+
+        Args:
+            chosen: Bool[n].
+            reason: another one; None: the same.
+        """
+        rows = np.flatnonzero(chosen)
+        return Findings(reason or self.reason, self.rows[rows], self.others[rows], self.values[rows])

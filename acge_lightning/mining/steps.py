@@ -27,6 +27,7 @@ from acge_lightning.mining.weights import quality
 
 PAIRS, QUERIES, LABELLED = ("sts", "pair"), ("retrieval", "triplet", "reranking"), ("classification", "clustering")
 TOGETHER = (PAIRS, QUERIES, ("unlabelled",))  # families whose data sets must not repeat each other's rows
+NEAR_QUERY = "near duplicate, other query"
 _TEXTS = ("text", "text1", "text2", "query")  # fields of one text
 _LONG = 2_000  # characters of positives that are compared
 _LISTS = ("positive", "negative")  # of several
@@ -124,18 +125,30 @@ def duplicate_step(pile: Pile, near: bool = True) -> None:
 
     Args:
         pile: is changed.
-        near: whether near duplicates of 16 characters or more are left out; else they are reported, as shorter ones are.
+        near: whether near duplicates of 16 characters or more are left out; else they are reported, as shorter ones are, and
+            queries with a positive where the queries differ: in manuals and statutes one word makes them other ones.
     """
-    reported = (NEAR_SHORT,) if near else (NEAR, NEAR_SHORT)
+    reported = (NEAR_SHORT, NEAR_QUERY) if near else (NEAR, NEAR_SHORT, NEAR_QUERY)
     for group in pile.groups(TOGETHER):
         columns = group.columns
         if group.family in QUERIES:
             columns = {"query": columns["query"], "positive": [_positive(texts) for texts in columns["positive"]]}
         keys = row_keys(columns, group.family)
-        for findings in near_duplicates(keys, _labels(pile, group), unordered=group.family in PAIRS):
+        for findings in _by_query(near_duplicates(keys, _labels(pile, group), unordered=group.family in PAIRS), group):
             pile.apply(findings, group, drop=findings.reason not in reported)
             if findings.reason in reported:
                 pile.weigh(quality(len(group), reported=[findings]), group)
+
+
+def _by_query(findings: list[Findings], group: Group) -> Iterator[Findings]:
+    """Tell near duplicates of one query from those whose queries differ."""
+    for found in findings:
+        if found.reason == NEAR and group.family in QUERIES:
+            query = np.array(text_keys(group.columns["query"]), dtype=object)
+            differs = query[found.rows] != query[found.others]
+            yield from (part for part in (found.part(~differs), found.part(differs, NEAR_QUERY)) if len(part))
+        else:
+            yield found
 
 
 def _positive(texts: tuple[str, ...]) -> tuple[str, ...]:

@@ -192,3 +192,19 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_writes_the_same_bytes(fold
     ]
     assert files[0] == files[1]
     assert [path.name for path in tmp_path.iterdir() if "cut" in path.name and path.name != ".cut.lock"] == ["cut"]
+
+
+def test_near_copies_of_queries_are_left_out_only_where_the_query_is_the_same(tmp_path):
+    manual = "在控制台的左侧导航栏中选择实例，然后点击右上角的按钮，在弹出的窗口中确认操作"
+    rows = [
+        {"query": "怎样删除一个正在运行的云服务器实例呢", "positive": [f"{manual}，删除。"]},
+        {"query": "怎样查询一个正在运行的云服务器实例呢", "positive": [f"{manual}，查询。"]},
+        {"query": "怎样删除一个正在运行的云服务器实例呢？", "positive": [f"{manual}，就删除。"]},
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    run(f"source={tmp_path / 'a.jsonl'}", "family=triplet", f"out={tmp_path / 'out'}")
+    assert [row["positive"] for row in kept(tmp_path / "out/train.jsonl.gz")] == [row["positive"] for row in rows[:2]]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    [counts] = manifest["counts"].values()
+    assert counts["left_out"] == {"near duplicate": 1}
+    assert counts["reported"] == {"near duplicate, other query": 1}
