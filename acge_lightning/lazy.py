@@ -19,6 +19,7 @@ EXTRAS = {
     "eval": ("bm25s", "mteb", "opencc"),
     "search": ("faiss",),
     "mining": ("rensa", "rapidfuzz", "opencc", "faiss"),
+    "ray": ("ray",),
     "excel": ("python_calamine",),
 }
 
