@@ -48,6 +48,7 @@ OUTSIDE = {
     ("mteb", "datasets"): "evaluation/mteb/*",
     ("faiss",): "search/ann.py mining/neighbours.py",
     ("rensa",): "mining/signatures.py",
+    ("ray",): "mining/engine/ray.py",
     ("tools", "tests"): "",
 }
 # Files of a room -> what of the rooms that it may import they may not.

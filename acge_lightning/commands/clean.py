@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from acge_lightning.commands.checks import checked_prompts
 from acge_lightning.config.building import plain
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import check_target, whole_folder
+from acge_lightning.mining.engine.shards import Run, open_engine
 from acge_lightning.mining.output import QUARANTINE, digests, write
 from acge_lightning.mining.pile import Pile
+from acge_lightning.mining.row_shards import read_datasets
 from acge_lightning.mining.steps import STEPS, StepResult, clean
-from acge_lightning.mining.training_rows import DataFiles, ReadingSettings, find_datasets, read_rows
+from acge_lightning.mining.training_rows import DataFiles, ReadingSettings, find_datasets
 from acge_lightning.report.cleaning import cleaning_page
 from acge_lightning.terminal import ProgressBar, show, track
 
@@ -42,21 +43,33 @@ def run(cfg: DictConfig) -> None:
     sources = digests([*datasets, *(data for data in evaluated if data not in datasets)])
     evaluated_only = [data for data in datasets if not data.train]
     datasets = [data for data in datasets if data.train]
-    pile = _read(datasets, evaluated, config)
-    with ProgressBar("clean", "steps", sum(config["steps"].get(name) is not None for name in STEPS)) as progress:
-        results = []
-        for result in clean(pile, steps):
-            results.append(result)
-            progress.advance()
-    settings = {
-        key: config[key] for key in ("source", "family", "tasks", "evaluation", "columns", "labels", "steps", "quality")
-    }
-    with whole_folder(config["out"]) as folder:
-        manifest = write(pile, folder, sources, settings, evaluated_only, config["quality"])
-        (folder / "report.html").write_text(cleaning_page(folder), encoding="utf-8")
+    with open_engine(config["engine"], config["out"], config["workers"], config["ray_address"]) as shards:
+        pile = _read(datasets, evaluated, sources, config, shards)
+        results = _clean(pile, steps, shards)
+        manifest = _write(pile, evaluated_only, sources, config)
     show(_step_table(results), _row_table(manifest["counts"]))
     out = config["out"]
     show(f"The rows are in {out}, those left out in {out}/{QUARANTINE}, examples of them in {out}/report.html")
+
+
+def _clean(pile: Pile, steps: dict[str, Any], shards: Run) -> list[StepResult]:
+    with ProgressBar("clean", "steps", sum(steps.get(name) is not None for name in STEPS)) as progress:
+        results = []
+        for result in clean(pile, steps, shards):
+            results.append(result)
+            progress.advance()
+    return results
+
+
+def _write(
+    pile: Pile, evaluated_only: list[DataFiles], sources: dict[str, dict[str, str]], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the folder; return its manifest, which does not depend on the engine."""
+    settings = {key: config[key] for key in _RECORDED}
+    with whole_folder(config["out"]) as folder:
+        manifest = write(pile, folder, sources, settings, evaluated_only, config["quality"])
+        (folder / "report.html").write_text(cleaning_page(folder), encoding="utf-8")
+    return manifest
 
 
 def _check_outside(out: str, datasets: list[DataFiles]) -> None:
@@ -75,12 +88,16 @@ def _evaluation_sets(datasets: list[DataFiles], folders: str | list[str] | None)
     return [data for data in [*datasets, *(d for d in further if d not in datasets)] if data.evaluation]
 
 
-def _read(datasets: list[DataFiles], evaluated: list[DataFiles], config: dict[str, Any]) -> Pile:
+def _read(
+    datasets: list[DataFiles],
+    evaluated: list[DataFiles],
+    sources: dict[str, dict[str, str]],
+    config: dict[str, Any],
+    shards: Run,
+) -> Pile:
     settings = ReadingSettings(config["columns"] or {}, config["labels"] or {}, config["on_bad_row"])
     jobs = [(data, data.train) for data in datasets] + [(data, data.evaluation) for data in evaluated]
-    with TemporaryDirectory() as temporary:
-        quarantine = Path(temporary) / "bad.jsonl"
-        read = [read_rows(data, files, settings, quarantine) for data, files in track(jobs, "read", "data sets")]
+    read = list(track(read_datasets(jobs, settings, sources, shards), "read", "data sets", len(jobs)))
     for rows in read[len(datasets) :]:
         if rows.unread:
             _LOG.warning("%s: %d evaluation rows cannot be read, and are not looked for", rows.data.name, len(rows.unread))

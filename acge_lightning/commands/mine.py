@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +15,14 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from acge_lightning.commands.checks import checked_prompts
+from acge_lightning.commands.mine_shards import BlockEncoder, BlockScorer
 from acge_lightning.commands.unlabelled_pairs import write_pairs
 from acge_lightning.config.building import plain
 from acge_lightning.config.secrets import recorded
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import check_target
+from acge_lightning.mining.engine.shards import Run, in_process, open_engine
 from acge_lightning.mining.judged_texts import JudgedTexts, combine_judgements
 from acge_lightning.mining.mined_folder import FILES, counts, mined_rows, write_mined
 from acge_lightning.mining.miner import Scorer, embedded, mine
@@ -58,11 +61,18 @@ def _sources(config: Mapping[str, Any], temporary: Path) -> Sources:
     return replace(sources, digests=[*pairs.digests, *sources.digests[1:]])
 
 
-def _mine(cfg: DictConfig, config: Mapping[str, Any], rules: Rules, sources: Sources) -> None:
+def _mine(cfg: DictConfig, config: dict[str, Any], rules: Rules, sources: Sources) -> None:
     judged = combine_judgements(sources.train, sources.others, sources.texts)
     _tell_what_is_small(judged, rules)
-    neighbours, model_hash = _neighbours(config, judged)
-    scorer, scorer_hash = _scorer(config)
+    with open_engine(config["engine"], config["out"], config["workers"], config["ray_address"]) as shards:
+        _mine_and_write(cfg, config, rules, sources, judged, shards)
+
+
+def _mine_and_write(
+    cfg: DictConfig, config: dict[str, Any], rules: Rules, sources: Sources, judged: JudgedTexts, shards: Run
+) -> None:
+    neighbours, model_hash = _neighbours(config, judged, shards)
+    scorer, scorer_hash = _scorer(config, shards)
     with ProgressBar("mine", "queries", len(judged.queries)) as bar:
         mined = mine(judged, neighbours, rules, scorer, bar.advance)
     least = rules.negatives if config["short"] == "drop" else 0
@@ -97,7 +107,7 @@ def _tell_what_is_small(judged: JudgedTexts, rules: Rules) -> None:
         show(f"There are {judged.candidate_count:,} texts, fewer than range_max={rules.range_max}: all of them are looked at")
 
 
-def _neighbours(config: Mapping[str, Any], judged: JudgedTexts) -> tuple[Neighbours, str | None]:
+def _neighbours(config: Mapping[str, Any], judged: JudgedTexts, shards: Run) -> tuple[Neighbours, str | None]:
     """What candidates come from, and the hash of the encoder."""
     texts = judged.texts[: judged.candidate_count]
     if config["model"] == _BM25:
@@ -105,22 +115,30 @@ def _neighbours(config: Mapping[str, Any], judged: JudgedTexts) -> tuple[Neighbo
     embeddings = _embeddings(config, config["model"])
     prompts = checked_prompts(config["prompts"], embeddings.encoder.prompts, "prompts")
     with ProgressBar("embed", "texts", len(judged.queries) + len(texts)) as bar:
-        queries = embedded(embeddings, judged.queries, prompts.get("query"), bar.advance)
-        documents = embedded(embeddings, texts, prompts.get("document"), bar.advance)
+        compute = _compute(config, config["model"], embeddings, shards)
+        queries = embedded(embeddings, judged.queries, prompts.get("query"), bar.advance, compute)
+        documents = embedded(embeddings, texts, prompts.get("document"), bar.advance, compute)
     return DenseNeighbours(queries, documents), embeddings.hash
 
 
-def _scorer(config: Mapping[str, Any]) -> tuple[Scorer | None, str | None]:
+def _scorer(config: Mapping[str, Any], shards: Run) -> tuple[Scorer | None, str | None]:
     """The second scorer, and the hash of its weights."""
     if config["scorer"] is None:
         return None, None
     folder = resolve(config["scorer"])
     if is_cross_encoder(folder):
         encoder = CrossEncoder(folder, config["device"])
-        return encoder, encoder.hash
+        scorer = encoder if shards is in_process else BlockScorer(shards, folder, config["device"], encoder.hash)
+        return scorer, encoder.hash
     embeddings = _embeddings(config, config["scorer"])
     prompts = checked_prompts(config["scorer_prompts"], embeddings.encoder.prompts, "scorer_prompts")
-    return EncoderScorer(embeddings, prompts.get("query"), prompts.get("document")), embeddings.hash
+    embed = partial(embedded, embeddings, compute=_compute(config, config["scorer"], embeddings, shards))
+    return EncoderScorer(embed, prompts.get("query"), prompts.get("document")), embeddings.hash
+
+
+def _compute(config: Mapping[str, Any], model: str, embeddings: Embeddings, shards: Run) -> BlockEncoder | None:
+    """What embeds texts in workers; None for this process."""
+    return None if shards is in_process else BlockEncoder(shards, model, config["device"], embeddings.hash)
 
 
 def _embeddings(config: Mapping[str, Any], model: str) -> Embeddings:

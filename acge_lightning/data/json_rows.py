@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,8 +34,12 @@ _JSON = json.JSONDecoder(object_pairs_hook=_object)
 _LENIENT = json.JSONDecoder()
 
 
-def json_rows(file: Path) -> Iterator[NumberedRow]:
+def json_rows(file: Path, span: tuple[int, int | None] | None = None) -> Iterator[NumberedRow]:
     """(line on which it begins, row) of each object: one a line, or those of one list, which may run over lines.
+
+    Args:
+        file: of JSON.
+        span: lines that are read, from 0 and before the end, of a file of one object a line.
 
     Raises:
         InputError: a list that is no JSON from some line on, columns in place of rows, an object that runs over lines.
@@ -48,7 +53,14 @@ def json_rows(file: Path) -> Iterator[NumberedRow]:
         if _runs_over_lines(start):
             remedy = "write each on one line, jq -c . FILE, or all in one list [{…}, {…}]"
             raise InputError(f"{file}: an object runs over several lines: {remedy}")
-        yield from _line_rows(text, file)
+        first, last = span or (0, None)
+        yield from _line_rows(islice(enumerate(text, 1), first, last), file)
+
+
+def is_lines(file: Path) -> bool:
+    """Tell whether a file of JSON has an object a line, not a list of them."""
+    with open_text(file) as text:
+        return _LIST.match(text.read(_START)) is None
 
 
 def _runs_over_lines(start: str) -> bool:
@@ -57,8 +69,8 @@ def _runs_over_lines(start: str) -> bool:
     return len(lines) == 2 and lines[0][0] == "{" and lines[0][-1] in "{[," and lines[1][0] in '"]}[0123456789'
 
 
-def _line_rows(lines: IO[str], file: Path) -> Iterator[NumberedRow]:
-    for number, line in enumerate(lines, 1):
+def _line_rows(lines: Iterable[tuple[int, str]], file: Path) -> Iterator[NumberedRow]:
+    for number, line in lines:
         if line.isspace():
             continue
         undecodable = _undecodable(line, file)

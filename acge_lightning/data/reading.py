@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from acge_lightning.data.columns import Columns, description, match_columns, missing_fields, typed, unmatched
-from acge_lightning.data.readers import rows
+from acge_lightning.data.readers import Span, rows
 from acge_lightning.data.records import NEUTRAL, DocumentRecord, Record, RowError, as_label, row_weight
 from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.errors import InputError
@@ -55,11 +55,11 @@ class Reading:
         for parsed in self.parsed_rows(files, issues):
             yield parsed.record, parsed.weight
 
-    def parsed_rows(self, files: Iterable[Path], issues: RowIssues) -> Iterator[ParsedRow]:
-        """The records of all files, their weights, and where each stood."""
+    def parsed_rows(self, files: Iterable[Path], issues: RowIssues, span: Span | None = None) -> Iterator[ParsedRow]:
+        """The records of all files (of a span of one, as `readers.spans` cuts it), their weights, and where each stood."""
         read: dict[str, tuple[Path, int]] = {}  # where each document was read, by its id
         for file in files:
-            for line, row, columns in self._rows(file, issues):
+            for line, row, columns in self._rows(file, issues, span):
                 try:
                     if isinstance(row, RowError):
                         raise row
@@ -80,17 +80,19 @@ class Reading:
                 else:
                     yield ParsedRow(file, line, row, columns, record, weight)
 
-    def _rows(self, file: Path, issues: RowIssues) -> Iterator[tuple[int, dict[str, Any] | RowError, Columns]]:
+    def _rows(
+        self, file: Path, issues: RowIssues, span: Span | None
+    ) -> Iterator[tuple[int, dict[str, Any] | RowError, Columns]]:
         """(line, row, the columns of its fields) of each row of a file."""
         if file.name.endswith(".parquet"):  # of which only the columns that matter are read
             columns = self._columns(file, [row for _, row in islice(rows(file, ()), 1)], issues)
             needed = {name for names in (*columns.values(), (self.weight,)) for name in names if name is not None}
-            lines = rows(file, None if self.all_columns else needed)
+            lines = rows(file, None if self.all_columns else needed, span)
         else:
             lines = rows(file)
             head = list(islice(lines, _HEAD))
             columns = self._columns(file, [row for _, row in head], issues)
-            lines = chain(head, lines)
+            lines = chain(head, lines) if span is None else rows(file, span=span)
         for line, row in lines:
             yield line, row, columns
 

@@ -88,8 +88,7 @@ class Embeddings:
 
     def encode(self, texts: list[str], prompt: str | None = None) -> Tensor:
         """Embed a list of texts with one prompt: Float32[texts, D], of length 1."""
-        prefix = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
-        keys = [hashlib.blake2b(prefix + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
+        keys = self._keys(texts, prompt)
         rows: dict[bytes, list[int]] = {}
         for row, key in enumerate(keys):
             rows.setdefault(key, []).append(row)
@@ -108,6 +107,19 @@ class Embeddings:
                 result[rows[key]] = vector
             self._keep(missing, vectors)
         return torch.from_numpy(result)
+
+    def missing(self, texts: list[str], prompt: str | None = None) -> list[str]:
+        """List the texts, each once, whose vectors are not there: `encode` would compute them, together."""
+        text_of = dict(zip(self._keys(texts, prompt), texts, strict=True))
+        return [text for key, text in text_of.items() if self._vector(key) is None]
+
+    def add(self, texts: list[str], vectors: np.ndarray, prompt: str | None = None) -> None:
+        """Keep vectors that the same encoder has computed elsewhere: Float32[texts, D], of length 1."""
+        self._keep(self._keys(texts, prompt), np.ascontiguousarray(vectors, dtype=np.float32))
+
+    def _keys(self, texts: list[str], prompt: str | None) -> list[bytes]:
+        prefix = b"" if prompt is None else self.encoder.prompts[prompt].encode() + b"\0"
+        return [hashlib.blake2b(prefix + t.encode(errors="surrogatepass"), digest_size=_KEY).digest() for t in texts]
 
     def _vector(self, key: bytes) -> np.ndarray | None:
         """The vector of a key, if there is one and it is what was written; else its file is dropped."""

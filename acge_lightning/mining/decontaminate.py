@@ -10,9 +10,18 @@ import pyarrow.compute as pc
 
 from acge_lightning.errors import InputError
 from acge_lightning.lazy import naming_extra
+from acge_lightning.mining.engine.shards import Run, in_process, tables
 from acge_lightning.mining.findings import Findings
 from acge_lightning.mining.normalise import SIDE, Texts, as_strings, spans
-from acge_lightning.mining.signatures import Signatures, candidates_between, code_points, distinct, grams, signatures
+from acge_lightning.mining.signatures import (
+    Signatures,
+    candidates_between,
+    code_points,
+    distinct,
+    grams,
+    signature_table,
+    signatures,
+)
 from acge_lightning.mining.similarity import NEAR, compare
 
 EXACT, EDITED, EMBEDDED = "leak, exact", "leak, edited", "leak, embedded"
@@ -28,7 +37,8 @@ _LONGEST = (
     2_000  # characters of an evaluation text that are looked for; of a training text, those around where most n-grams are
 )
 _CHUNK = 10_000
-_BATCH = 50_000
+_BATCH, _BYTES = 50_000, 20_000_000  # rows of a shard, and bytes; or pairs that are compared at once
+_NUMBERS = ("rows", "gram_hashes", "bounds", "postings", "counts")
 
 
 @dataclass(frozen=True)
@@ -53,13 +63,28 @@ class LeakIndex:
     postings: np.ndarray
     counts: np.ndarray
 
+    def table(self) -> pa.Table:
+        """Write it as a table of one row."""
+        values = {name: getattr(self, name) for name in ("keys", *_NUMBERS)}
+        values |= {name: column.combine_chunks() for name, column in _columns(self.signatures.table()).items()}
+        return pa.table({name: _one_list(pa.array(value)) for name, value in values.items()})
 
-def leak_index(keys: Texts) -> LeakIndex:
+    @classmethod
+    def of_table(cls, table: pa.Table) -> LeakIndex:
+        """Read it."""
+        values = {name: table[name].chunk(0).flatten() for name in table.column_names}
+        numbers = [values[name].to_numpy() for name in _NUMBERS]
+        hashed = pa.table({name: value for name, value in values.items() if name not in ("keys", *_NUMBERS)})
+        return cls(values["keys"], numbers[0], Signatures.of_tables([hashed], len(values["keys"])), *numbers[1:])
+
+
+def leak_index(keys: Texts, run: Run = in_process) -> LeakIndex:
     """Make evaluation rows ready for `leaks`.
 
     Args:
         keys: of `row_keys` for pair tasks (sts, pair), of `duplicate_keys` of texts and queries for the rest: what counts as a
             leak. Corpora do not: a document that the whole world has may be trained on. Empty keys are left alone.
+        run: what works on shards: signatures.
 
     Raises:
         InputError: rensa is not installed.
@@ -71,10 +96,17 @@ def leak_index(keys: Texts) -> LeakIndex:
     np.minimum.at(rows, number, np.arange(len(keys)))
     filled = pc.greater(pc.binary_length(unique), 0)
     unique, rows = unique.filter(filled), rows[filled.to_numpy(zero_copy_only=False)]
-    return LeakIndex(unique, rows, signatures(unique), *_inverted(unique))
+    return LeakIndex(unique, rows, signatures(unique, run), *_inverted(unique))
 
 
-def leaks(keys: Texts, index: LeakIndex, unordered: bool = False, embedded: bool = True, near: float = NEAR) -> list[Findings]:
+def leaks(
+    keys: Texts,
+    index: LeakIndex,
+    unordered: bool = False,
+    embedded: bool = True,
+    near: float = NEAR,
+    run: Run = in_process,
+) -> list[Findings]:
     """Find the rows that leak evaluation rows.
 
     - `leak, exact`: the same key.
@@ -91,6 +123,7 @@ def leaks(keys: Texts, index: LeakIndex, unordered: bool = False, embedded: bool
         unordered: whether the sides of a pair may be in the other order, as in sts and pair.
         embedded: whether to look for embedded ones.
         near: .8 or more. Sentences of a template, as those of SICK, differ by less: .9 tells which of them are copies.
+        run: what works on shards.
 
     Returns:
         Findings that are not empty, each row in one of them, the strongest. `others` are numbers of evaluation rows, as they
@@ -110,7 +143,22 @@ def leaks(keys: Texts, index: LeakIndex, unordered: bool = False, embedded: bool
     """
     if not NEAR <= near <= 1:
         raise InputError(f"near={near:g} is not between {NEAR:g} and 1: candidates are chosen for {NEAR:g} and more")
-    keys = as_strings(keys)
+    shards = list(tables(pa.table({"key": as_strings(keys)}), _BATCH, _BYTES))
+    found = run(leak_table, shards, index.table(), unordered=unordered, embedded=embedded, near=near)
+    starts = np.cumsum([0, *map(len, shards)])[:-1].tolist()
+    columns = {name: [np.empty(0, kind)] for name, kind in (("reason", object), ("row", int), ("other", int), ("value", float))}
+    for start, table in zip(starts, found, strict=True):
+        for name, parts in columns.items():
+            values = table[name].to_numpy()
+            parts.append(values + start if name == "row" else values)
+    reason, rows, others, values = map(np.concatenate, columns.values())
+    chosen = {name: reason == name for name in (EXACT, EDITED, EMBEDDED)}
+    return [Findings(name, rows[where], others[where], values[where]) for name, where in chosen.items() if where.any()]
+
+
+def leak_table(table: pa.Table, shared: pa.Table, unordered: bool, embedded: bool, near: float) -> pa.Table:
+    """Find the leaks of a shard of keys: a table with `key`, and that of an index -> `reason`, `row`, `other`, `value`."""
+    keys, index = table["key"].combine_chunks(), LeakIndex.of_table(shared)
     number = pc.index_in(keys, index.keys)
     exact = np.flatnonzero(number.is_valid().to_numpy(zero_copy_only=False))
     findings = [Findings(EXACT, exact, index.rows[number.take(pa.array(exact)).to_numpy()], np.ones(len(exact)))]
@@ -118,19 +166,29 @@ def leaks(keys: Texts, index: LeakIndex, unordered: bool = False, embedded: bool
     findings.append(_edited(keys, left, index, unordered, near))
     if embedded:
         findings.append(_embedded(keys, np.setdiff1d(left, findings[-1].rows), index))
-    return [found for found in findings if len(found)]
+    reasons = np.repeat([found.reason for found in findings], [len(found) for found in findings])
+    parts = zip(*((found.rows, found.others, found.values) for found in findings), strict=True)
+    row, other, value = map(np.concatenate, parts)
+    return pa.table({"reason": pa.array(reasons, pa.string()), "row": row, "other": other, "value": value})
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _one_list(values: pa.Array) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
 
 
 def _edited(keys: pa.LargeStringArray, rows: np.ndarray, index: LeakIndex, unordered: bool, near: float) -> Findings:
     pairs, values = [np.empty((0, 2), np.int64)], [np.empty(0)]
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        part_keys = keys.take(pa.array(part))
-        for a, b in _batches(candidates_between(signatures(part_keys), index.signatures)):
-            alike = compare(part_keys.take(pa.array(a)).to_pylist(), index.keys.take(pa.array(b)).to_pylist(), unordered)
-            enough = alike.similarity >= near
-            pairs.append(np.stack([part[a[enough]], b[enough]], axis=1))
-            values.append(alike.similarity[enough])
+    own_keys = keys.take(pa.array(rows))
+    own = Signatures.of_tables([signature_table(pa.table({"key": own_keys}))], len(rows))
+    for a, b in _batches(candidates_between(own, index.signatures)):
+        alike = compare(own_keys.take(pa.array(a)).to_pylist(), index.keys.take(pa.array(b)).to_pylist(), unordered)
+        enough = alike.similarity >= near
+        pairs.append(np.stack([rows[a[enough]], b[enough]], axis=1))
+        values.append(alike.similarity[enough])
     return _strongest(EDITED, np.concatenate(pairs), np.concatenate(values), index)
 
 

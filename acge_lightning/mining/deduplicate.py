@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from acge_lightning.mining.engine.shards import Run, in_process
 from acge_lightning.mining.findings import Findings
 from acge_lightning.mining.normalise import Texts, as_strings
 from acge_lightning.mining.signatures import candidates, signatures
 from acge_lightning.mining.similarity import compare
 
-_BATCH = 100_000  # pairs that are compared at once
+_BATCH = 20_000  # pairs that are compared at once
 _TRIES = 16  # rows kept for the sake of a row's neighbours, with which that row is compared
 EXACT, REORDERED, NEAR, NEAR_SHORT = "exact duplicate", "re-ordered duplicate", "near duplicate", "near duplicate, short"
 
@@ -24,6 +25,7 @@ def near_duplicates(
     labels: Sequence[object] | np.ndarray | pa.Array | None = None,
     priority: np.ndarray | None = None,
     unordered: bool = False,
+    run: Run = in_process,
 ) -> list[Findings]:
     r"""Find exact, re-ordered and near duplicates; what they name as `others` stays.
 
@@ -37,6 +39,7 @@ def near_duplicates(
         labels: n, of any kind that can be compared; None: they do not count.
         priority: Float[n] the row of the highest stays; None: the first one does.
         unordered: whether the sides of a pair may be in the other order, as in sts and pair.
+        run: what works on shards: signatures, and comparisons of pairs.
 
     Returns:
         Findings that are not empty, each row in one of them: `exact duplicate`; `re-ordered duplicate`; `near duplicate`; and
@@ -60,10 +63,10 @@ def near_duplicates(
     left = np.setdiff1d(np.flatnonzero(pc.binary_length(keys).to_numpy() > 0), exact.rows)
     left = left[np.argsort(rank[left])]  # from here on numbers are places in this order
     left_keys = keys.take(pa.array(left))
-    pairs = candidates(signatures(left_keys))
+    pairs = candidates(signatures(left_keys, run))
     if label is not None:
         pairs = pairs[label[left[pairs[:, 0]]] == label[left[pairs[:, 1]]]]
-    edges = _edges(left_keys, pairs, unordered)
+    edges = _edges(left_keys, pairs, unordered, run)
     dropped, reported = _keep(left_keys, edges, None if label is None else label[left], unordered)
     return _findings(exact, dropped, reported, left)
 
@@ -95,18 +98,30 @@ def _exact(keys: pa.LargeStringArray, label: np.ndarray | None, rank: np.ndarray
     return Findings(EXACT, rows, kept[rows], np.ones(len(rows)))
 
 
-def _edges(keys: pa.LargeStringArray, pairs: np.ndarray, unordered: bool) -> np.ndarray:
+def _edges(keys: pa.LargeStringArray, pairs: np.ndarray, unordered: bool, run: Run) -> np.ndarray:
     """Pairs that are alike: Float64[m, 5] later one, earlier one, similarity, whether re-ordered, whether short."""
+    parts = [pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH)]
     edges = [np.empty((0, 5))]
-    for start in range(0, len(pairs), _BATCH):
-        part = pairs[start : start + _BATCH]
-        rows, places = np.unique(part, return_inverse=True)
-        texts = keys.take(pa.array(rows)).to_pylist()
-        a, b = places.reshape(-1, 2).T.tolist()
-        alike = compare([texts[i] for i in a], [texts[i] for i in b], unordered)
-        columns = [part[:, 1], part[:, 0], *alike]
-        edges.append(np.stack(columns, axis=1)[alike.similarity > 0])
+    compared = run(alike_table, (_compared(keys, part) for part in parts), unordered=unordered)
+    for part, alike in zip(parts, compared, strict=True):
+        columns = [part[:, 1], part[:, 0], *(alike[name].to_numpy() for name in alike.column_names)]
+        edges.append(np.stack(columns, axis=1)[columns[2] > 0])
     return np.concatenate(edges)
+
+
+def _compared(keys: pa.LargeStringArray, pairs: np.ndarray) -> pa.Table:
+    """Write pairs as a table of one column: their first keys, then their second ones, each distinct key once."""
+    rows, places = np.unique(pairs.T, return_inverse=True)
+    return pa.table({"keys": pa.DictionaryArray.from_arrays(places.reshape(-1).astype(np.int32), keys.take(pa.array(rows)))})
+
+
+def alike_table(table: pa.Table, unordered: bool) -> pa.Table:
+    """Compare a shard of pairs: a column of first keys, then second ones -> a table of `Alike`."""
+    keys = table["keys"].combine_chunks()
+    texts, numbers = keys.dictionary.to_pylist(), keys.indices.to_pylist()
+    half = len(numbers) // 2
+    alike = compare([texts[i] for i in numbers[:half]], [texts[i] for i in numbers[half:]], unordered)
+    return pa.table(alike._asdict())
 
 
 Edge = tuple[int, float, bool]  # the row that stays, similarity, whether re-ordered

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from acge_lightning.mining.rules import Reason, Rules
 from acge_lightning.mining.shortlist import Exclusions, Shortlist, rank_candidates
 
 Scorer = Callable[[list[tuple[str, str]]], np.ndarray]  # (query, text) -> Float32[m]
+Compute = Callable[[Iterable[list[str]], str | None], Iterator[np.ndarray]]
 Progress = Callable[[int], object]  # is told how many more are done
 _QUERIES = 1024  # of a block
 _PAIRS = 2**14  # that a second scorer is given at once, about
-_TEXTS = 4096  # that are embedded, and kept, at once
+_TEXTS = 1024  # that are embedded, and kept, at once
 _COMPARED = 2**20  # pairs of texts that are compared at once, about
 _SPARE = 4  # candidates beyond those that are known to fall out
 
@@ -119,19 +121,57 @@ def _text_judge(judged: JudgedTexts, scorer: Scorer) -> Judge:
     return scores
 
 
-def embedded(embeddings: Embeddings, texts: Sequence[str], prompt: str | None, progress: Progress) -> np.ndarray:
+def embedded(
+    embeddings: Embeddings,
+    texts: Sequence[str],
+    prompt: str | None = None,
+    progress: Progress = lambda count: None,
+    compute: Compute | None = None,
+) -> np.ndarray:
     """Embed texts in blocks that are kept one by one, so that a run that was killed goes on with the next: Float32[n, D].
+
+    Which texts make a block depends on the texts alone, and so do the vectors, whatever computes them.
 
     Args:
         embeddings: of the encoder, with a folder.
         texts: in any order; the longest are embedded first.
         prompt: name of one of the encoder's prompts.
         progress: is told of texts that are done.
+        compute: embeds blocks elsewhere: lists of texts, and the prompt -> Float32[texts, D] of each list, in order.
     """
-    result = np.empty((len(texts), embeddings.encoder.dim), dtype=np.float32)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-    for start in range(0, len(order), _TEXTS):
-        block = order[start : start + _TEXTS]
-        result[block] = embeddings.encode([texts[i] for i in block], prompt).numpy()
-        progress(len(block))
-    return result
+    distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
+    row_of = {text: row for row, text in enumerate(distinct)}
+    vectors = np.empty((len(distinct), embeddings.encoder.dim), dtype=np.float32)
+    if compute is not None:
+        _embed_elsewhere(embeddings, _blocks(distinct), prompt, progress, compute)
+    for block in _blocks(distinct):
+        rows = slice(row_of[block[0]], row_of[block[0]] + len(block))
+        vectors[rows] = embeddings.encode(block, prompt).numpy()
+        if compute is None:
+            progress(len(block))
+    progress(len(texts) - len(distinct))
+    return vectors[[row_of[text] for text in texts]] if len(texts) else vectors
+
+
+def _embed_elsewhere(
+    embeddings: Embeddings, blocks: list[list[str]], prompt: str | None, progress: Progress, compute: Compute
+) -> None:
+    """Have the texts of each block embedded whose vectors are not there, and keep the vectors."""
+    asked: deque[list[str]] = deque()
+
+    def missing() -> Iterator[list[str]]:
+        for block in blocks:
+            texts = embeddings.missing(block, prompt)
+            progress(len(block) - len(texts))
+            if texts:
+                asked.append(texts)
+                yield texts
+
+    for vectors in compute(missing(), prompt):
+        texts = asked.popleft()
+        embeddings.add(texts, vectors, prompt)
+        progress(len(texts))
+
+
+def _blocks(texts: list[str]) -> list[list[str]]:
+    return [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]

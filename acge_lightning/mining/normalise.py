@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from acge_lightning.errors import InputError
 from acge_lightning.lazy import naming_extra
+from acge_lightning.mining.engine.shards import Run, in_process
 
 Texts: TypeAlias = Sequence[str | None] | pa.Array | pa.ChunkedArray
 SIDE = "\n"  # between the two sides of a row's key
 _ITEM = "\t"  # between the texts of one side
-_CHUNK = 5_000  # rows that are worked on at once
+_CHUNK, _SHARD = 5_000, 20_000  # rows that are worked on at once, and of a shard
 _CHUNK_SIZE = 4_000_000  # bytes
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _JOINT = re.compile(r"\d[-./:](?=\d)")  # 1.5 is not 15, 3-5 not 35
@@ -30,7 +31,7 @@ _FAMILIES = {
 }
 
 
-def duplicate_keys(texts: Texts, script: bool = True) -> pa.LargeStringArray:
+def duplicate_keys(texts: Texts, script: bool = True, run: Run = in_process) -> pa.LargeStringArray:
     r"""Make the key of each text; texts of one key are exact duplicates.
 
     NFKC, no case, traditional characters written as simplified ones (OpenCC's `t2s`), and neither punctuation nor blanks nor
@@ -41,6 +42,7 @@ def duplicate_keys(texts: Texts, script: bool = True) -> pa.LargeStringArray:
     Args:
         texts: n of them; null is an empty text.
         script: whether traditional and simplified characters are the same; needs the package opencc.
+        run: what works on shards.
 
     Returns:
         n keys, without null.
@@ -51,14 +53,22 @@ def duplicate_keys(texts: Texts, script: bool = True) -> pa.LargeStringArray:
     >>> duplicate_keys(["Ｃ＃ 很好，用！", "c#很好用", "C很好用", "3.5 元", "35元", "……"]).to_pylist()
     ['c♯很好用', 'c♯很好用', 'c很好用', '3∙5元', '35元', '......']
     """
-    convert = _simplifier() if script else str
     array = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else None
-    chunks = []
     sizes = [len(text or "") for text in texts] if array is None else pc.fill_null(pc.binary_length(array), 0).to_numpy()
-    for start, end in spans(np.asarray(sizes), _CHUNK):
-        part = array.slice(start, end - start) if array is not None else texts[start:end]
-        chunks.append(_keys(as_strings(part), convert))
-    return pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+    parts = (
+        array.slice(start, end - start) if array is not None else texts[start:end]
+        for start, end in spans(np.asarray(sizes), _SHARD)
+    )
+    keys = run(key_table, (pa.table({"text": as_strings(part)}) for part in parts), script=script)
+    return pa.concat_arrays([pa.array([], pa.large_string()), *(table["key"].combine_chunks() for table in keys)])
+
+
+def key_table(table: pa.Table, script: bool) -> pa.Table:
+    """Make the keys of a shard of texts: a table with `text` -> one with `key`."""
+    convert = _simplifier() if script else str
+    texts = table["text"].combine_chunks()
+    chunks = spans(pc.binary_length(texts).to_numpy(), _CHUNK)
+    return pa.table({"key": pa.chunked_array([_keys(texts[start:end], convert) for start, end in chunks], pa.large_string())})
 
 
 def text_keys(texts: Texts) -> list[str]:
@@ -66,7 +76,7 @@ def text_keys(texts: Texts) -> list[str]:
     return duplicate_keys(texts).to_pylist()
 
 
-def row_keys(columns: Mapping[str, Any], family: str, script: bool = True) -> pa.LargeStringArray:
+def row_keys(columns: Mapping[str, Any], family: str, script: bool = True, run: Run = in_process) -> pa.LargeStringArray:
     r"""Make the key of each row of a data set: rows of one key are the same row, written twice.
 
     | family | key |
@@ -79,6 +89,7 @@ def row_keys(columns: Mapping[str, Any], family: str, script: bool = True) -> pa
         columns: column -> n texts; `positive` may be lists of texts. A `pyarrow.Table` will do.
         family: of the data set.
         script: as in `duplicate_keys`.
+        run: as there.
 
     Returns:
         n keys; two sides stand with `"\n"` between them, which no text's key holds.
@@ -96,7 +107,7 @@ def row_keys(columns: Mapping[str, Any], family: str, script: bool = True) -> pa
     for field in fields:
         if field not in names:
             raise InputError(f"rows of the family {family} need a column {field!r}; there are {', '.join(names) or 'none'}")
-    sides = [_side_keys(columns[field], script) for field in fields]
+    sides = [_side_keys(columns[field], script, run) for field in fields]
     if len(sides) == 1:
         return sides[0]
     if family in ("sts", "pair"):
@@ -154,14 +165,14 @@ def _keys(texts: pa.LargeStringArray, convert: Callable[[str], str]) -> pa.Large
     return pc.if_else(empty, pc.replace_substring_regex(folded, r"[\pZ\pC\s]+", ""), keys) if pc.any(empty).as_py() else keys
 
 
-def _side_keys(column: Any, script: bool) -> pa.LargeStringArray:
+def _side_keys(column: Any, script: bool, run: Run) -> pa.LargeStringArray:
     """The key of each text, or of each list of texts, whose order does not count."""
     kind = getattr(column, "type", None)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) if kind is not None else _has_lists(column)
     if not is_list:
-        return duplicate_keys(column, script)
+        return duplicate_keys(column, script, run)
     rows = [row if isinstance(row, list) else [row] for row in _rows(column)]
-    keys = iter(duplicate_keys([text for row in rows for text in row], script).to_pylist())
+    keys = iter(duplicate_keys([text for row in rows for text in row], script, run).to_pylist())
     return pa.array([_ITEM.join(sorted(next(keys) for _ in row)) for row in rows], pa.large_string())
 
 

@@ -29,7 +29,10 @@ QUARANTINE = "quarantine"
 
 def digests(datasets: Sequence[DataFiles]) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of all files of data sets: name -> file -> digest."""
-    return {data.name: {str(file): _sha256(file) for file in _all_files(data)} for data in datasets}
+    digest_of: dict[str, dict[str, str]] = {}
+    for data in datasets:  # of several folders, which may have one name
+        digest_of.setdefault(data.name, {}).update({str(file): _sha256(file) for file in _all_files(data)})
+    return digest_of
 
 
 def write(
@@ -171,7 +174,7 @@ def _gzipped(file: Path) -> Iterator[TextIO]:
     with (
         file.open("wb") as content,
         gzip.GzipFile("", "wb", 6, content, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as lines,
+        io.TextIOWrapper(packed, encoding="utf-8", errors="backslashreplace", newline="") as lines,  # as JSON has half pairs
     ):
         yield lines
 

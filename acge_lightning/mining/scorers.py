@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +12,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from acge_lightning.embed.cache import Embeddings
 from acge_lightning.encoder.build import position_limit, quiet, read_tokenizer
 from acge_lightning.encoder.model_settings import no_larger, read_config, read_settings, read_weights, reading
 from acge_lightning.errors import InputError
 
+Embed = Callable[[list[str], str | None], np.ndarray]
 _DEFAULT_LENGTH = 512
-_PAIRS = 4096  # that are tokenised together
+_PAIRS = 512  # that are tokenised together
 _TOKENS, _TOKENS_ON_GPU = 4096, 65536  # that are scored together
 
 
@@ -71,9 +71,7 @@ class CrossEncoder:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Score pairs of a query and a text, those of about the same length together: Float32[m], each from 0 to 1."""
         result = np.empty(len(pairs), dtype=np.float32)
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]), reverse=True)
-        for start in range(0, len(order), _PAIRS):
-            rows = np.array(order[start : start + _PAIRS])
+        for rows in blocks_of_pairs(pairs):
             queries, texts = zip(*(pairs[i] for i in rows.tolist()), strict=True)
             tokens = self._tokenizer(list(queries), list(texts), truncation="longest_first", max_length=self._length)
             lengths = np.array([len(ids) for ids in tokens["input_ids"]])
@@ -98,17 +96,24 @@ class CrossEncoder:
         return pad_sequence(tensors, batch_first=True, padding_value=padding).to(self._model.device)
 
 
+def blocks_of_pairs(pairs: Sequence[tuple[str, str]]) -> Iterator[np.ndarray]:
+    """Yield Int64[m] rows of pairs that a `CrossEncoder` works on at once, the longest ones first; they depend on no other."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]), reverse=True)
+    for start in range(0, len(order), _PAIRS):
+        yield np.array(order[start : start + _PAIRS])
+
+
 class EncoderScorer:
     """Scores pairs by the cosine of the vectors that an encoder gives their texts.
 
     Args:
-        embeddings: of the encoder.
+        embed: texts and the name of a prompt -> Float32[n, D], of length 1.
         query_prompt: name of one of its prompts, for queries.
         text_prompt: the same for texts.
     """
 
-    def __init__(self, embeddings: Embeddings, query_prompt: str | None = None, text_prompt: str | None = None):
-        self._embeddings, self._prompts = embeddings, (query_prompt, text_prompt)
+    def __init__(self, embed: Embed, query_prompt: str | None = None, text_prompt: str | None = None):
+        self._embed, self._prompts = embed, (query_prompt, text_prompt)
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Score pairs of a query and a text: Float32[m], from -1 to 1, with six decimals."""
@@ -121,7 +126,7 @@ class EncoderScorer:
         """Vectors of the distinct texts of a side, and the row of each text."""
         number: dict[str, int] = {}
         rows = np.array([number.setdefault(text, len(number)) for text in texts])
-        return self._embeddings.encode(list(number), self._prompts[side]).numpy(), rows
+        return self._embed(list(number), self._prompts[side]), rows
 
 
 def _cosines(queries: tuple[np.ndarray, np.ndarray], texts: tuple[np.ndarray, np.ndarray], start: int) -> np.ndarray:

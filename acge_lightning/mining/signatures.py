@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from acge_lightning.lazy import naming_extra
+from acge_lightning.mining.engine.matrices import column_of, matrix_of
+from acge_lightning.mining.engine.shards import Run, in_process, tables
 from acge_lightning.mining.normalise import spans
 
 PERMUTATIONS, ROWS = 128, 3  # values of a signature; values of a band
@@ -40,18 +43,44 @@ class Signatures:
     histograms: np.ndarray
     has_grams: np.ndarray
 
+    def table(self) -> pa.Table:
+        """Write them as a table of n rows."""
+        bands, histograms = column_of(self.bands.T), column_of(self.histograms)
+        return pa.table({"bands": bands, "lengths": self.lengths, "histograms": histograms, "has_grams": self.has_grams})
 
-def signatures(keys: pa.LargeStringArray) -> Signatures:
+    @classmethod
+    def of_tables(cls, tables: Iterable[pa.Table], count: int) -> Signatures:
+        """Read them from tables of `count` rows together."""
+        bands, histograms = np.empty((BANDS, count), np.uint32), np.empty((count, BINS), np.uint8)
+        lengths, has_grams = np.empty(count, np.int64), np.empty(count, bool)
+        start = 0
+        for table in tables:
+            rows = slice(start, start + len(table))
+            bands[:, rows] = matrix_of(table["bands"], np.uint32).T
+            histograms[rows] = matrix_of(table["histograms"], np.uint8)
+            lengths[rows], has_grams[rows] = table["lengths"].to_numpy(), table["has_grams"].to_numpy()
+            start = rows.stop
+        return cls(bands, lengths, histograms, has_grams)
+
+
+def signatures(keys: pa.LargeStringArray, run: Run = in_process) -> Signatures:
     """Compute MinHash signatures over character 2-grams.
 
     Reference: Broder 1997, by rensa's R-MinHash (Dahlgaard et al. 2017, Fast Similarity Sketching), 128 values.
 
     Args:
         keys: n texts. Control characters in them stand between sides, and are in no 2-gram.
+        run: what works on shards of them.
 
     Raises:
         InputError: rensa is not installed.
     """
+    return Signatures.of_tables(run(signature_table, tables(pa.table({"key": keys}))), len(keys))
+
+
+def signature_table(table: pa.Table) -> pa.Table:
+    """Compute the signatures of a shard of keys: a table with `key` -> one of `Signatures`."""
+    keys = table["key"].combine_chunks()
     count = len(keys)
     bands, histograms = np.empty((BANDS, count), np.uint32), np.empty((count, BINS), np.uint8)
     lengths, grams = np.empty(count, np.int64), np.empty(count, np.int64)
@@ -61,7 +90,7 @@ def signatures(keys: pa.LargeStringArray) -> Signatures:
         histograms[rows] = _histograms(codes, lengths[rows])
         tokens, grams[rows] = _two_grams(codes, lengths[rows])
         bands[:, rows] = _bands(tokens, grams[rows])
-    return Signatures(bands, lengths, histograms, grams > 0)
+    return Signatures(bands, lengths, histograms, grams > 0).table()
 
 
 def candidates(found: Signatures) -> np.ndarray:

@@ -16,6 +16,7 @@ from acge_lightning.mining.cleaning import clean_texts
 from acge_lightning.mining.consistency import inconsistent_pairs, positive_ranks
 from acge_lightning.mining.decontaminate import leak_index, leaks
 from acge_lightning.mining.deduplicate import NEAR, NEAR_SHORT, near_duplicates
+from acge_lightning.mining.engine.shards import Run, in_process
 from acge_lightning.mining.filters import text_issues
 from acge_lightning.mining.findings import Findings
 from acge_lightning.mining.label_noise import doubtful_labels, label_confidence
@@ -53,12 +54,13 @@ class StepResult:
     reported: int
 
 
-def clean(pile: Pile, steps: Mapping[str, Mapping[str, Any] | None]) -> Iterator[StepResult]:
+def clean(pile: Pile, steps: Mapping[str, Mapping[str, Any] | None], run: Run = in_process) -> Iterator[StepResult]:
     """Take the steps, and yield what each did.
 
     Args:
         pile: is changed.
         steps: name -> settings; a step of None is left out. The order is that of `STEPS`.
+        run: what works on shards, in the steps that take long.
 
     Raises:
         InputError: an unknown step or setting, or what a step refuses.
@@ -71,7 +73,7 @@ def clean(pile: Pile, steps: Mapping[str, Mapping[str, Any] | None]) -> Iterator
         if settings is None:
             continue
         rows, reported, start = _kept(pile), _reported(pile), time.perf_counter()
-        step(pile, **settings)
+        step(pile, **settings, **({"run": run} if name in _BY_SHARDS else {}))
         yield StepResult(name, time.perf_counter() - start, rows, rows - _kept(pile), _reported(pile) - reported)
 
 
@@ -120,21 +122,23 @@ def text_step(pile: Pile, **settings: Any) -> None:
                 pile.apply(findings, group)
 
 
-def duplicate_step(pile: Pile, near: bool = True) -> None:
+def duplicate_step(pile: Pile, near: bool = True, run: Run = in_process) -> None:
     """Leave out rows that repeat others of the same label or score, within a data set and across the sets of one kind.
 
     Args:
         pile: is changed.
         near: whether near duplicates of 16 characters or more are left out; else they are reported, as shorter ones are, and
             queries with a positive where the queries differ: in manuals and statutes one word makes them other ones.
+        run: what works on shards.
     """
     reported = (NEAR_SHORT, NEAR_QUERY) if near else (NEAR, NEAR_SHORT, NEAR_QUERY)
     for group in pile.groups(TOGETHER):
         columns = group.columns
         if group.family in QUERIES:
             columns = {"query": columns["query"], "positive": [_positive(texts) for texts in columns["positive"]]}
-        keys = row_keys(columns, group.family)
-        for findings in _by_query(near_duplicates(keys, _labels(pile, group), unordered=group.family in PAIRS), group):
+        keys = row_keys(columns, group.family, run=run)
+        found = near_duplicates(keys, _labels(pile, group), unordered=group.family in PAIRS, run=run)
+        for findings in _by_query(found, group):
             pile.apply(findings, group, drop=findings.reason not in reported)
             if findings.reason in reported:
                 pile.weigh(quality(len(group), reported=[findings]), group)
@@ -172,27 +176,29 @@ def _labels(pile: Pile, group: Group) -> list[str] | None:
 # ---- evaluation rows
 
 
-def leak_step(pile: Pile, near: float = 0.8, pairs_near: float = 0.9) -> None:
+def leak_step(pile: Pile, near: float = 0.8, pairs_near: float = 0.9, run: Run = in_process) -> None:
     """Leave out rows that stand in an evaluation split: pairs of pair tasks, texts or queries of all others.
 
     Args:
         pile: is changed.
         near: similarity from which an edited text is a leak.
         pairs_near: the same of both sides of a pair; higher, as sentences of pair sets often come from few templates.
+        run: what works on shards.
     """
     pairs, texts = _evaluation_pairs(pile.evaluation), _evaluation_texts(pile.evaluation)
     if len(pairs):
-        index = leak_index(row_keys(pairs.columns, "pair"))
+        index = leak_index(row_keys(pairs.columns, "pair", run=run), run)
         for group in pile.groups((PAIRS,)):
             if group.family in PAIRS:
-                for findings in leaks(row_keys(group.columns, "pair"), index, unordered=True, near=pairs_near):
+                keys = row_keys(group.columns, "pair", run=run)
+                for findings in leaks(keys, index, unordered=True, near=pairs_near, run=run):
                     pile.apply(findings, group, pairs)
     if len(texts):
-        index = leak_index(duplicate_keys(texts.columns["text"]))
+        index = leak_index(duplicate_keys(texts.columns["text"], run=run), run)
         for group in pile.groups((QUERIES, (*LABELLED, "unlabelled"))):
             if group.family not in PAIRS:
-                keys = duplicate_keys(group.columns["query" if group.family in QUERIES else "text"])
-                for findings in leaks(keys, index, near=near):
+                keys = duplicate_keys(group.columns["query" if group.family in QUERIES else "text"], run=run)
+                for findings in leaks(keys, index, near=near, run=run):
                     pile.apply(findings, group, texts)
 
 
@@ -324,3 +330,4 @@ STEPS: dict[str, Callable[..., None]] = {
     "labels": label_step,
     "consistency": consistency_step,
 }
+_BY_SHARDS = ("leaks", "duplicates")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from acge_lightning.data.judgements import JudgementFiles
+from acge_lightning.data.readers import Span
 from acge_lightning.data.reading import ParsedRow, Reading
 from acge_lightning.data.records import (
     DocumentRecord,
@@ -154,7 +155,9 @@ def _dataset(family: str, name: str, source: Source) -> DataFiles:
     return DataFiles(family, name, source, tuple(train), tuple(evaluation))
 
 
-def read_rows(data: DataFiles, files: Sequence[Path], settings: ReadingSettings, quarantine: Path) -> Rows:
+def read_rows(
+    data: DataFiles, files: Sequence[Path], settings: ReadingSettings, quarantine: Path, span: Span | None = None
+) -> Rows:
     """Read rows of some of a data set's files.
 
     Args:
@@ -162,13 +165,16 @@ def read_rows(data: DataFiles, files: Sequence[Path], settings: ReadingSettings,
         files: `data.train` or `data.evaluation`.
         settings: how they are read.
         quarantine: a file that bad rows may be written to, for a moment.
+        span: of a single file, one of those into which `readers.spans` cuts it; not of a BEIR folder.
 
     Raises:
         InputError: a file cannot be read, or has columns that are not recognised; with on_bad_row=raise, a bad row.
     """
     issues = RowIssues(quarantine if settings.on_bad_row == "quarantine" else None)
-    read = _plain_rows if data.corpus is None else _judged_rows
-    rows = read(data, files, issues, settings)
+    if data.corpus is None:
+        rows = _plain_rows(data, files, issues, settings, span)
+    else:
+        rows = _judged_rows(data, files, issues, settings)
     if quarantine.exists():
         with quarantine.open(encoding="utf-8") as lines:
             rows.unread = [json.loads(line) for line in lines]
@@ -177,14 +183,16 @@ def read_rows(data: DataFiles, files: Sequence[Path], settings: ReadingSettings,
     return rows
 
 
-def _plain_rows(data: DataFiles, files: Sequence[Path], issues: RowIssues, settings: ReadingSettings) -> Rows:
+def _plain_rows(
+    data: DataFiles, files: Sequence[Path], issues: RowIssues, settings: ReadingSettings, span: Span | None
+) -> Rows:
     record = RECORDS[data.family]
     reading = Reading(record, settings.columns, settings.labels, settings.on_bad_row, "", all_columns=True)
     names = [item.name for item in fields(record)]
     columns: dict[str, list[Any]] = {name: [] for name in names}
     numbers = {file: number for number, file in enumerate(files)}
     file, line, other = [], [], []
-    for parsed in reading.parsed_rows(files, issues):
+    for parsed in reading.parsed_rows(files, issues, span):
         for name, values in columns.items():
             values.append(getattr(parsed.record, name))
         file.append(numbers[parsed.file])

@@ -36,6 +36,8 @@ NOT_RUN = {  # pattern of a command -> what it needs
     r".*suite=cmteb": "benchmark data from the hub, and hours",
     r".*paths\.data_dir=DIR(?!.*suite=local)": "benchmark data",
     r"torchrun ": "several machines",
+    r"ray start ": "several machines",
+    r".*ray_address=": "a cluster",
     r".*trainer\.(devices=[48]|num_nodes)": "several GPUs",
 }
 MEASURED = (  # whose commands need benchmark data and hours, or files of a reader

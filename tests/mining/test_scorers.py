@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import cross_encoder
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
+from acge_lightning.mining.miner import embedded
 from acge_lightning.mining.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
 from acge_lightning.zoo.pretrained import load
 
@@ -41,10 +43,10 @@ def test_scores_are_those_of_sentence_transformers(folder, monkeypatch):
 
 def test_the_cosine_of_another_encoder(small_encoder, tmp_path):
     encoder = load(small_encoder, prompts={"query": "问："})
-    scores = EncoderScorer(Embeddings(encoder, tmp_path), "query")(PAIRS)
+    scores = EncoderScorer(partial(embedded, Embeddings(encoder, tmp_path)), "query")(PAIRS)
     for (query, text), score in zip(PAIRS, scores.tolist(), strict=True):
         assert score == pytest.approx(float(encoder.encode(query, prompt="query") @ encoder.encode(text).T), abs=2e-6)
-    assert EncoderScorer(Embeddings(encoder))([]).shape == (0,)
+    assert EncoderScorer(partial(embedded, Embeddings(encoder)))([]).shape == (0,)
 
 
 def test_a_folder_tells_what_it_is(folder, small_encoder):
