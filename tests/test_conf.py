@@ -53,6 +53,7 @@ CASES = {
     "callbacks/ewc": [ONE_TASK, *SMALL, "callbacks.ewc.anchors={anchor}"],
     **dict.fromkeys(("experiment/continual_zh", "experiment/continual_en", "experiment/adapt")),  # several runs: see below
     **{f"strategy/{file.stem}": None for file in (CONF / "strategy").glob("*.yaml")},  # commands/test_stages.py has them all
+    "callbacks/refresh_negatives": ["task=[sample_retrieval]", *SMALL],
     "callbacks/evaluation": [ONE_TASK, *SMALL, "callbacks.evaluation.tasks=[stsb_zh]"],
     "debug/fast": [ONE_TASK, *SMALL],
     **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large", "static_dropout")},

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from acge_lightning.callbacks.peers import Peers as Peers
     from acge_lightning.callbacks.progress import Progress as Progress
     from acge_lightning.callbacks.randomness import StepRandomness as StepRandomness
+    from acge_lightning.callbacks.refresh_negatives import RefreshNegatives as RefreshNegatives
     from acge_lightning.callbacks.save_on_signal import Signals as Signals
     from acge_lightning.callbacks.steps import StepCheckpoint as StepCheckpoint
 
@@ -24,6 +25,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     peers="Peers",
     progress="Progress",
     randomness="StepRandomness",
+    refresh_negatives="RefreshNegatives",
     save_on_signal="Signals",
     steps="StepCheckpoint",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -30,6 +32,29 @@ class Progress(RichProgressBar):
 
     def __init__(self, leave: bool = True):
         super().__init__(leave=leave, theme=RichProgressBarTheme(metrics_text_delimiter="\n", metrics_format=".4g"))
+
+    @contextmanager
+    def counting(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a further bar while a block does something else than training; yields what it calls with how many are done.
+
+        Args:
+            name: of the work.
+            total: how many there are.
+        """
+        progress = self.progress
+        if progress is None:
+            yield lambda count: None
+            return
+        task = progress.add_task(name, total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            self.refresh()
+
+        try:
+            yield advance
+        finally:  # hidden and not removed: Lightning finds its own bars by their numbers
+            progress.update(task, visible=False)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The numbers of the line: losses by task, then what is logged for the progress bar."""

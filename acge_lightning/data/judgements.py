@@ -90,12 +90,31 @@ class JudgedQueries:
         """Int64[n]: how many positives each query has."""
         return np.add.reduceat((self.grades > 0).astype(np.int64), self.offsets[:-1])
 
+    @cached_property
+    def candidate_ids(self) -> np.ndarray:
+        """Int64[c]: hashes of what negatives may be mined from: of all documents, or else of the judged texts, by number."""
+        return self.text_ids if self.documents is None else self.documents.ids()[0]
+
+    def read_candidates(self, numbers: np.ndarray) -> list[str]:
+        """The candidates of these numbers."""
+        if self.documents is None:
+            return self.read_texts(numbers)
+        return [row["text"] for row in self.documents.take(numbers)]
+
     def judged_texts(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The judged texts of these queries: Int64[m] numbers of texts, and for each which of `positions` its query has."""
         lengths = np.diff(self.offsets)[positions]
         row = np.repeat(np.arange(len(positions)), lengths)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return self.offsets[positions][row] + within, row
+
+    def of_own_documents(self) -> JudgedQueries:
+        """The queries that are documents themselves, each with that document as its only positive; none without ids."""
+        own = np.full(len(self), -1) if self.own_documents is None else self.own_documents
+        rows = np.flatnonzero(own >= 0)
+        read = partial(_renumbered, self.read_queries, rows), partial(_renumbered, self.read_candidates, own[rows])
+        ids = self.query_ids[rows], np.arange(len(rows) + 1), self.candidate_ids[own[rows]]
+        return JudgedQueries(*ids, np.ones(len(rows)), *read)
 
     def other_texts(self, limit: int | None) -> list[str]:
         """The distinct judged texts of `others` that none of these queries judges; at most `limit`, evenly drawn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -34,18 +34,52 @@ def device_rows(rows: int, rank: int, world: int) -> slice:
     return slice(rank, rows // world * world, world)
 
 
+class Changes(Protocol):
+    """What changes in the data of a run at some of its optimizer steps, such as negatives that are mined again."""
+
+    def next_change(self, step: int) -> int:
+        """The first optimizer step after this one whose batches are made of other data."""
+
+    def prepare(self, step: int) -> None:
+        """Bring the data to what it is at a step. On all devices, before a batch of this step or a later one is made."""
+
+
 class StepSampler(Sampler[int]):
     """The steps from the one that the trainer is at to the end of the round."""
 
-    def __init__(self, sampler: TaskBatchSampler, trainer: Any):
-        self.sampler, self.trainer = sampler, trainer
+    def __init__(self, sampler: TaskBatchSampler, trainer: Any, changes: Changes | None = None):
+        self.sampler, self.trainer, self.changes = sampler, trainer, changes
+        self._span: range | None = None
 
     def __iter__(self) -> Iterator[int]:
-        start = batches_before(len(self), self.trainer.accumulate_grad_batches, self.trainer.global_step)
-        return iter(range(start, start - start % len(self) + len(self)))
+        return iter(self._rest() if self._span is None else self._span)
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def _rest(self) -> range:
+        start = self._batches_before(self.trainer.global_step)
+        return range(start, start - start % len(self) + len(self))
+
+    def _batches_before(self, step: int) -> int:
+        return batches_before(len(self), self.trainer.accumulate_grad_batches, step)
+
+    def in_spans(self) -> Iterator[range]:
+        """Go through the same steps in spans within which the data does not change; iteration is then over the last span.
+
+        Before each span the data is brought to what it is there; all batches before it have been trained on by then.
+        """
+        rest, step = self._rest(), self.trainer.global_step
+        while len(rest):
+            span, then = rest, step
+            if self.changes is not None:
+                self.changes.prepare(step)
+                then = self.changes.next_change(step)
+                span = range(rest.start, min(rest.stop, self._batches_before(then)))
+            self._span = span
+            yield span
+            rest, step = range(span.stop, rest.stop), then
+        self._span = None
 
 
 def batches_before(batches: int, accumulate: int, step: int) -> int:
@@ -59,10 +93,15 @@ def batches_before(batches: int, accumulate: int, step: int) -> int:
 
 
 class LateLoader(DataLoader):
-    """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`."""
+    """A loader that begins when its first batch is asked for: Lightning calls `iter` before it restores `global_step`.
+
+    Where the data changes its workers are started again: none of them makes a batch of data that is not there yet, or waits
+    for it. Give it a `generator` of its own for their seeds, so that the random numbers of training stay as they are.
+    """
 
     def __iter__(self) -> Iterator[TextBatch]:  # type: ignore[override]  # DataLoader declares its own iterator class
-        yield from super().__iter__()
+        for _ in cast(StepSampler, self.sampler).in_spans():
+            yield from super().__iter__()
 
 
 class EvaluationTexts(Dataset):

@@ -16,7 +16,15 @@ from acge_lightning.data.collate import Collate
 from acge_lightning.data.curriculum import read_curriculum
 from acge_lightning.data.dataset import Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet
-from acge_lightning.data.loaders import EvaluationTexts, LateLoader, StepDataset, StepSampler, batches_before, device_rows
+from acge_lightning.data.loaders import (
+    Changes,
+    EvaluationTexts,
+    LateLoader,
+    StepDataset,
+    StepSampler,
+    batches_before,
+    device_rows,
+)
 from acge_lightning.data.sampler import Coverage, TaskBatchSampler
 from acge_lightning.encoder.encoder import Encoder
 from acge_lightning.errors import InputError
@@ -42,6 +50,9 @@ class MixtureDataModule(LightningDataModule):
         num_workers: processes that read and tokenise ahead; 0 does it in the training process.
         resume_changed_data: go on from a checkpoint although the training rows are no longer those that it has seen.
         curriculum: `start` and `steps` of `Curriculum`; None: all rows train from the first step on.
+
+    Attributes:
+        changes: what changes in the data at some steps; a callback sets it. None: nothing does.
 
     YAML::
 
@@ -69,6 +80,7 @@ class MixtureDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.resume_changed_data = resume_changed_data
         self.curriculum = None if curriculum is None else read_curriculum(curriculum)
+        self.changes: Changes | None = None
         self._sampler: TaskBatchSampler | None = None
         self._fingerprints: dict[str, str] = {}
         self._evaluations: dict[tuple[str, Role], EvaluationSet | None] = {}
@@ -224,6 +236,12 @@ class MixtureDataModule(LightningDataModule):
         own_rows = device_rows(len(batch.positions), trainer.global_rank, trainer.world_size)
         return self.tasks[batch.task].train.file_rows(batch.positions[own_rows])
 
+    def rows_between(self, start: int, end: int) -> dict[str, np.ndarray]:
+        """The training rows of the batches from an optimizer step to before another, by task: Int64[m], on all devices."""
+        accumulate = self._attached_trainer.accumulate_grad_batches
+        batches = range(*(batches_before(len(self.sampler), accumulate, step) for step in (start, end)))
+        return self.sampler.training_rows(batches)
+
     # ---- loaders
 
     @property
@@ -248,9 +266,9 @@ class MixtureDataModule(LightningDataModule):
         collates, trainer = self.collates, self._attached_trainer
         steps = StepDataset(self.sampler, collates, trainer.global_rank, trainer.world_size)
         self._warn_of_rows_left_out()
-        order = StepSampler(self.sampler, trainer)
-        pin = torch.cuda.is_available()
-        return LateLoader(steps, batch_size=None, sampler=order, num_workers=self.num_workers, pin_memory=pin)
+        order = StepSampler(self.sampler, trainer, self.changes)
+        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return LateLoader(steps, batch_size=None, sampler=order, generator=torch.Generator(), **options)
 
     def _warn_of_rows_left_out(self) -> None:
         trainer = self._attached_trainer

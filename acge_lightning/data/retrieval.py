@@ -17,6 +17,7 @@ import torch
 from acge_lightning.data.dataset import NO_ROWS, Examples, Role, TaskDataset
 from acge_lightning.data.evaluation_set import EvaluationSet, distinct_texts, judgement_rows, text_column
 from acge_lightning.data.judgements import JudgedQueries, JudgementFiles, from_beir, from_rows
+from acge_lightning.data.mined_negatives import MinedNegatives
 from acge_lightning.data.records import DocumentRecord, TripletRecord
 from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.data.source import Source
@@ -47,6 +48,9 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
             themselves, as in BEIR's ArguAna and Quora.
         max_documents: most texts of training rows, evenly drawn, that queries of held-out rows are ranked against; None: all.
         **kwargs: as in `TaskDataset`; prompt roles are `query` and `document`.
+
+    Attributes:
+        mined: hard negatives of training rows, which all come along beside those that are listed; `RefreshNegatives` sets them.
     """
 
     family = "retrieval"
@@ -66,6 +70,7 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         if negatives < 0:
             raise InputError(f"negatives={negatives} must be 0 or more")
         self.negatives, self.exclude_own_id, self.max_documents = negatives, exclude_own_id, max_documents
+        self.mined: MinedNegatives | None = None
 
     def _open_split(self, source: Source, role: Role) -> JudgedQueries | None:
         if not is_beir(source):
@@ -184,21 +189,22 @@ class RetrievalDataset(TaskDataset[JudgedQueries]):
         return right[np.unique(self.train.text_ids[right], return_index=True)[1]]
 
     def examples(self, positions: np.ndarray, draws: np.ndarray, random_negatives: np.ndarray = NO_ROWS) -> Examples:
-        """Queries, one positive each, distinct negatives, and all judgements of these queries."""
+        """Queries, one positive each, distinct negatives, and all judgements of these queries; mined negatives are judged 0."""
         split = self.train
         positive, negative = self._chosen(positions, draws)
-        negative = np.append(negative, random_negatives)
-        _, occurrence = np.unique(split.text_ids[negative], return_index=True)
-        negative = negative[np.sort(occurrence)]
-        negative = negative[~np.isin(split.text_ids[negative], split.text_ids[positive])]
+        mined, owner = (NO_ROWS, NO_ROWS) if self.mined is None else self.mined.of(positions)
         asked = split.with_equal_text(positions)
         judged, row = split.judged_texts(asked)
         labels = np.stack([split.query_ids[asked][row], split.text_ids[judged], split.grades[judged] > 0], axis=1)
+        if len(mined):
+            mined_labels = [split.query_ids[positions][owner], split.candidate_ids[mined], np.zeros_like(mined)]
+            labels = np.concatenate([labels, np.stack(mined_labels, axis=1)])
         columns = [split.read_queries(positions), split.read_texts(positive)]
         ids = [split.query_ids[positions], split.text_ids[positive]]
-        if len(negative):
-            columns.append(split.read_texts(negative))
-            ids.append(split.text_ids[negative])
+        texts, text_ids = _distinct(split, (negative, mined, random_negatives), split.text_ids[positive])
+        if len(texts):
+            columns.append(texts)
+            ids.append(text_ids)
         roles = ("query", "document", "document")[: len(columns)]
         return Examples(tuple(columns), roles, tuple(ids), torch.from_numpy(labels.astype(np.int64)))
 
@@ -283,6 +289,30 @@ class RerankingDataset(RetrievalDataset):
         """The same: every listed candidate is a document of its own, though its text may be listed elsewhere too."""
         names, text = distinct_texts(split.read_texts(np.arange(len(split.text_ids))))
         return text_column(names), text, np.arange(len(text))
+
+
+def _distinct(
+    split: JudgedQueries, groups: tuple[np.ndarray, np.ndarray, np.ndarray], left_out: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """Read numbers of judged texts, of candidates, and of judged texts again, each text once.
+
+    Args:
+        split: whose texts they are.
+        groups: Int64[…] numbers each.
+        left_out: Int64[m] hashes of texts that are not wanted.
+
+    Returns:
+        Texts, in their order, and Int64[n] their hashes.
+    """
+    all_ids = split.text_ids, split.candidate_ids if len(groups[1]) else NO_ROWS, split.text_ids
+    ids = np.concatenate([hashes[group] for hashes, group in zip(all_ids, groups, strict=True)])
+    _, occurrence = np.unique(ids, return_index=True)
+    is_kept = np.zeros(len(ids), dtype=bool)
+    is_kept[occurrence] = ~np.isin(ids[occurrence], left_out)
+    kept = np.split(is_kept, np.cumsum([len(group) for group in groups])[:-1])
+    readers = split.read_texts, split.read_candidates, split.read_texts
+    chosen = [(read, group[rows]) for read, group, rows in zip(readers, groups, kept, strict=True)]
+    return [text for read, numbers in chosen if len(numbers) for text in read(numbers)], ids[is_kept]
 
 
 def _first_equal(texts: pa.ChunkedArray) -> np.ndarray:

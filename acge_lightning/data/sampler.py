@@ -117,13 +117,25 @@ class TaskBatchSampler:
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over the whole run."""
+        name, positions, draws = self._rows(step)
+        return Batch(name, positions, draws, self.tasks[name].random_negatives(positions, draws))
+
+    def training_rows(self, steps: range) -> dict[str, np.ndarray]:
+        """The rows that the batches of some steps are made of, by task: Int64[m], each once, ascending."""
+        positions: dict[str, list[np.ndarray]] = {}
+        for step in steps:
+            name, batch, _ = self._rows(step)
+            positions.setdefault(name, []).append(batch)
+        return {name: np.unique(np.concatenate(batches)) for name, batches in positions.items()}
+
+    def _rows(self, step: int) -> tuple[str, np.ndarray, np.ndarray]:
+        """The task of a step, its rows, and their draws."""
         turn, index = divmod(step, len(self))
         name = self._names[int(self._schedule(turn)[index])]
         rows, sizes, before, stage = self._stage(name, step)
         epoch, i = divmod(self.drawn(name, step) - before, len(sizes))
         batches, draws = self._epoch(name, (epoch, *stage), rows, sizes)
-        positions = batches[i]
-        return Batch(name, positions, draws[positions], self.tasks[name].random_negatives(positions, draws[positions]))
+        return name, batches[i], draws[batches[i]]
 
     def rows_of_first_stage(self) -> dict[str, np.ndarray]:
         """The training rows with which a curriculum begins, by task; {} without one."""

@@ -39,6 +39,50 @@ class JudgedTexts:
     exclusions: Exclusions
     left_out: dict[str, int]
 
+    def select(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> tuple[JudgedTexts, np.ndarray]:
+        """Take some of the queries, with all that is known of them.
+
+        Args:
+            queries: Int64[q] rows.
+            candidates: Int64[c] rows of the texts that are candidates still; the positives of the queries are too. Listed
+                negatives that are none are left out. None: all.
+
+        Returns:
+            The selection, in which candidates keep their order, and Int64[t] the row here of each of its texts.
+        """
+        own_positives, pairs = self.positives.select(queries), self.exclusions.positives
+        pairs = pairs[np.isin(pairs[:, 0], self.exclusions.query_keys[queries])]
+        kept = np.arange(self.candidate_count) if candidates is None else np.union1d(candidates, own_positives.texts)
+        count = len(kept)
+        kept = np.append(kept, np.setdiff1d(pairs[:, 1], kept))
+        new_query, new_text = np.full(len(self.queries), -1), np.full(len(self.texts) + 1, -1)  # the last of texts is none
+        new_query[queries], new_text[kept] = np.arange(len(queries)), np.arange(len(kept))
+        own_texts = new_text[self.exclusions.own_texts[queries]]
+
+        def renumbered(listed: np.ndarray) -> np.ndarray:
+            listed = np.stack([new_query[listed[:, 0]], new_text[listed[:, 1]]], axis=1)
+            return listed[(listed >= 0).all(1) & (listed[:, 1] < count)]
+
+        exclusions = Exclusions(
+            self.exclusions.query_keys[queries],
+            self.exclusions.text_keys[kept],
+            np.where(own_texts < count, own_texts, -1),
+            np.stack([pairs[:, 0], new_text[pairs[:, 1]]], axis=1),
+            renumbered(self.exclusions.listed),
+            self.exclusions.query_ids[queries],
+            self.exclusions.text_ids[kept],
+        )
+        selection = JudgedTexts(
+            [self.queries[i] for i in queries.tolist()],
+            [self.texts[i] for i in kept.tolist()],
+            count,
+            Positives(own_positives.offsets, new_text[own_positives.texts]),
+            renumbered(self.listed),
+            exclusions,
+            self.left_out,
+        )
+        return selection, kept
+
 
 def combine_judgements(
     splits: Sequence[JudgedQueries],

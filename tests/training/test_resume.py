@@ -33,6 +33,17 @@ BERT = [
     "encoder.config={model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
     "encoder.max_length=24",
 ]
+REFRESHED = [
+    "task=[sample_sts,sample_retrieval]",
+    *STS,
+    "+task.sample_retrieval.data={max_train: 60, batch_size: 12, max_dev: 20}",
+    "callbacks=[guard,peers,randomness,checkpoint,steps,signals,early_stopping,learning_rate,progress,refresh_negatives]",
+    "callbacks.refresh_negatives.every=3",
+    "callbacks.refresh_negatives.relative_margin=null",
+    "encoder.dropout=0.1",
+    "trainer.max_epochs=2",
+    EACH_STEP,
+]
 WITH_EWC = "callbacks=[guard,peers,randomness,checkpoint,steps,signals,early_stopping,learning_rate,progress,ewc]"
 # name -> overrides, kinds of events to be killed at (None: all), number of kills in the long test, fewest of them that loaded
 SETTINGS = {
@@ -148,6 +159,30 @@ SETTINGS = {
         8,
         7,
     ),
+    "negatives mined again": (REFRESHED, ["train_batch_end", "saved"], 12, 11),
+    "negatives mined again, two workers": (
+        [*REFRESHED, "mixture.num_workers=2", "trainer.accumulate_grad_batches=2", "callbacks.refresh_negatives.begin=1"],
+        None,
+        12,
+        10,
+    ),
+    "negatives mined again, BERT": (
+        [*(o for o in REFRESHED if "dropout" not in o), *BERT, "module.batch_tokens=200", "mixture.num_workers=1"],
+        ["train_batch_end"],
+        4,
+        3,
+    ),
+    "negatives mined again, EWC after the step": (
+        [
+            *(o.replace(",refresh_negatives]", ",refresh_negatives,ewc]") for o in REFRESHED),
+            "callbacks.ewc.anchors={anchor}",
+            "callbacks.ewc.mode=proximal",
+            "callbacks.refresh_negatives.every=1",
+        ],
+        ["train_batch_end", "validation_batch_start"],
+        6,
+        5,
+    ),
     "masked LM": (
         [
             "task=[sample_unlabelled]",
@@ -234,7 +269,15 @@ def check(whole, runs, killed, loaded):
     assert len(went_on) >= loaded
 
 
-@pytest.mark.parametrize("name", ["SimCSE with dropout", "EWC by rate", pytest.param("accumulation", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SimCSE with dropout",
+        "EWC by rate",
+        "negatives mined again, two workers",
+        pytest.param("accumulation", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_killed_run_goes_on_exactly(name, interrupted):
     overrides, kinds, _, _ = SETTINGS[name]
     check(*interrupted(overrides, 3, kinds), -9, 2)
@@ -370,6 +413,7 @@ def test_two_devices_end_with_the_same_weights_when_interrupted(number, tmp_path
     fixed = ["task=[sample_sts,sample_retrieval]", "encoder.dim=32", "optim=adamw_static", "trainer.accelerator=cpu"]
     fixed += ["trainer.devices=2", "+trainer.strategy=ddp", f"paths.cache_dir={cache}", "callbacks.progress=null"]
     fixed += ["trainer.max_epochs=3", "trainer.val_check_interval=7", "callbacks.steps.every=1", "encoder.dropout=0.1"]
+    fixed += ["+callbacks@callbacks=refresh_negatives", "callbacks.refresh_negatives.every=5"]
 
     def run(name, *extra):
         command = [sys.executable, program, *fixed, f"paths.output_dir={tmp_path / name}", *extra]
