@@ -121,7 +121,7 @@ def alike_table(table: pa.Table, unordered: bool) -> pa.Table:
     texts, numbers = keys.dictionary.to_pylist(), keys.indices.to_pylist()
     half = len(numbers) // 2
     alike = compare([texts[i] for i in numbers[:half]], [texts[i] for i in numbers[half:]], unordered)
-    return pa.table(alike._asdict())
+    return pa.table({"similarity": alike.similarity, "reordered": alike.reordered, "short": alike.short})
 
 
 Edge = tuple[int, float, bool]  # the row that stays, similarity, whether re-ordered

@@ -136,6 +136,7 @@ def test_local_resumes_by_shard_and_says_what_serial_says(tmp_path):
     check_failure_and_resume("local", tmp_path)
 
 
+@pytest.mark.heavy
 def test_local_replaces_workers_that_are_killed(tmp_path):
     check_killed_workers("local", tmp_path)
 
