@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from acge_lightning.mining.label_noise import doubtful_labels, label_confidence
 from acge_lightning.mining.normalise import duplicate_keys, row_keys, text_keys
 from acge_lightning.mining.opposite_labels import contradictions
 from acge_lightning.mining.pile import Group, Pile
+from acge_lightning.mining.similarity import NEAR as LEAST
 from acge_lightning.mining.training_rows import Rows
 from acge_lightning.mining.weights import quality
 
@@ -179,6 +181,8 @@ def _labels(pile: Pile, group: Group) -> list[str] | None:
 def leak_step(pile: Pile, near: float = 0.8, pairs_near: float = 0.9, run: Run = in_process) -> None:
     """Leave out rows that stand in an evaluation split: pairs of pair tasks, texts or queries of all others.
 
+    A query with one of its positives or negatives is a pair too, which the pairs of an evaluation split may be.
+
     Args:
         pile: is changed.
         near: similarity from which an edited text is a leak.
@@ -188,11 +192,14 @@ def leak_step(pile: Pile, near: float = 0.8, pairs_near: float = 0.9, run: Run =
     pairs, texts = _evaluation_pairs(pile.evaluation), _evaluation_texts(pile.evaluation)
     if len(pairs):
         index = leak_index(row_keys(pairs.columns, "pair", run=run), run)
-        for group in pile.groups((PAIRS,)):
-            if group.family in PAIRS:
-                keys = row_keys(group.columns, "pair", run=run)
-                for findings in leaks(keys, index, unordered=True, near=pairs_near, run=run):
-                    pile.apply(findings, group, pairs)
+        longest = max(map(len, pairs.columns["text1"] + pairs.columns["text2"]))
+        for group in pile.groups((PAIRS, QUERIES)):
+            if group.family in (*PAIRS, *QUERIES):
+                row, sides = _pairs(group, longest)
+                for findings in leaks(row_keys(sides, "pair", run=run), index, unordered=True, near=pairs_near, run=run):
+                    rows, first = np.unique(row[findings.rows], return_index=True)
+                    of_rows = Findings(findings.reason, rows, findings.others[first], findings.values[first])
+                    pile.apply(of_rows, group, pairs)
     if len(texts):
         index = leak_index(duplicate_keys(texts.columns["text"], run=run), run)
         for group in pile.groups((QUERIES, (*LABELLED, "unlabelled"))):
@@ -200,6 +207,18 @@ def leak_step(pile: Pile, near: float = 0.8, pairs_near: float = 0.9, run: Run =
                 keys = duplicate_keys(group.columns["query" if group.family in QUERIES else "text"], run=run)
                 for findings in leaks(keys, index, near=near, run=run):
                     pile.apply(findings, group, texts)
+
+
+def _pairs(group: Group, longest: int) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """The row of each pair, and its sides: a row's own, or its query with each other text that is about as short as a limit."""
+    if group.family in PAIRS:
+        return np.arange(len(group)), group.columns
+    columns = group.columns
+    others = zip(columns["query"], columns["positive"], columns["negative"], strict=True)
+    most = longest / LEAST
+    sides = [(row, query, text) for row, (query, *lists) in enumerate(others) for text in chain(*lists) if len(text) <= most]
+    row = np.array([side[0] for side in sides], np.int64)
+    return row, {"text1": [side[1] for side in sides], "text2": [side[2] for side in sides]}
 
 
 def _evaluation_pairs(evaluation: list[Rows]) -> Group:

@@ -208,3 +208,22 @@ def test_near_copies_of_queries_are_left_out_only_where_the_query_is_the_same(tm
     [counts] = manifest["counts"].values()
     assert counts["left_out"] == {"near duplicate": 1}
     assert counts["reported"] == {"near duplicate, other query": 1}
+
+
+def test_a_query_with_its_positive_is_a_pair_that_may_stand_in_a_test_split(tmp_path):
+    tested = [pair("怎样修改已经绑定的手机号码呢", "已经绑定的手机号码应该怎样更换"), pair(QUESTIONS[0], ANSWERS[0])]
+    write(tmp_path / "data/pair/tested/test.jsonl", tested)
+    rows = [
+        {
+            "query": "已经绑定的手机号码，应该怎样更换？",
+            "positive": [ANSWERS[1], "怎样修改已经绑定的手机号码呢"],
+            "negative": [ANSWERS[2]],
+        },
+        {"query": QUESTIONS[0], "positive": [ANSWERS[3]], "negative": [ANSWERS[0]]},
+        {"query": QUESTIONS[0], "positive": [ANSWERS[5]], "negative": []},
+    ]
+    write(tmp_path / "data/triplet/faq/train.jsonl", rows)
+    run(f"source={tmp_path / 'data'}", f"out={tmp_path / 'out'}")
+    assert [row["positive"] for row in kept(tmp_path / "out/triplet/faq/train.jsonl.gz")] == [[ANSWERS[5]]]
+    notes = quarantine(tmp_path / "out", "triplet-faq")
+    assert [(note["reason"], note["clashes_with"]["line"]) for note in notes] == [("leak, exact", 1), ("leak, exact", 2)]
