@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from acge_lightning.data.readers import rows
 from acge_lightning.data.records import RowError, valid
 from acge_lightning.data.source import has_rows
 from acge_lightning.errors import InputError
+from acge_lightning.files.digest import file_sha256
 from acge_lightning.mining.positives import Pair, headings_and_sections, neighbouring_passages, titles_and_bodies
 from acge_lightning.search.documents import Document, read_documents
 from acge_lightning.search.markdown import structure
@@ -59,7 +59,7 @@ def write_pairs(paths: Sequence[str], kind: str, file: Path) -> UnlabelledPairs:
                 if pair not in written:
                     written.add(pair)
                     lines.write(json.dumps({"query": pair[0], "positive": [pair[1]]}, ensure_ascii=False) + "\n")
-            digests += [{"file": source.name(name), "sha256": _sha256(name)} for name in source.files]
+            digests += [{"file": source.name(name), "sha256": file_sha256(name)} for name in source.files]
             told += [line for line in (source.told(), *source.problems) if line]
     if not written:
         raise InputError(f"source={', '.join(paths)} makes no pair of {kind}: {_NEEDS[kind]}")
@@ -112,11 +112,6 @@ def _titles(source: Source) -> Iterator[Pair]:
 
 def _markdown(source: Source) -> Iterator[Document]:
     return (document for document in read_documents(source, _TEXT) if document.kind == "markdown")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 KINDS: dict[str, Callable[[Source], Iterator[Pair]]] = {"headings": _headings, "passages": _passages, "titles": _titles}

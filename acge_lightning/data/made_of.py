@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from acge_lightning.data.source import Source
+from acge_lightning.files.digest import file_sha256
 from acge_lightning.files.folder import listed_digests
 
 MANIFEST = "manifest.json"
@@ -39,14 +39,14 @@ def _manifest(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(manifest, dict) and str(manifest.get("made_by", "")).startswith("acge ")
-    return manifest | {"sha256": _sha256(file)} if is_ours else None
+    return manifest | {"sha256": file_sha256(file)} if is_ours else None
 
 
 def _of_dataset(manifest: dict[str, Any], above: Path, folder: Path) -> dict[str, Any]:
     """What a manifest says of one of its data sets; of a mined folder all."""
     digests = listed_digests(above)
     inside = [name for name in digests if (above / name).is_relative_to(folder)]
-    changed = sorted(name for name in inside if not (above / name).is_file() or _sha256(above / name) != digests[name])
+    changed = sorted(name for name in inside if not (above / name).is_file() or file_sha256(above / name) != digests[name])
     names = [name for name in _keys(manifest, "counts") if folder.is_relative_to(above / name)]
     for key in ("sources", "counts"):
         if names and isinstance(manifest.get(key), dict):
@@ -56,8 +56,3 @@ def _of_dataset(manifest: dict[str, Any], above: Path, folder: Path) -> dict[str
 
 def _keys(manifest: dict[str, Any], key: str) -> list[str]:
     return [str(name) for name in manifest[key]] if isinstance(manifest.get(key), dict) else []
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

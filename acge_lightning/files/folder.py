@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import glob
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.atomic import draft, lock, locked, locked_if_unused, sweep, to_disk, write_error
+from acge_lightning.files.digest import file_sha256
 from acge_lightning.files.locks import HAS_FLOCK
 
 MANIFEST = "acge.json"
@@ -184,8 +184,7 @@ def _write_manifest(folder: Path) -> None:
 def _sha256(file: Path) -> str | None:
     if file.is_symlink() or not file.is_file():
         return None
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 # ---- replacing

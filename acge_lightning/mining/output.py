@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -20,6 +19,7 @@ from acge_lightning.data.judgements import JudgementFiles
 from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.data.splits import files_called
 from acge_lightning.errors import InputError
+from acge_lightning.files.digest import file_sha256
 from acge_lightning.mining.pile import Pile, Reason
 from acge_lightning.mining.training_rows import DataFiles, Rows
 
@@ -31,7 +31,7 @@ def digests(datasets: Sequence[DataFiles]) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of all files of data sets: name -> file -> digest."""
     digest_of: dict[str, dict[str, str]] = {}
     for data in datasets:  # of several folders, which may have one name
-        digest_of.setdefault(data.name, {}).update({str(file): _sha256(file) for file in _all_files(data)})
+        digest_of.setdefault(data.name, {}).update({str(file): file_sha256(file) for file in _all_files(data)})
     return digest_of
 
 
@@ -189,13 +189,8 @@ def _all_files(data: DataFiles) -> list[Path]:
     return [*data.train, *_files_that_stay(data)]
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _check_unchanged(sources: Mapping[str, Mapping[str, str]]) -> None:
     for files in sources.values():
         for file, digest in files.items():
-            if not Path(file).is_file() or _sha256(Path(file)) != digest:
+            if not Path(file).is_file() or file_sha256(Path(file)) != digest:
                 raise InputError(f"{file} has changed while it was read: nothing is written, clean it again")

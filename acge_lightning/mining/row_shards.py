@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ import pyarrow as pa
 from acge_lightning.data.readers import Span, spans
 from acge_lightning.data.records import as_label
 from acge_lightning.errors import InputError
+from acge_lightning.files.digest import file_sha256
 from acge_lightning.mining.engine.shards import Run, in_process
 from acge_lightning.mining.training_rows import RECORDS, DataFiles, ReadingSettings, Rows, read_rows
 
@@ -82,7 +82,7 @@ def read_table(table: pa.Table, reading: Mapping[str, Any]) -> pa.Table:
     with TemporaryDirectory() as temporary:
         rows = read_rows(data, files, ReadingSettings(**reading), Path(temporary) / "bad.jsonl", span)
     for name, digest in shard["digests"].items():
-        if _sha256(Path(name)) != digest:
+        if file_sha256(Path(name)) != digest:
             raise InputError(f"{name} has changed while it was read: nothing is written, clean it again")
     types = {field.name: _TYPES[str(field.type)] for field in fields(RECORDS[data.family]) if field.name in rows.columns}
     columns = {name: pa.array(rows.columns[name], kind) for name, kind in types.items()}
@@ -114,8 +114,3 @@ def _joined(data: DataFiles, files: tuple[Path, ...], tables: Sequence[pa.Table]
         [row for facts in about for row in facts["unread"]],
         sum(facts["neutral"] for facts in about),
     )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from acge_lightning.data.source import Source, find_source
 from acge_lightning.data.splits import files_called, is_beir, split_files
 from acge_lightning.data.store import MAX_BAD, OnBadRow, open_store
 from acge_lightning.errors import InputError
+from acge_lightning.files.digest import file_sha256
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_sources(
         files += corpus_files
         store = open_store(corpus_files, TextRecord, {}, on_bad_row, cache_dir, max_bad_fraction)
         texts += store.column("text").to_pylist()
-    digests = [{"file": f"{file.resolve().parent.name}/{file.name}", "sha256": _sha256(file)} for file in files]
+    digests = [{"file": f"{file.resolve().parent.name}/{file.name}", "sha256": file_sha256(file)} for file in files]
     made_before = [record for path in paths if (record := made_of(find_source(path))) is not None]
     return Sources(train, others, texts, digests, made_before)
 
@@ -92,8 +92,3 @@ def _files(source: Source, splits: Mapping[str, str | None]) -> Iterator[Path]:
         source = source / "qrels"
     for role in ROLES:
         yield from split_files(source, role, splits)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
