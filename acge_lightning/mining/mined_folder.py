@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import whole_folder
+from acge_lightning.files.gzipped import gzipped_text
 from acge_lightning.mining.hard_negatives import HardNegatives
 from acge_lightning.mining.judged_texts import JudgedTexts
 from acge_lightning.mining.rules import Reason
@@ -82,19 +81,9 @@ def write_mined(folder: str | Path, file: str, rows: Iterator[dict[str, Any]], m
     return folder
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[IO[str]]:
-    """A text file to write to; a compressed one names neither itself nor the time."""
-    if file.suffix != ".gz":
-        with file.open("w", encoding="utf-8", newline="\n") as lines:
-            yield lines
-        return
-    with (
-        file.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, 0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as lines,
-    ):
-        yield lines
+def _opened(file: Path) -> AbstractContextManager[IO[str]]:
+    """A text file to write to."""
+    return gzipped_text(file) if file.suffix == ".gz" else file.open("w", encoding="utf-8", newline="\n")
 
 
 def counts(judged: JudgedTexts, mined: HardNegatives, wanted: int, least: int) -> dict[str, Any]:

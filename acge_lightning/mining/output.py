@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -20,6 +17,7 @@ from acge_lightning.data.row_issues import RowIssues
 from acge_lightning.data.splits import files_called
 from acge_lightning.errors import InputError
 from acge_lightning.files.digest import file_sha256
+from acge_lightning.files.gzipped import gzipped_text
 from acge_lightning.mining.pile import Pile, Reason
 from acge_lightning.mining.training_rows import DataFiles, Rows
 
@@ -135,7 +133,7 @@ def _scored(rows: Rows, quality: str | None, scores: np.ndarray) -> Callable[[in
 def _write_rows(rows: Rows, kept: np.ndarray, target: Path, record: Callable[[int], dict[str, Any]]) -> None:
     """Write the kept rows as `train.jsonl.gz`, or as `qrels/train.tsv`."""
     if rows.data.corpus is None:
-        with _gzipped(target / "train.jsonl.gz") as lines:
+        with gzipped_text(target / "train.jsonl.gz", errors="backslashreplace") as lines:
             _write_lines(lines, map(record, np.flatnonzero(kept).tolist()))
     else:
         left_out = {rows.record(row)["_id"] for row in np.flatnonzero(~kept).tolist()}
@@ -166,17 +164,6 @@ def _write_quarantine(pile: Pile, number: int, file: Path) -> None:
 def _write_lines(lines: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-
-@contextmanager
-def _gzipped(file: Path) -> Iterator[TextIO]:
-    """Open a file whose bytes depend on its text alone: without a time or a name in it."""
-    with (
-        file.open("wb") as content,
-        gzip.GzipFile("", "wb", 6, content, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", errors="backslashreplace", newline="") as lines,  # as JSON has half pairs
-    ):
-        yield lines
 
 
 def _files_that_stay(data: DataFiles) -> list[Path]:
