@@ -74,7 +74,7 @@ def lazy_names(package: str, **modules: str) -> tuple[list[str], Callable[[str],
 
     Args:
         package: its dotted name, `__name__`.
-        **modules: module of the package -> the public names that it defines, with spaces between them.
+        **modules: module of the package, or of a part of it (`part.module`) -> its public names, with spaces between them.
 
     >>> __all__, __getattr__, __dir__ = lazy_names("acge_lightning", errors="InputError")
     >>> __getattr__("InputError").__module__

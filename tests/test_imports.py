@@ -46,8 +46,8 @@ OUTSIDE = {
     LIGHTNING: "data/modules.py data/mixture.py training/* callbacks/* commands/*",
     ("hydra", "omegaconf"): "config/* commands/*",
     ("mteb", "datasets"): "evaluation/mteb/*",
-    ("faiss",): "search/ann.py mining/neighbours.py",
-    ("rensa",): "mining/signatures.py",
+    ("faiss",): "search/ann.py mining/negatives/neighbours.py",
+    ("rensa",): "mining/cleaning/signatures.py",
     ("ray",): "mining/engine/ray.py",
     ("tools", "tests"): "",
 }

@@ -37,7 +37,7 @@ from rich.table import Table
 from acge_lightning.data.readers import rows
 from acge_lightning.encoder.build import static
 from acge_lightning.encoder.vocabulary import train_vocabulary
-from acge_lightning.mining.deduplicate import near_duplicates
+from acge_lightning.mining.cleaning.deduplicate import near_duplicates
 from acge_lightning.mining.normalise import duplicate_keys
 
 SIZES = (100_000, 300_000, 1_000_000)

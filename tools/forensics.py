@@ -23,10 +23,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from acge_lightning.mining.cleaning.pile import Pile, Reason
+from acge_lightning.mining.cleaning.steps import QUERIES, clean
+from acge_lightning.mining.cleaning.training_rows import DataFiles, ReadingSettings, Rows, find_datasets, read_rows
 from acge_lightning.mining.normalise import row_keys
-from acge_lightning.mining.pile import Pile, Reason
-from acge_lightning.mining.steps import QUERIES, clean
-from acge_lightning.mining.training_rows import DataFiles, ReadingSettings, Rows, find_datasets, read_rows
 from acge_lightning.terminal import show, track
 
 FOLDER = Path(__file__).parents[1] / "docs" / "forensics"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from forensics import FINDINGS, FOLDER, Row, datasets, read, table, where
 
-from acge_lightning.mining.training_rows import Rows
+from acge_lightning.mining.cleaning.training_rows import Rows
 from acge_lightning.terminal import shortened, show
 
 READ = {  # reason -> rows that are read

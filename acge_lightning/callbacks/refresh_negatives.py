@@ -22,10 +22,10 @@ from acge_lightning.data.mined_negatives import MinedNegatives
 from acge_lightning.data.mixture import MixtureDataModule
 from acge_lightning.data.retrieval import RetrievalDataset
 from acge_lightning.errors import InputError
-from acge_lightning.mining.near_texts import NearTexts
-from acge_lightning.mining.neighbours import DenseNeighbours
-from acge_lightning.mining.refresh import RefreshCounts, RowQueries, Share, mine_rows, row_queries
-from acge_lightning.mining.rules import Rules
+from acge_lightning.mining.negatives.near_texts import NearTexts
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.refresh import RefreshCounts, RowQueries, Share, mine_rows, row_queries
+from acge_lightning.mining.negatives.rules import Rules
 from acge_lightning.terminal import show
 from acge_lightning.training.optimized_module import OptimizedModule
 

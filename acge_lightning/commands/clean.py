@@ -15,12 +15,12 @@ from acge_lightning.commands.checks import checked_prompts
 from acge_lightning.config.building import plain
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import check_target, whole_folder
+from acge_lightning.mining.cleaning.output import QUARANTINE, digests, write
+from acge_lightning.mining.cleaning.pile import Pile
+from acge_lightning.mining.cleaning.row_shards import read_datasets
+from acge_lightning.mining.cleaning.steps import STEPS, StepResult, clean
+from acge_lightning.mining.cleaning.training_rows import DataFiles, ReadingSettings, find_datasets
 from acge_lightning.mining.engine.shards import Run, open_engine
-from acge_lightning.mining.output import QUARANTINE, digests, write
-from acge_lightning.mining.pile import Pile
-from acge_lightning.mining.row_shards import read_datasets
-from acge_lightning.mining.steps import STEPS, StepResult, clean
-from acge_lightning.mining.training_rows import DataFiles, ReadingSettings, find_datasets
 from acge_lightning.report.cleaning import cleaning_page
 from acge_lightning.terminal import ProgressBar, show, track
 

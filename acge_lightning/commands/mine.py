@@ -23,13 +23,13 @@ from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import check_target
 from acge_lightning.mining.engine.shards import Run, in_process, open_engine
-from acge_lightning.mining.judged_texts import JudgedTexts, combine_judgements
-from acge_lightning.mining.mined_folder import FILES, counts, mined_rows, write_mined
-from acge_lightning.mining.miner import Scorer, embedded, mine
-from acge_lightning.mining.neighbours import DenseNeighbours, LexicalNeighbours, Neighbours
-from acge_lightning.mining.rules import Rules
-from acge_lightning.mining.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
-from acge_lightning.mining.sources import Sources, read_sources
+from acge_lightning.mining.negatives.judged_texts import JudgedTexts, combine_judgements
+from acge_lightning.mining.negatives.mined_folder import FILES, counts, mined_rows, write_mined
+from acge_lightning.mining.negatives.miner import Scorer, embedded, mine
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours, LexicalNeighbours, Neighbours
+from acge_lightning.mining.negatives.rules import Rules
+from acge_lightning.mining.negatives.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
+from acge_lightning.mining.negatives.sources import Sources, read_sources
 from acge_lightning.terminal import ProgressBar, show
 from acge_lightning.zoo.location import resolve
 from acge_lightning.zoo.pretrained import load
@@ -37,6 +37,11 @@ from acge_lightning.zoo.pretrained import load
 _BM25 = "bm25"
 _READING = ("columns", "splits", "on_bad_row", "max_bad_fraction")
 _RULES = tuple(field.name for field in fields(Rules))
+_REMEDY = {  # reference -> what gives queries of many positives more negatives
+    "lowest": "reference=mean compares with the mean of their positives, not with the lowest",
+    "mean": "reference=highest compares with the best of their positives, not with the mean",
+    "highest": "relative_margin=null allows texts as near as the positives",
+}
 
 
 def run(cfg: DictConfig) -> None:
@@ -91,8 +96,8 @@ def _mine_and_write(
     }
     folder = write_mined(config["out"], config["file"], mined_rows(judged, mined, listed_scores, least), manifest)
     show(_table(counted, rules), f"The rows are in {folder}: acge train task=[triplets] +paths.data={folder} trains on them")
-    if counted["queries without negatives"] * 4 > len(judged.queries) and rules.reference == "lowest":
-        show("Many queries have none: reference=mean compares with the mean of their positives, not with the lowest")
+    if counted["queries without negatives"] * 4 > len(judged.queries):
+        show(f"Many queries have none: {_REMEDY[rules.reference]}; or range_max={10 * rules.range_max} looks deeper")
 
 
 def _check_choices(config: Mapping[str, Any]) -> None:

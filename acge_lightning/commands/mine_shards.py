@@ -14,7 +14,7 @@ from acge_lightning.encoder.fingerprint import encoder_hash
 from acge_lightning.errors import InputError
 from acge_lightning.mining.engine.matrices import column_of, matrix_of
 from acge_lightning.mining.engine.shards import Run
-from acge_lightning.mining.scorers import CrossEncoder, blocks_of_pairs
+from acge_lightning.mining.negatives.scorers import CrossEncoder, blocks_of_pairs
 from acge_lightning.zoo.pretrained import load
 
 

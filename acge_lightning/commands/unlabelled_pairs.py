@@ -14,7 +14,7 @@ from acge_lightning.data.records import RowError, valid
 from acge_lightning.data.source import has_rows
 from acge_lightning.errors import InputError
 from acge_lightning.files.digest import file_sha256
-from acge_lightning.mining.positives import Pair, headings_and_sections, neighbouring_passages, titles_and_bodies
+from acge_lightning.mining.negatives.positives import Pair, headings_and_sections, neighbouring_passages, titles_and_bodies
 from acge_lightning.search.documents import Document, read_documents
 from acge_lightning.search.markdown import structure
 from acge_lightning.search.text_files import Source, list_files

@@ -122,6 +122,16 @@ def test_scores_are_those_of_the_encoder(mined, small_encoder):
         assert [*row["positive_scores"], *row["negative_scores"]] == expected
 
 
+@pytest.mark.parametrize(
+    ("reference", "remedy"), [("lowest", "reference=mean"), ("mean", "reference=highest"), ("highest", "relative_margin=null")]
+)
+def test_queries_without_negatives_are_told_what_gives_them_some(mined, capsys, reference, remedy):
+    assert not any(row["negative"] for row in mined("relative_margin=0.999", f"reference={reference}", "range_max=20"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Many queries have none: {remedy}" in said
+    assert "range_max=200 looks deeper" in said
+
+
 def test_the_same_run_writes_the_same_bytes(mined, tmp_path):
     mined("sampling=random", "seed=3", out="a", file="train.jsonl.gz")
     mined("sampling=random", "seed=3", "paths.cache_dir=" + str(tmp_path / "other"), out="b", file="train.jsonl.gz")
@@ -172,7 +182,7 @@ def test_a_prompt_has_vectors_of_its_own(mined, tmp_path, small_encoder):
 
 
 def test_a_killed_run_goes_on_with_the_texts_that_are_not_embedded_yet(mined, tmp_path, monkeypatch, faq):
-    monkeypatch.setattr("acge_lightning.mining.miner._TEXTS", 100)
+    monkeypatch.setattr("acge_lightning.mining.negatives.miner._TEXTS", 100)
     encode, embedded = Embeddings.encode, []
 
     class Killed(BaseException):

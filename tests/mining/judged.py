@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from acge_lightning.data.retrieval import RetrievalDataset
-from acge_lightning.mining.judged_texts import combine_judgements
+from acge_lightning.mining.negatives.judged_texts import combine_judgements
 from acge_lightning.mining.normalise import text_keys
 
 

@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from acge_lightning import load
-from acge_lightning.mining.miner import mine
-from acge_lightning.mining.neighbours import DenseNeighbours
-from acge_lightning.mining.rules import Rules
-from acge_lightning.mining.scorers import CrossEncoder
+from acge_lightning.mining.negatives.miner import mine
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.rules import Rules
+from acge_lightning.mining.negatives.scorers import CrossEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CHARACTERS = "今天气很好我们去公园怎么退货howdreturnthis"

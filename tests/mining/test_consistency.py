@@ -6,8 +6,8 @@ from mining_data import DATA, judged_pairs, rows, scores_of
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining import consistency as module
-from acge_lightning.mining.consistency import Ranks, inconsistent_pairs, positive_ranks
+from acge_lightning.mining.cleaning import consistency as module
+from acge_lightning.mining.cleaning.consistency import Ranks, inconsistent_pairs, positive_ranks
 
 WORDS = ["天气", "公园", "退货", "发票", "快递", "密码", "登录", "账户", "return", "invoice", "parcel", "login"]
 

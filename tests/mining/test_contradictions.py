@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.opposite_labels import contradictions
+from acge_lightning.mining.cleaning.opposite_labels import contradictions
 
 KEYS = st.lists(st.sampled_from("abc"), max_size=14)
 

@@ -8,8 +8,8 @@ from rapidfuzz.fuzz import partial_ratio
 
 from acge_lightning.data.readers import rows
 from acge_lightning.errors import InputError
-from acge_lightning.mining import decontaminate
-from acge_lightning.mining.decontaminate import leak_index
+from acge_lightning.mining.cleaning import decontaminate
+from acge_lightning.mining.cleaning.decontaminate import leak_index
 from acge_lightning.mining.normalise import duplicate_keys, row_keys
 
 SIDES, SPLITS = ("text1", "text2"), ("train", "test")

@@ -22,9 +22,10 @@ from acge_lightning.config.overrides import arguments, with_names
 from acge_lightning.data import readers
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.mining import normalise, row_shards
+from acge_lightning.mining import normalise
+from acge_lightning.mining.cleaning import row_shards
 from acge_lightning.mining.engine import in_process, open_engine
-from acge_lightning.mining.miner import embedded
+from acge_lightning.mining.negatives.miner import embedded
 from acge_lightning.zoo.pretrained import load
 
 NUMBERS = [pa.table({"n": [n]}) for n in range(6)]
@@ -207,8 +208,8 @@ def mine_with(engine, model, scorer, cache, out):
 def test_mined_rows_are_those_of_serial(engine, with_cross_encoder, small_encoder, cross, tmp_path, monkeypatch):
     if engine == "ray":
         pytest.importorskip("ray", reason="needs the extra ray")
-    monkeypatch.setattr("acge_lightning.mining.miner._TEXTS", 64)
-    monkeypatch.setattr("acge_lightning.mining.scorers._PAIRS", 200)
+    monkeypatch.setattr("acge_lightning.mining.negatives.miner._TEXTS", 64)
+    monkeypatch.setattr("acge_lightning.mining.negatives.scorers._PAIRS", 200)
     scorer = cross if with_cross_encoder else seeded(small_encoder, tmp_path / "second")
     expected = mine_with("serial", small_encoder, scorer, tmp_path / "cache", tmp_path / "serial")
     assert mine_with(engine, small_encoder, scorer, tmp_path / "other", tmp_path / "out") == expected
@@ -219,7 +220,7 @@ def test_mined_rows_are_those_of_serial(engine, with_cross_encoder, small_encode
 
 
 def test_blocks_embedded_elsewhere_are_those_of_this_process(small_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("acge_lightning.mining.miner._TEXTS", 4)
+    monkeypatch.setattr("acge_lightning.mining.negatives.miner._TEXTS", 4)
     texts = [*(f"第{i}个问题 weather" * (i % 5 + 1) for i in range(11)), "天气", "天气", ""]
     encoder = load(small_encoder, prompts={"query": "问："})
     here, there = (Embeddings(encoder, tmp_path / name) for name in ("here", "there"))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.cleaning import clean_text, clean_texts
-from acge_lightning.mining.filters import text_issues
+from acge_lightning.mining.cleaning.filters import text_issues
+from acge_lightning.mining.cleaning.markup import clean_text, clean_texts
 
 UNTOUCHED = [
     "a < b && c > d",

@@ -7,8 +7,8 @@ import pytest
 from judged import Matrix, judged_of, mined_by_a_loop
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.miner import mine
-from acge_lightning.mining.rules import Reason, Rules
+from acge_lightning.mining.negatives.miner import mine
+from acge_lightning.mining.negatives.rules import Reason, Rules
 
 WORDS = ["退货", "refund", "发票", "invoice", "天气", "weather", "公园", "shipping", "积分", "address"]
 
@@ -158,7 +158,7 @@ def test_draws_depend_on_seed_query_and_candidates_alone(tmp_path, monkeypatch):
     more = [f"text {i}" for i in range(10)]
     expected = drawn(tmp_path / "a", rows, more)
     assert drawn(tmp_path / "b", rows[::-1], more[::-1]) == expected
-    monkeypatch.setattr("acge_lightning.mining.miner._QUERIES", 3)
+    monkeypatch.setattr("acge_lightning.mining.negatives.miner._QUERIES", 3)
     assert drawn(tmp_path / "c", rows, more) == expected
     alone = drawn(tmp_path / "d", rows[:1], [*more, *(row["positive"][0] for row in rows[1:])])
     assert alone["question 0"] == expected["question 0"]

@@ -6,7 +6,7 @@ from mining_data import DATA, rows, scores_of
 from sklearn.linear_model import LogisticRegression
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.label_noise import LabelConfidence, doubtful_labels, label_confidence
+from acge_lightning.mining.cleaning.label_noise import LabelConfidence, doubtful_labels, label_confidence
 
 TOPICS = {"物流": "快递 包裹 发货 运费 签收", "账户": "密码 登录 注册 验证码 邮箱", "售后": "退货 换货 维修 发票 退款"}
 

@@ -8,7 +8,7 @@ import pytest
 from planted import DATA, confusion, duplicates, edited, own_texts, real_texts
 from rapidfuzz.distance import Levenshtein
 
-from acge_lightning.mining.deduplicate import near_duplicates
+from acge_lightning.mining.cleaning.deduplicate import near_duplicates
 from acge_lightning.mining.normalise import duplicate_keys, row_keys
 
 SHORT = "near duplicate, short"

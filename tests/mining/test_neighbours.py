@@ -8,7 +8,7 @@ import pytest
 
 from acge_lightning.data.terms import terms
 from acge_lightning.errors import InputError
-from acge_lightning.mining.neighbours import DenseNeighbours, LexicalNeighbours
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours, LexicalNeighbours
 
 
 def unit(rng, *shape):
@@ -50,7 +50,7 @@ def test_what_is_found_does_not_depend_on_what_is_searched_together(monkeypatch)
     queries, texts = unit(rng, 64, 40), unit(rng, 500, 40)
     neighbours = DenseNeighbours(queries, texts)
     rows, scores = neighbours.nearest(np.arange(64), 20)
-    monkeypatch.setattr("acge_lightning.mining.neighbours._VALUES", 5000)
+    monkeypatch.setattr("acge_lightning.mining.negatives.neighbours._VALUES", 5000)
     order = rng.permutation(64)
     again = neighbours.nearest(order, 20)
     assert np.array_equal(again[0], rows[order])

@@ -5,11 +5,11 @@ import pytest
 from judged import Matrix, judged_of, write_rows
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.mined_folder import mined_rows
-from acge_lightning.mining.miner import mine
-from acge_lightning.mining.near_texts import NearTexts
-from acge_lightning.mining.neighbours import DenseNeighbours
-from acge_lightning.mining.rules import Rules
+from acge_lightning.mining.negatives.mined_folder import mined_rows
+from acge_lightning.mining.negatives.miner import mine
+from acge_lightning.mining.negatives.near_texts import NearTexts
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.rules import Rules
 
 
 def test_ten_thousand_equal_rows_are_one(tmp_path):

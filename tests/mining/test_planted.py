@@ -9,10 +9,10 @@ import pytest
 from conftest import SAMPLE
 
 from acge_lightning.data.retrieval import RetrievalDataset
-from acge_lightning.mining.judged_texts import combine_judgements
-from acge_lightning.mining.miner import mine
-from acge_lightning.mining.neighbours import LexicalNeighbours
-from acge_lightning.mining.rules import Reason, Rules
+from acge_lightning.mining.negatives.judged_texts import combine_judgements
+from acge_lightning.mining.negatives.miner import mine
+from acge_lightning.mining.negatives.neighbours import LexicalNeighbours
+from acge_lightning.mining.negatives.rules import Reason, Rules
 
 DATA = Path(os.environ.get("ACGE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "retrieval"
 WIDE = {ord(c): chr(ord(c) + 0xFEE0) for c in map(chr, range(33, 127))}

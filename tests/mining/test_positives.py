@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from acge_lightning import load
-from acge_lightning.mining.positives import headings_and_sections, neighbouring_passages, titles_and_bodies
+from acge_lightning.mining.negatives.positives import headings_and_sections, neighbouring_passages, titles_and_bodies
 from acge_lightning.search.cutting import check_sizes, cut_documents
 from acge_lightning.search.documents import read_documents
 from acge_lightning.search.text_files import list_files

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.consistency import Ranks
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.label_noise import LabelConfidence
-from acge_lightning.mining.weights import quality
+from acge_lightning.mining.cleaning.consistency import Ranks
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.label_noise import LabelConfidence
+from acge_lightning.mining.cleaning.weights import quality
 
 
 def confidence(given, largest):

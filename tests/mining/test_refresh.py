@@ -8,12 +8,12 @@ from judged import judged_of, split_of, write_rows
 
 from acge_lightning.data.retrieval import RetrievalDataset
 from acge_lightning.errors import InputError
-from acge_lightning.mining.judged_texts import combine_judgements
-from acge_lightning.mining.miner import mine
-from acge_lightning.mining.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.judged_texts import combine_judgements
+from acge_lightning.mining.negatives.miner import mine
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.refresh import Share, mine_rows, row_queries
+from acge_lightning.mining.negatives.rules import Reason, Rules
 from acge_lightning.mining.normalise import text_keys
-from acge_lightning.mining.refresh import Share, mine_rows, row_queries
-from acge_lightning.mining.rules import Reason, Rules
 
 RULES = Rules(negatives=3, range_max=12, max_score=0.5, near=0.7)
 
@@ -117,7 +117,7 @@ def test_a_corpus_is_searched_and_its_numbers_are_rows_of_it(tmp_path):
 @pytest.mark.parametrize("world", [2, 3, 40])
 def test_processes_that_share_the_work_have_the_same_result(splits, world, monkeypatch):
     """Threads in place of processes, more of them than queries too; blocks are small, so that several are shared."""
-    monkeypatch.setattr("acge_lightning.mining.refresh._TEXTS", 2)
+    monkeypatch.setattr("acge_lightning.mining.negatives.refresh._TEXTS", 2)
     split, other = splits
     rows, source = np.arange(3, 30), row_queries(split, [other])
     alone = mine_rows(source, rows, encode, RULES)

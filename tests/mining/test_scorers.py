@@ -12,8 +12,8 @@ import torch
 
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.mining.miner import embedded
-from acge_lightning.mining.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
+from acge_lightning.mining.negatives.miner import embedded
+from acge_lightning.mining.negatives.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
 from acge_lightning.zoo.pretrained import load
 
 PAIRS = [
@@ -35,8 +35,8 @@ def test_scores_are_those_of_sentence_transformers(folder, monkeypatch):
     expected = sentence_transformers.CrossEncoder(str(folder), device="cpu").predict(PAIRS)
     assert len(np.unique(expected.round(3))) > 10, "the pairs differ"
     np.testing.assert_allclose(CrossEncoder(folder)(PAIRS), expected, atol=1e-5)
-    monkeypatch.setattr("acge_lightning.mining.scorers._TOKENS", 100)
-    monkeypatch.setattr("acge_lightning.mining.scorers._PAIRS", 6)
+    monkeypatch.setattr("acge_lightning.mining.negatives.scorers._TOKENS", 100)
+    monkeypatch.setattr("acge_lightning.mining.negatives.scorers._PAIRS", 6)
     np.testing.assert_allclose(CrossEncoder(folder)(PAIRS), expected, atol=1e-5)
     assert CrossEncoder(folder)([]).shape == (0,)
 

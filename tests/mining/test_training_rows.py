@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.output import digests, write
-from acge_lightning.mining.pile import Pile
-from acge_lightning.mining.training_rows import ReadingSettings, find_datasets, read_rows
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.output import digests, write
+from acge_lightning.mining.cleaning.pile import Pile
+from acge_lightning.mining.cleaning.training_rows import ReadingSettings, find_datasets, read_rows
 
 
 def put(path, text):

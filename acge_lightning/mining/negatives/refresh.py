@@ -9,10 +9,10 @@ import numpy as np
 
 from acge_lightning.data.judgements import JudgedQueries
 from acge_lightning.data.mined_negatives import MinedNegatives
-from acge_lightning.mining.judged_texts import JudgedTexts, combine_judgements
-from acge_lightning.mining.miner import Progress, mine
-from acge_lightning.mining.neighbours import DenseNeighbours
-from acge_lightning.mining.rules import Reason, Rules
+from acge_lightning.mining.negatives.judged_texts import JudgedTexts, combine_judgements
+from acge_lightning.mining.negatives.miner import Progress, mine
+from acge_lightning.mining.negatives.neighbours import DenseNeighbours
+from acge_lightning.mining.negatives.rules import Reason, Rules
 
 Encode = Callable[[list[str], str], np.ndarray]  # texts of a role (query, document) -> Float32[n, D] of length 1
 _TEXTS = 4096  # that are embedded at once by each process

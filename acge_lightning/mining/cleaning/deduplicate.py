@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.signatures import candidates, signatures
+from acge_lightning.mining.cleaning.similarity import compare
 from acge_lightning.mining.engine.shards import Run, in_process
-from acge_lightning.mining.findings import Findings
 from acge_lightning.mining.normalise import Texts, as_strings
-from acge_lightning.mining.signatures import candidates, signatures
-from acge_lightning.mining.similarity import compare
 
 _BATCH = 20_000  # pairs that are compared at once
 _TRIES = 16  # rows kept for the sake of a row's neighbours, with which that row is compared

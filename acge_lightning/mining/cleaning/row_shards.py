@@ -17,8 +17,8 @@ from acge_lightning.data.readers import Span, spans
 from acge_lightning.data.records import as_label
 from acge_lightning.errors import InputError
 from acge_lightning.files.digest import file_sha256
+from acge_lightning.mining.cleaning.training_rows import RECORDS, DataFiles, ReadingSettings, Rows, read_rows
 from acge_lightning.mining.engine.shards import Run, in_process
-from acge_lightning.mining.training_rows import RECORDS, DataFiles, ReadingSettings, Rows, read_rows
 
 Job = tuple[DataFiles, tuple[Path, ...]]  # a data set, and those of its files that are read
 _TYPES = {

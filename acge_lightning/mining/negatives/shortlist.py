@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from acge_lightning.mining.rules import Reason
+from acge_lightning.mining.negatives.rules import Reason
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from acge_lightning.data.splits import files_called
 from acge_lightning.errors import InputError
 from acge_lightning.files.digest import file_sha256
 from acge_lightning.files.gzipped import gzipped_text
-from acge_lightning.mining.pile import Pile, Reason
-from acge_lightning.mining.training_rows import DataFiles, Rows
+from acge_lightning.mining.cleaning.pile import Pile, Reason
+from acge_lightning.mining.cleaning.training_rows import DataFiles, Rows
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"

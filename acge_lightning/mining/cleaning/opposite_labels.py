@@ -8,8 +8,8 @@ import numpy as np
 
 from acge_lightning.data.records import as_label
 from acge_lightning.errors import InputError
-from acge_lightning.mining.equal_keys import Keys, numbered, numbered_pairs
-from acge_lightning.mining.findings import Findings
+from acge_lightning.mining.cleaning.equal_keys import Keys, numbered, numbered_pairs
+from acge_lightning.mining.cleaning.findings import Findings
 
 REASON = "contradiction"
 

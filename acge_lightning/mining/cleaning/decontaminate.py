@@ -10,10 +10,8 @@ import pyarrow.compute as pc
 
 from acge_lightning.errors import InputError
 from acge_lightning.lazy import naming_extra
-from acge_lightning.mining.engine.shards import Run, in_process, tables
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.normalise import SIDE, Texts, as_strings, spans
-from acge_lightning.mining.signatures import (
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.signatures import (
     Signatures,
     candidates_between,
     code_points,
@@ -22,7 +20,9 @@ from acge_lightning.mining.signatures import (
     signature_table,
     signatures,
 )
-from acge_lightning.mining.similarity import NEAR, compare
+from acge_lightning.mining.cleaning.similarity import NEAR, compare
+from acge_lightning.mining.engine.shards import Run, in_process, tables
+from acge_lightning.mining.normalise import SIDE, Texts, as_strings, spans
 
 EXACT, EDITED, EMBEDDED = "leak, exact", "leak, edited", "leak, embedded"
 _GRAM = 4  # characters

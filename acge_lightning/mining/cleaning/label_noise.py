@@ -14,8 +14,8 @@ from sklearn.svm import LinearSVC
 
 from acge_lightning.errors import InputError
 from acge_lightning.metrics.logistic_regression import BoundedLogisticRegression
-from acge_lightning.mining.equal_keys import Keys, numbered
-from acge_lightning.mining.findings import Findings
+from acge_lightning.mining.cleaning.equal_keys import Keys, numbered
+from acge_lightning.mining.cleaning.findings import Findings
 
 _FEWEST = 4  # distinct texts of a class that is learnt and judged
 _FEATURES = 50_000

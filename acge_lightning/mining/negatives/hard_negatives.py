@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acge_lightning.mining.rules import Reason, Rules
-from acge_lightning.mining.shortlist import Exclusions, Positives, Shortlist, count_reasons
+from acge_lightning.mining.negatives.rules import Reason, Rules
+from acge_lightning.mining.negatives.shortlist import Exclusions, Positives, Shortlist, count_reasons
 
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows of queries and of texts -> a value a pair
 _REDUCE = {"lowest": np.minimum.reduceat, "highest": np.maximum.reduceat, "mean": np.add.reduceat}

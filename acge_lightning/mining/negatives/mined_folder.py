@@ -13,9 +13,9 @@ import numpy as np
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import whole_folder
 from acge_lightning.files.gzipped import gzipped_text
-from acge_lightning.mining.hard_negatives import HardNegatives
-from acge_lightning.mining.judged_texts import JudgedTexts
-from acge_lightning.mining.rules import Reason
+from acge_lightning.mining.negatives.hard_negatives import HardNegatives
+from acge_lightning.mining.negatives.judged_texts import JudgedTexts
+from acge_lightning.mining.negatives.rules import Reason
 
 FILES = ("train.jsonl", "train.jsonl.gz")
 

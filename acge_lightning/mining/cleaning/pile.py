@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.training_rows import Rows
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.training_rows import Rows
 
 
 @dataclass(frozen=True)

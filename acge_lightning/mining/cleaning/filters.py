@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.findings import Findings
+from acge_lightning.mining.cleaning.findings import Findings
 from acge_lightning.mining.normalise import Texts, as_strings
 
 # Language -> the units of its script, as RE2 counts them: a Chinese character, or a word of letters.

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.equal_keys import Keys, numbered
-from acge_lightning.mining.findings import Findings
+from acge_lightning.mining.cleaning.equal_keys import Keys, numbered
+from acge_lightning.mining.cleaning.findings import Findings
 
 _FEATURES = 2**20
 _FITTED = 20_000  # texts from which document frequencies are taken

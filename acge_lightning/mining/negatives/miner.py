@@ -9,13 +9,13 @@ import numpy as np
 
 from acge_lightning.embed.cache import Embeddings
 from acge_lightning.errors import InputError
-from acge_lightning.mining.hard_negatives import HardNegatives, Judge, choose_negatives
-from acge_lightning.mining.judged_texts import JudgedTexts
-from acge_lightning.mining.near_texts import NearTexts
-from acge_lightning.mining.neighbours import Neighbours
+from acge_lightning.mining.negatives.hard_negatives import HardNegatives, Judge, choose_negatives
+from acge_lightning.mining.negatives.judged_texts import JudgedTexts
+from acge_lightning.mining.negatives.near_texts import NearTexts
+from acge_lightning.mining.negatives.neighbours import Neighbours
+from acge_lightning.mining.negatives.rules import Reason, Rules
+from acge_lightning.mining.negatives.shortlist import Exclusions, Shortlist, rank_candidates
 from acge_lightning.mining.normalise import text_keys
-from acge_lightning.mining.rules import Reason, Rules
-from acge_lightning.mining.shortlist import Exclusions, Shortlist, rank_candidates
 
 Scorer = Callable[[list[tuple[str, str]]], np.ndarray]  # (query, text) -> Float32[m]
 Compute = Callable[[Iterable[list[str]], str | None], Iterator[np.ndarray]]

@@ -13,20 +13,20 @@ import numpy as np
 
 from acge_lightning.data.records import as_label
 from acge_lightning.errors import InputError
-from acge_lightning.mining.cleaning import clean_texts
-from acge_lightning.mining.consistency import inconsistent_pairs, positive_ranks
-from acge_lightning.mining.decontaminate import leak_index, leaks
-from acge_lightning.mining.deduplicate import NEAR, NEAR_SHORT, near_duplicates
+from acge_lightning.mining.cleaning.consistency import inconsistent_pairs, positive_ranks
+from acge_lightning.mining.cleaning.decontaminate import leak_index, leaks
+from acge_lightning.mining.cleaning.deduplicate import NEAR, NEAR_SHORT, near_duplicates
+from acge_lightning.mining.cleaning.filters import text_issues
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.label_noise import doubtful_labels, label_confidence
+from acge_lightning.mining.cleaning.markup import clean_texts
+from acge_lightning.mining.cleaning.opposite_labels import contradictions
+from acge_lightning.mining.cleaning.pile import Group, Pile
+from acge_lightning.mining.cleaning.similarity import NEAR as LEAST
+from acge_lightning.mining.cleaning.training_rows import Rows
+from acge_lightning.mining.cleaning.weights import quality
 from acge_lightning.mining.engine.shards import Run, in_process
-from acge_lightning.mining.filters import text_issues
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.label_noise import doubtful_labels, label_confidence
 from acge_lightning.mining.normalise import duplicate_keys, row_keys, text_keys
-from acge_lightning.mining.opposite_labels import contradictions
-from acge_lightning.mining.pile import Group, Pile
-from acge_lightning.mining.similarity import NEAR as LEAST
-from acge_lightning.mining.training_rows import Rows
-from acge_lightning.mining.weights import quality
 
 PAIRS, QUERIES, LABELLED = ("sts", "pair"), ("retrieval", "triplet", "reranking"), ("classification", "clustering")
 TOGETHER = (PAIRS, QUERIES, ("unlabelled",))  # families whose data sets must not repeat each other's rows

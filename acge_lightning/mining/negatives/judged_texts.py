@@ -10,9 +10,9 @@ import numpy as np
 from acge_lightning.data.judgements import JudgedQueries
 from acge_lightning.data.records import text_id
 from acge_lightning.errors import check_unicode
+from acge_lightning.mining.negatives.rules import Reason
+from acge_lightning.mining.negatives.shortlist import Exclusions, Positives
 from acge_lightning.mining.normalise import text_keys
-from acge_lightning.mining.rules import Reason
-from acge_lightning.mining.shortlist import Exclusions, Positives
 
 Keys = Callable[[Sequence[str]], Iterable[Hashable]]
 

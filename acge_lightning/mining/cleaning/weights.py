@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from acge_lightning.errors import InputError
-from acge_lightning.mining.consistency import Ranks
-from acge_lightning.mining.findings import Findings
-from acge_lightning.mining.label_noise import LabelConfidence
+from acge_lightning.mining.cleaning.consistency import Ranks
+from acge_lightning.mining.cleaning.findings import Findings
+from acge_lightning.mining.cleaning.label_noise import LabelConfidence
 
 LOWEST = 0.001
 

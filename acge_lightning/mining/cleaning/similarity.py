@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from acge_lightning.lazy import naming_extra
+from acge_lightning.mining.cleaning.signatures import code_points, grams
 from acge_lightning.mining.normalise import SIDE
-from acge_lightning.mining.signatures import code_points, grams
 
 NEAR = 0.8  # Levenshtein similarity
 REORDERED = 0.97  # of the sorted characters
