@@ -8,7 +8,7 @@ of the rows of each get the positive of another row. `acge clean` measures the r
     weighted     drawn by `quality`
     curriculum   drawn by it, from the best half on, all rows after half of the steps
 
-    python tools/study_selection.py [--data DIR] [--seeds 3] [--steps 240] [--every 30] [--noise 0 0.2]
+    python tools/study_selection.py [--data DIR] [--seeds 0 1 2] [--steps 240] [--every 30] [--noise 0 0.2]
 
 Every `--every` steps the dev splits are scored (nDCG@10, mean of both); `steps` is when a way first reaches the score that
 `all` has at its end, of the same seed. Ends with one JSON line.
@@ -113,7 +113,7 @@ def main() -> None:
     """Train all ways for each noise level and seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ACGE_DATA", "../shared/data")).resolve())
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--every", type=int, default=30)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2])
@@ -121,7 +121,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for noise in options.noise:
         runs: dict[str, list[dict[int, float]]] = {way: [] for way in WAYS}
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
                 prepare(options.data, folder, noise, seed)
