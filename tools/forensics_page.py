@@ -18,6 +18,7 @@ from acge_lightning.files.atomic import whole
 from acge_lightning.report.style import COLOURS, Figure, figure_style, finish_figure, new_axes, save_figure
 
 PAGE, PICTURE = FOLDER.parent / "forensics.md", FOLDER.parent / "pictures" / "forensics.png"
+ROW = ("reason", "dataset", "file", "row")  # what a finding and a verdict are matched by
 VERDICTS = "verdicts.tsv"  # of rows that were read: draw, reason, dataset, file, row, verdict, why
 COLUMNS = {  # of the main table and the picture -> reasons, or their beginnings
     "leaks": ("leak",),
@@ -110,10 +111,11 @@ def wilson(right: float, total: int) -> tuple[float, float]:
 
 
 def verdicts_table(verdicts: Sequence[Row], findings: Sequence[Row], draw: str, keys: Sequence[str]) -> str:
-    """What the reader says of the rows of a draw, by columns of theirs."""
+    """What the reader says of the rows of a draw that are still listed, by columns of theirs."""
+    listed = {tuple(row[key] for key in ROW) for row in findings}
     by_key: dict[tuple[str, ...], Counter[str]] = {}
     for row in verdicts:
-        if row["draw"] == draw:
+        if row["draw"] == draw and tuple(row[key] for key in ROW) in listed:
             by_key.setdefault(tuple(row[key] for key in keys), Counter())[row["verdict"]] += 1
     all_rows, lines = Counter(tuple(row[key] for key in keys) for row in findings), []
     for values, n in by_key.items():

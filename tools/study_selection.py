@@ -1,7 +1,8 @@
 """Asks whether training on the best rows, or beginning with them, needs fewer steps: on clean rows, and with wrong ones.
 
 The training queries of medical_qa and cmrc2018, a row each, train a static encoder by `acge train`; with `--noise .2` a fifth
-of the rows of each get the positive of another row. `acge clean` measures the rows (`steps.consistency`, by TF-IDF). Four ways:
+of the rows of each get the positive of another row. `acge clean` measures the rows (`steps.consistency`, by TF-IDF). Four ways,
+all with the vocabulary that `all` learns from its rows, so that they begin with the same vectors:
 
     all          every row
     selected     without the pairs whose positive ranks below the best 2 % of the pool
@@ -9,6 +10,7 @@ of the rows of each get the positive of another row. `acge clean` measures the r
     curriculum   drawn by it, from the best half on, all rows after half of the steps
 
     python tools/study_selection.py [--data DIR] [--seeds 0 1 2] [--steps 240] [--every 30] [--noise 0 0.2]
+                                    [--ways all selected curriculum]
 
 Every `--every` steps the dev splits are scored (nDCG@10, mean of both); `steps` is when a way first reaches the score that
 `all` has at its end, of the same seed. Ends with one JSON line.
@@ -94,6 +96,8 @@ def train(data: Path, folder: Path, way: str, seed: int, steps: int, every: int)
     words += [f"task.{name}_rows.data.path={rows / name}" for name in SETS]
     if way in ("weighted", "curriculum"):
         words += [f"task.{name}_rows.data.weight_column=quality" for name in SETS]
+    if way != "all":
+        words.append(f"encoder.tokenizer={folder / f'all{seed}' / 'export'}")
     if way == "curriculum":
         words.append(f"mixture.curriculum={{start: 0.5, steps: {steps // 2}}}")
     words += [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", f"trainer.val_check_interval={every}"]
@@ -117,15 +121,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--every", type=int, default=30)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="all among them")
     options = parser.parse_args()
+    ways = [way for way in WAYS if way == "all" or way in options.ways]
     results: dict[str, Any] = {}
     for noise in options.noise:
-        runs: dict[str, list[dict[int, float]]] = {way: [] for way in WAYS}
+        runs: dict[str, list[dict[int, float]]] = {way: [] for way in ways}
         for seed in options.seeds:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
                 prepare(options.data, folder, noise, seed)
-                for way in WAYS:
+                for way in ways:
                     runs[way].append(train(options.data, folder, way, seed, options.steps, options.every))
                     CONSOLE.print(f"noise {noise:g}, seed {seed}, {way}: {runs[way][-1]}")
         results[f"{noise:g}"] = runs
