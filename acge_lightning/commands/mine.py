@@ -27,7 +27,7 @@ from acge_lightning.mining.negatives.judged_texts import JudgedTexts, combine_ju
 from acge_lightning.mining.negatives.mined_folder import FILES, counts, mined_rows, write_mined
 from acge_lightning.mining.negatives.miner import Scorer, embedded, mine
 from acge_lightning.mining.negatives.neighbours import DenseNeighbours, LexicalNeighbours, Neighbours
-from acge_lightning.mining.negatives.rules import Rules
+from acge_lightning.mining.negatives.rules import Reason, Rules
 from acge_lightning.mining.negatives.scorers import CrossEncoder, EncoderScorer, is_cross_encoder
 from acge_lightning.mining.negatives.sources import Sources, read_sources
 from acge_lightning.terminal import ProgressBar, show
@@ -37,11 +37,6 @@ from acge_lightning.zoo.pretrained import load
 _BM25 = "bm25"
 _READING = ("columns", "splits", "on_bad_row", "max_bad_fraction")
 _RULES = tuple(field.name for field in fields(Rules))
-_REMEDY = {  # reference -> what gives queries of many positives more negatives
-    "lowest": "reference=mean compares with the mean of their positives, not with the lowest",
-    "mean": "reference=highest compares with the best of their positives, not with the mean",
-    "highest": "relative_margin=null allows texts as near as the positives",
-}
 
 
 def run(cfg: DictConfig) -> None:
@@ -96,8 +91,23 @@ def _mine_and_write(
     }
     folder = write_mined(config["out"], config["file"], mined_rows(judged, mined, listed_scores, least), manifest)
     show(_table(counted, rules), f"The rows are in {folder}: acge train task=[triplets] +paths.data={folder} trains on them")
-    if counted["queries without negatives"] * 4 > len(judged.queries):
-        show(f"Many queries have none: {_REMEDY[rules.reference]}; or range_max={10 * rules.range_max} looks deeper")
+    remedies = _remedies(counted, rules)
+    if remedies and counted["queries without negatives"] * 4 > len(judged.queries):
+        show(f"Many queries have none: {'; or '.join(remedies)}")
+
+
+def _remedies(counted: Mapping[str, Any], rules: Rules) -> list[str]:
+    """Ways to more negatives: a milder margin, where margins took texts, and more ranks, where there are more texts."""
+    milder = {
+        "lowest": "reference=mean compares with the mean of their positives, not with the lowest",
+        "mean": "reference=highest compares with the best of their positives, not with the mean",
+        "highest": "a smaller margin, or null, allows texts as near as the positives",
+    }
+    margins = {Reason.ABSOLUTE_MARGIN.words, Reason.RELATIVE_MARGIN.words}
+    remedies = [milder[rules.reference]] if margins & set(counted["removed"]) else []
+    if counted["texts"] > rules.range_max:
+        remedies.append(f"range_max={10 * rules.range_max} looks deeper")
+    return remedies
 
 
 def _check_choices(config: Mapping[str, Any]) -> None:

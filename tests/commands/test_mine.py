@@ -123,13 +123,29 @@ def test_scores_are_those_of_the_encoder(mined, small_encoder):
 
 
 @pytest.mark.parametrize(
-    ("reference", "remedy"), [("lowest", "reference=mean"), ("mean", "reference=highest"), ("highest", "relative_margin=null")]
+    ("reference", "remedy"),
+    [("lowest", "reference=mean"), ("mean", "reference=highest"), ("highest", "a smaller margin, or null,")],
 )
 def test_queries_without_negatives_are_told_what_gives_them_some(mined, capsys, reference, remedy):
     assert not any(row["negative"] for row in mined("relative_margin=0.999", f"reference={reference}", "range_max=20"))
     said = " ".join(capsys.readouterr().out.split())
     assert f"Many queries have none: {remedy}" in said
-    assert "range_max=200 looks deeper" in said
+    assert "; or range_max=200 looks deeper" in said
+
+
+def test_queries_that_share_their_only_answer_are_not_told_of_margins(tmp_path, small_encoder, cache, capsys):
+    rows = [{"query": f"第{i}个问题怎么退货？", "positive": "七天内免费。"} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        f"model={small_encoder}",
+        f"source={tmp_path / 'rows.jsonl'}",
+        f"out={tmp_path / 'out'}",
+        f"paths.cache_dir={cache}",
+    ]
+    command.run(composed("mine", *given))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "queries without negatives │ 30" in said
+    assert "Many queries" not in said
 
 
 def test_the_same_run_writes_the_same_bytes(mined, tmp_path):
