@@ -210,8 +210,8 @@ def side(name: str, model: str, part: Path, cross: str | None) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds = {"total": total, "cpu": cpu, **clock.seconds, "filter": total - sum(clock.seconds.values())}
-    positives = max(len(row["positive"]) for row in given["rows"])
-    among_all = {} if cross else work(len(given["texts"]) - positives)  # of vectors that are kept
+    beyond = max(len(row["positive"]) for row in given["rows"]) if name == "theirs" else 0  # what it looks at beyond the ranks
+    among_all = {} if cross else work(len(given["texts"]) - beyond)  # of vectors that are kept
     print(json.dumps({"seconds": seconds, "peak_mib": after.ru_maxrss / 1024, "mined": mined, "among_all": among_all}))
 
 
