@@ -9,7 +9,7 @@ LOWEST := .venv-lowest/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-heavy test-lowest check fix docs wheel clean
+.PHONY: help demo test test-heavy test-lowest check fix docs wheel zoo zoo-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,13 @@ docs: $(INSTALLED) ## Build the documentation into site/; warnings and broken li
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
+
+zoo: $(INSTALLED) ## Make the encoders of the package, stage by stage: make zoo DATA=DIR
+	$(BIN)/python tools/zoo.py --data "$(DATA)"
+
+zoo-check: $(INSTALLED) ## Rehearse every stage of it on a few rows of the sample
+	rm -rf outputs/zoo_check
+	$(BIN)/python tools/zoo.py --rehearse --out outputs/zoo_check
 
 clean: ## Remove what was built and cached; .venv, .venv-lowest and outputs/ stay
 	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import acge_lightning
 
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
 NOTES = ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this", "天气", "我们怎么去公园？"]
+SAMPLE_ROWS = {"train": 400, "test": 60}  # of a file of the sample, by its name, in `data_sets`
 FAMILIES = ("classification", "clustering", "pair", "reranking", "retrieval", "sts", "unlabelled")
 
 
@@ -44,6 +46,33 @@ def cleaning_encoder(tmp_path_factory):
         ["今天天气很好，我们去公园。", "怎么退货？", "how do I return this 2024"] * 3, "wordpiece", 200
     )
     return export(static(tokenizer, dim=16), tmp_path_factory.mktemp("encoder") / "cleaning")
+
+
+@pytest.fixture(scope="session")
+def data_sets(tmp_path_factory):
+    """The packaged sample, of each file fewer rows, under the name of every data set that a task names."""
+    from acge_lightning.config.sources import config_dir
+
+    sample, folder = tmp_path_factory.mktemp("sample"), tmp_path_factory.mktemp("data")
+    for file in (file for file in SAMPLE.rglob("*") if file.is_file()):
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            rows = list(lines)[: SAMPLE_ROWS.get(file.name.partition(".")[0])]
+        smaller = sample / file.relative_to(SAMPLE).with_suffix("" if file.suffix == ".gz" else file.suffix)
+        smaller.parent.mkdir(parents=True, exist_ok=True)
+        smaller.write_text("".join(rows), encoding="utf-8")
+    for file in (config_dir() / "task").glob("*.yaml"):
+        for path in re.findall(r"\$\{paths\.data_dir\}/([^\s\",\]]+)", file.read_text(encoding="utf-8")):
+            family, name, *names = path.replace("*", "all").split("/")
+            source = sample / {"triplet": "reranking", "pairs": "reranking"}.get(family, family) / "sample_zh"
+            place = folder / family / name
+            if names:  # a file of the folder, compressed
+                place.mkdir(parents=True, exist_ok=True)
+                with gzip.open(place / names[0], "wb") as written:
+                    written.write((source / names[0].removesuffix(".gz")).read_bytes())
+            else:
+                place.parent.mkdir(exist_ok=True)
+                place.symlink_to(source)
+    return folder
 
 
 @pytest.fixture

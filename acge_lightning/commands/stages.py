@@ -41,7 +41,7 @@ from acge_lightning.zoo.location import model_folder
 from acge_lightning.zoo.pretrained import load
 
 START = "start"  # the encoder before the first stage, in tables
-_CHANGES = ("pooling", "dense", "max_length", "prompts")  # of a pretrained folder, in its config
+_CHANGES = ("pooling", "dense", "max_length", "prompts", "positions", "dropout")  # of a pretrained folder, in its config
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Stage:
         task: names under `task`.
         train: False only for the first: the encoder has learnt these tasks already.
         set: values that override its config, for example `{trainer: {max_epochs: 3}}`.
+        hold: False leaves the weights that matter for its tasks free in later stages.
     """
 
     name: str
     task: tuple[str, ...]
     train: bool = True
     set: dict[str, Any] = field(default_factory=dict)
+    hold: bool = True
 
 
 def sequence(cfg: DictConfig) -> float:
@@ -143,7 +145,7 @@ class _Sequence:
         show(f"Stage {index + 1} of {len(self.stages)}: {stage.name} ({', '.join(stage.task)})")
         model = self._train_stage(index) if stage.train else self.start
         self.models[stage.name] = model
-        if self.strategy.anchor and index + 1 < len(self.stages):
+        if self.strategy.anchor and stage.hold and index + 1 < len(self.stages):
             self.anchors.append(self._anchor(index, model))
 
     def folder_of(self, index: int) -> Path:
@@ -191,7 +193,9 @@ class _Sequence:
     def _set_encoder(self, stage_config: DictConfig, index: int) -> None:
         path = str(self.models[self.stages[index - 1].name] if index else self.start)
         if "path" in stage_config.encoder:
-            stage_config.encoder.path, stage_config.encoder.dense = path, None
+            stage_config.encoder.path = path
+            for key in {"dense", "positions"} & set(stage_config.encoder):  # the start has them already
+                stage_config.encoder[key] = None
         else:
             stage_config.encoder = {"_target_": "acge_lightning.zoo.from_pretrained", "path": path}
 
@@ -339,15 +343,17 @@ def read_stages(config: dict[str, Any]) -> list[Stage]:
     """
     stages = []
     for name, node in config["stages"].items():
-        if not isinstance(node, dict) or set(node) - {"task", "train", "set"} or not node.get("task"):
-            raise InputError(f"stages.{name} must have task, and may have train and set: {{task: [a, b], set: {{…}}}}")
+        if not isinstance(node, dict) or set(node) - {"task", "train", "set", "hold"} or not node.get("task"):
+            raise InputError(f"stages.{name} must have task, and may have train, hold and set: {{task: [a, b], set: {{…}}}}")
         if not str(name).replace("_", "").replace("-", "").isalnum() or name == START:
             raise InputError(f"stages.{name}: a stage's name is made of letters, digits, - and _, and is not {START}")
         closed = ("stages", "strategy", "resume", "trusted")
         wrong = [key for key in node.get("set") or {} if key not in config or key in closed]
         if wrong:
             raise InputError(f"stages.{name}.set.{wrong[0]} is no key of a stage: choose from {sorted(config)}")
-        stages.append(Stage(str(name), tuple(node["task"]), node.get("train", True), node.get("set") or {}))
+        stages.append(
+            Stage(str(name), tuple(node["task"]), node.get("train", True), node.get("set") or {}, node.get("hold", True))
+        )
     used = [task for stage in stages for task in stage.task]
     unknown = [task for task in used if task not in config["task"]]
     if unknown:

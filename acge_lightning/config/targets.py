@@ -24,7 +24,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from acge_lightning.errors import InputError
 
 _PACKAGE = "acge_lightning"
-_MADE_FOR_CONFIGS = ("encoder.static", "encoder.transformer", "encoder.train_vocabulary", "zoo.from_pretrained")
+_MADE_FOR_CONFIGS = ("encoder.static", "encoder.transformer", "encoder.train_vocabulary", "zoo.from_pretrained", "zoo.grow")
 _BARRED = (f"{_PACKAGE}.commands", f"{_PACKAGE}.config")  # modules that run and read configs
 _KINDS = {  # of our own classes
     "torch.nn.modules.module.Module",

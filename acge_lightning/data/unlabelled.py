@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +13,9 @@ from acge_lightning.data.records import TextRecord
 from acge_lightning.data.rows import RowDataset, Rows
 from acge_lightning.errors import InputError
 
-Augment = Literal["none", "span_crop", "char_delete", "char_repeat"]
+Augment = Literal["none", "span_crop", "clause", "char_delete", "char_repeat"]
+_BETWEEN_CLAUSES = re.compile(r"[。，、；：！？…\n]+|[.,;:!?]+(?=\s|$)")
+_SHORTEST_CLAUSE = 4  # characters
 
 
 class UnlabelledDataset(RowDataset):
@@ -22,8 +25,10 @@ class UnlabelledDataset(RowDataset):
 
     Args:
         augment: how the second view is made. `none`: the same text, so the views differ by dropout only; `span_crop`: a
-            contiguous part of it (50 to 90 % of the characters); `char_delete`: a tenth of the characters removed;
-            `char_repeat`: up to a third of them doubled (ESimCSE, Wu et al. 2021, arXiv 2109.04380, by character).
+            contiguous part of it (50 to 90 % of the characters); `clause`: one of its clauses, as a query for it (inverse cloze
+            task, Lee et al. 2019, arXiv 1906.00300, which mostly takes it out of the text); `char_delete`: a tenth of the
+            characters removed; `char_repeat`: up to a third of them doubled (ESimCSE, Wu et al. 2021, arXiv 2109.04380, by
+            character).
         **kwargs: as in `TaskDataset`.
     """
 
@@ -58,7 +63,11 @@ def view(text: str, augment: Augment, draw: float) -> str:
     if augment == "none" or len(text) < 4:
         return text
     rng = np.random.default_rng(int(draw * 2**53))
-    if augment == "span_crop":
+    if augment == "clause":
+        clauses = [part for part in _BETWEEN_CLAUSES.split(text) if len(part.strip()) >= _SHORTEST_CLAUSE]
+        if len(clauses) > 1:
+            return clauses[int(rng.integers(len(clauses)))].strip()
+    if augment in ("span_crop", "clause"):  # also of a text with one clause
         size = max(2, round(len(text) * rng.uniform(0.5, 0.9)))
         start = int(rng.integers(0, len(text) - size + 1))
         return text[start : start + size].strip() or text

@@ -1,7 +1,6 @@
 """Reads the files of a model folder and checks them: settings of the right kind, no model larger than its weights.
 
-Names in these files never lead out of the folder, and weights are read from safetensors files alone. Links are followed,
-since the hub's cache consists of them.
+Names in these files never lead out of the folder. Links are followed, since the hub's cache consists of them.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from typing import Any, overload
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch.nn.modules import module as registration
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
 
 from acge_lightning.encoder.tokenizer_steps import tokenizer_steps
 from acge_lightning.errors import InputError
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_BYTES = 2**28  # of a JSON file
 _KIND_NAMES = {
     int: "a whole number",
@@ -182,57 +179,6 @@ def no_larger(folder: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
-
-
-# ---- its weights
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's safetensors file, or of those that its index names; floating-point ones as float32."""
-    weights: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                    weights[name] = _as_float32(opened.get_tensor(name), f"{file}: {name}")
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({one_line(error)}): copy or download it again") from error
-        except (OSError, RuntimeError, MemoryError) as error:
-            raise InputError(f"{file} cannot be read ({one_line(error)}): copy or download it again") from error
-    return weights
-
-
-def _as_float32(value: torch.Tensor, name: str) -> torch.Tensor:
-    """A floating-point tensor as float32, in the file's own memory where it is float32; an error for quantised weights."""
-    if value.is_floating_point():
-        return value.to(torch.float32)
-    if name.endswith(("weight", "bias", "embeddings")):
-        raise InputError(f"{name} is {str(value.dtype).removeprefix('torch.')}: quantised weights are not supported")
-    return value
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files, or an error that says what is there instead."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    settings = read_settings(index)
-    if settings is None:
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt") for file in folder.glob(pattern))
-        present = f"only {pickles[0]}" if pickles else "no weights"
-        raise InputError(
-            f"{folder}: {present} there, no model.safetensors (pickled weights can run code, so they are not read): "
-            "load it once with transformers where you trust it, and save_pretrained writes safetensors"
-        )
-    file_names = setting(index, settings, "weight_map", dict, {})
-    if not file_names:
-        raise InputError(f"{index}: weight_map names no files: copy it again")
-    for name in file_names.values():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or not is_within(name):
-            raise InputError(f"{index} names {name!r:.80}: it may only name *.safetensors files within the folder")
-        if not (folder / name).is_file():
-            raise InputError(f"{index} names {name!r:.80}, which is not there: copy or download the folder again")
-    return [folder / name for name in sorted(set(file_names.values()))]
 
 
 def is_within(name: str) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import recover
-from acge_lightning.zoo.releases import RELEASES
+from acge_lightning.zoo.releases import RELEASES, Release
 
 _DOWNLOADED_FILES = ["*.json", "*.txt", "*.safetensors", "*.model"]
+_TORCH_FILES = "pytorch_model*.bin"  # fetched for a module without safetensors
 _OF_A_MODEL = ("modules.json", "config.json")
 _OF_A_RUN = ("export", "backbone")  # folders of a run, the first of which is there holds its model
 
@@ -19,12 +20,17 @@ def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: st
     folder, name = check_name(path_or_name), str(path_or_name)
     if folder is not None:
         return folder
-    release = RELEASES.get(name)
+    release = find_release(name)
     repo, revision = (release.repo, revision or release.revision) if release else (name, revision)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOADED_FILES))
+        fetched = Path(snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOADED_FILES))
+        modules = [folder for folder in (fetched, *fetched.glob("*_Dense")) if not any(folder.glob("*.safetensors"))]
+        if modules:
+            patterns = [(folder.relative_to(fetched) / _TORCH_FILES).as_posix() for folder in modules]
+            snapshot_download(repo, revision=revision, cache_dir=cache_dir, allow_patterns=patterns)
+        return fetched
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -33,8 +39,27 @@ def resolve(path_or_name: str | Path, revision: str | None = None, cache_dir: st
         ) from error
 
 
+def find_release(path_or_name: str | Path) -> Release | None:
+    """The release of a name or of a hub id; None for others, and for a folder of that name."""
+    name = str(path_or_name)
+    if Path(name).expanduser().is_dir():
+        return None
+    return RELEASES.get(name) or next((release for release in RELEASES.values() if release.repo == name), None)
+
+
+def is_downloaded(release: Release, cache_dir: str | Path | None = None) -> bool:
+    """Whether the weights of a release are in the package, or in the hub's cache on this machine, at its revision."""
+    if release.packaged is not None:
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    found = (try_to_load_from_cache(release.repo, name, cache_dir=cache_dir, revision=release.revision) for name in names)
+    return any(isinstance(file, str) for file in found)
+
+
 def check_name(path_or_name: str | Path) -> Path | None:
-    """The folder of a path; None for a release's name or a hub id, about which only the hub can tell.
+    """The folder of a path or of an encoder in the package; None for other names and hub ids, of which the hub knows.
 
     Raises:
         InputError: it is none of them, or a folder without a model.
@@ -46,6 +71,8 @@ def check_name(path_or_name: str | Path) -> Path | None:
     if path.is_file():
         raise InputError(f"{path} is a file: give the folder that holds config.json and model.safetensors")
     name = str(path_or_name)
+    if name in RELEASES and (packaged := RELEASES[name].packaged) is not None:
+        return packaged
     if name not in RELEASES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise InputError(f"{name!r} is no folder, no hub id (owner/name) and none of the named models {sorted(RELEASES)}")
     return None

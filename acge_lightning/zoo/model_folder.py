@@ -1,6 +1,6 @@
 """Reads the modules of a model folder: sentence-transformers' older and newer layouts, and plain transformers folders.
 
-Weights come from safetensors files only, and no code of a model folder is ever run.
+Weights are read as tensors alone, and no code of a model folder is ever run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from acge_lightning.encoder.model_settings import (
     read_config,
     read_json,
     read_settings,
-    read_weights,
     reading,
     setting,
 )
 from acge_lightning.encoder.packing import PACKED
+from acge_lightning.encoder.positions import extend_positions
 from acge_lightning.encoder.tokens import Tokenize
+from acge_lightning.encoder.weight_files import read_weights
 from acge_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,8 +99,17 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
 # ---- one module each
 
 
-def read_transformer(folder: Path, max_length: int | None, attention: str | None) -> tuple[PreTrainedModel, Tokenize]:
-    """Backbone (float32) and tokenizer of a Transformer module; an argument takes the place of the folder's setting."""
+def read_transformer(
+    folder: Path,
+    max_length: int | None,
+    attention: str | None,
+    positions: int | Mapping[str, Any] | None = None,
+    dropout: float | None = None,
+) -> tuple[PreTrainedModel, Tokenize]:
+    """Backbone (float32) and tokenizer of a Transformer module; an argument takes the place of the folder's setting.
+
+    `positions` makes the table of positions longer (`encoder.extend_positions`), and is then the `max_length` by default.
+    """
     settings = _transformer_settings(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: these are adapter weights (adapter_config.json): merge them into their model first")
@@ -107,6 +117,8 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     with reading(folder), quiet():
         config = read_config(folder, weights)
         _check_positions(config)
+        if dropout is not None:
+            _set_dropout(config, dropout)
         options: dict[str, Any] = {} if attention in (None, PACKED) else {"attn_implementation": attention}
         options |= {"state_dict": weights, "dtype": torch.float32, "output_loading_info": True}
         with no_larger(folder, weights):
@@ -127,6 +139,9 @@ def read_transformer(folder: Path, max_length: int | None, attention: str | None
     _check_ids(tokenizer, len(embeddings.weight), folder)
     if settings.get("do_lower_case"):
         _lowercase(tokenizer)
+    if positions is not None:
+        extended = extend_positions(backbone, positions)
+        max_length = extended if max_length is None else max_length
     limit = position_limit(backbone)
     length = settings.get("max_seq_length") if max_length is None else max_length
     if length is None:
@@ -165,6 +180,16 @@ def _check_settings(file: Path, settings: Mapping[str, Any], supported: Settings
         values = supported.get(name, ())
         if value and values is not None and value not in values:
             raise InputError(f"{file}: {name}={value!r:.80} is not supported: it would go unheeded")
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """Set the dropout of hidden states and of attention."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout} is no share: give 0 to below 1, for example 0.1")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not hasattr(config, name):
+            raise InputError(f"dropout={dropout} does not fit {config.model_type}, whose config has no {name}: leave it out")
+        setattr(config, name, dropout)
 
 
 def _check_positions(config: PreTrainedConfig) -> None:

@@ -14,7 +14,7 @@ from acge_lightning.encoder.encoder import Dense, Encoder, Pooling, StaticBackbo
 from acge_lightning.encoder.model_settings import read_json, read_settings, reading, setting
 from acge_lightning.errors import InputError
 from acge_lightning.files.folder import read_steady
-from acge_lightning.zoo.location import resolve
+from acge_lightning.zoo.location import find_release, resolve
 from acge_lightning.zoo.model_folder import read_dense, read_modules, read_pooling, read_static, read_transformer
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load(
         dtype: of the weights, for example `bfloat16`; float32 by default, whatever the file holds.
         revision: commit, tag or branch on the hub.
         cache_dir: where downloads are kept; the hub's own cache by default.
-        **overrides: `pooling`, `dense`, `max_length`, `attention`, `prompts` as in `from_pretrained`.
+        **overrides: `pooling`, `dense`, `max_length`, `attention`, `prompts`, `positions` as in `from_pretrained`.
 
     Raises:
         InputError: nothing there, a module that we do not have, unreadable weights, or a `dim` that does not fit.
@@ -64,6 +64,8 @@ def from_pretrained(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
+    positions: int | Mapping[str, Any] | None = None,
+    dropout: float | None = None,
 ) -> Encoder:
     """An encoder to fine-tune (in training mode); None keeps what the folder says.
 
@@ -79,17 +81,27 @@ def from_pretrained(
         revision: commit, tag or branch on the hub.
         cache_dir: where downloads are kept.
         dtype: of the weights; float32 by default.
+        positions: more positions of tokens than the model was trained with, 1024 or `{length: 1024, method: tile}`: its table
+            is made longer (`encoder.extend_table`), and needs training.
+        dropout: of hidden states and attention in training; its config's by default.
 
     Raises:
-        InputError: as of `load`.
+        InputError: as of `load`; positions for a model that has no table of them.
 
     YAML::
 
         encoder: {_target_: acge_lightning.zoo.from_pretrained, path: FOLDER, max_length: 256}
     """
-    folder = resolve(path, revision, cache_dir)
-    options = (pooling, dense, max_length, gradient_checkpointing, attention, prompts)
+    folder, release = resolve(path, revision, cache_dir), find_release(path)
+    if release is not None:  # what its folder does not say
+        max_length = release.max_tokens if max_length is None and positions is None else max_length
+        if pooling is None and not (folder / "modules.json").is_file():
+            pooling = release.pooling
+    options = (pooling, dense, max_length, gradient_checkpointing, attention, prompts, positions, dropout)
     encoder = read_steady(folder, lambda: _read(folder, *options)).to(_dtype(dtype))
+    if release is not None and dense is None:
+        encoder.prompts = encoder.prompts or (dict(release.prompts) if prompts is None else {})
+        encoder.matryoshka_dims = encoder.matryoshka_dims or release.matryoshka_dims
     if _dtype(dtype) != torch.float32:
         _check_finite(encoder, folder)
     return encoder.train()
@@ -103,6 +115,8 @@ def _read(
     gradient_checkpointing: bool,
     attention: str | None,
     prompts: Mapping[str, str] | None,
+    positions: int | Mapping[str, Any] | None,
+    dropout: float | None,
 ) -> Encoder:
     modules = dict(read_modules(folder))
     _warn_of_other_similarity(folder)
@@ -110,9 +124,12 @@ def _read(
     if "StaticEmbedding" in modules:
         if pooling not in (None, "mean"):
             raise InputError(f"{folder}: pooling={pooling!r} does not fit a static encoder, whose tokens are averaged")
+        for name, value in (("positions", positions), ("dropout", dropout)):
+            if value is not None:
+                raise InputError(f"{folder}: {name}={value} does not fit a static encoder, which has none: leave it out")
         backbone, tokenize = read_static(modules["StaticEmbedding"], max_length)
     else:
-        backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention)
+        backbone, tokenize = read_transformer(modules["Transformer"], max_length, attention, positions, dropout)
         prepare_backbone(backbone, gradient_checkpointing, attention)
     if pooling is None:
         pooling = read_pooling(modules["Pooling"]) if "Pooling" in modules else "mean"

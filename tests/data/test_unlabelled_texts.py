@@ -34,7 +34,7 @@ def test_unlabelled_evaluation_is_the_texts(tmp_path, make):
     assert found.labels is found.judgements is found.classes is None
 
 
-@pytest.mark.parametrize("augment", ["span_crop", "char_delete", "char_repeat"])
+@pytest.mark.parametrize("augment", ["span_crop", "clause", "char_delete", "char_repeat"])
 def test_the_second_view_of_a_batch_is_augmented(tmp_path, make, augment):
     write(tmp_path / "train.jsonl", [{"text": text} for text in LONG])
     draws = uniform(len(LONG))
@@ -57,6 +57,14 @@ def test_span_crop_is_a_part_of_half_to_nine_tenths(text):
         starts.add(text.index(found))
     assert len(sizes) > 1
     assert len(starts) > 1 or len(text) < 5
+
+
+def test_clause_is_one_of_the_clauses_of_a_text():
+    text = "保修期是一年，自购买之日起算；是的。Version 2.5.1 of it, made by us! 需要发票吗？需要。"
+    expected = {"保修期是一年", "自购买之日起算", "Version 2.5.1 of it", "made by us", "需要发票吗"}  # four characters or more
+    assert {view(text, "clause", draw) for draw in uniform(200)} == expected
+    alone = "没有标点的一句话也要有另一半"
+    assert {view(alone, "clause", draw) for draw in uniform(50)} == {view(alone, "span_crop", draw) for draw in uniform(50)}
 
 
 @pytest.mark.parametrize("text", LONG)
@@ -88,11 +96,11 @@ def test_char_repeat_collapses_back_to_the_text(text):
     assert max(counts) >= max(2, len(text) // 3 - 2)
 
 
-@pytest.mark.parametrize("augment", ["none", "span_crop", "char_delete", "char_repeat"])
+@pytest.mark.parametrize("augment", ["none", "span_crop", "clause", "char_delete", "char_repeat"])
 def test_views_are_functions_of_the_draw_and_leave_short_texts(augment):
     assert [view(text, augment, 0.3) for text in ("", "a", "ab", "abc")] == ["", "a", "ab", "abc"]
     draws = uniform(50)
     assert [view(SENTENCE, augment, d) for d in draws] == [view(SENTENCE, augment, d) for d in draws]
-    assert (len({view(SENTENCE, augment, d) for d in draws}) > 20) == (augment != "none")
+    assert (len({view(SENTENCE, augment, d) for d in draws}) > (1 if augment == "clause" else 20)) == (augment != "none")
     for draw in (0.0, np.nextafter(1, 0)):
         assert view(SENTENCE, augment, draw)

@@ -9,7 +9,8 @@ import torch
 from model_folders import make
 from safetensors.torch import load_file, save_file
 
-from acge_lightning.encoder.model_settings import check_steps, read_settings, read_weights
+from acge_lightning.encoder.model_settings import check_steps, read_settings
+from acge_lightning.encoder.weight_files import read_weights
 from acge_lightning.errors import InputError
 from acge_lightning.zoo.pretrained import load
 

@@ -126,7 +126,15 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 OUTSIDE = "../outside/file"
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 HOSTILE = {  # name -> damage, and what the error says
-    "index of a pickle": (lambda f: sharded(f, "pytorch_model.bin"), "may only name"),
+    "index of a pickle": (lambda f: sharded(f, "pytorch_model-1.bin"), "may only name"),
+    "torch file that runs code": (
+        lambda f: [(f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))],
+        "holds more than tensors",
+    ),
+    "torch file that runs code, in torch's own format": (
+        lambda f: [(f / "model.safetensors").unlink(), torch.save({"x": Evil()}, f / "pytorch_model.bin")],
+        "holds more than tensors",
+    ),
     "index of tensors outside": (lambda f: sharded(f, "../outside/x.safetensors"), "may only name"),
     "index of tensors outside, by a detour": (lambda f: sharded(f, "a/../../outside/x.safetensors"), "may only name"),
     "index of an absolute path": (lambda f: sharded(f, str(f.parent / "outside" / "x.safetensors")), "may only name"),

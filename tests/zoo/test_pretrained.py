@@ -1,6 +1,7 @@
 """Loading: both layouts of sentence-transformers, plain folders, the hub's cache; and what a broken folder says."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from acge_lightning.encoder.vocabulary import train_vocabulary
 from acge_lightning.errors import InputError
 from acge_lightning.export.sentence_transformers import export, save_backbone
 from acge_lightning.zoo import releases
+from acge_lightning.zoo.location import is_downloaded
 from acge_lightning.zoo.pretrained import from_pretrained, load
 from acge_lightning.zoo.releases import Release, models
 
@@ -162,16 +164,70 @@ def test_hub_ids_releases_and_revisions_come_from_the_cache(cache, encoder, monk
     for revision in (None, "main", "a" * 40):
         assert torch.equal(load("org/name", cache_dir=cache, revision=revision).encode(TEXTS), expected)
     assert torch.equal(from_pretrained("org/name", cache_dir=cache).encode(TEXTS), expected)
-    monkeypatch.setitem(releases.RELEASES, "nano", Release("org/name", "a" * 40, "a test"))
+    monkeypatch.setitem(releases.RELEASES, "nano", Release("org/name", "a" * 40))
     assert torch.equal(load("nano", cache_dir=cache).encode(TEXTS), expected)
+
+
+def test_a_release_says_what_its_folder_does_not(cache, folder, monkeypatch):
+    told = {"max_tokens": 16, "prompts": {"query": "问："}, "matryoshka_dims": (8, 24)}
+    monkeypatch.setitem(releases.RELEASES, "nano", Release("org/name", "a" * 40, **told))
+    for name in ("nano", "org/name"):
+        encoder = load(name, cache_dir=cache)
+        assert (encoder.tokenize.max_length, encoder.prompts, encoder.matryoshka_dims) == (16, {"query": "问："}, (8, 24))
+    chosen = load("nano", cache_dir=cache, max_length=9, prompts={})
+    assert (chosen.tokenize.max_length, chosen.prompts) == (9, {})
+    assert load(folder).prompts == {}
+    assert is_downloaded(releases.RELEASES["nano"], cache)
+    assert not is_downloaded(Release("org/name", "b" * 40), cache)
+
+
+def test_every_release_is_described():
     assert models()["acge_text_embedding"].repo == "aspire/acge_text_embedding"
+    for name, release in models().items():
+        assert release.name == name
+        assert release.parameters
+        assert release.megabytes
+        assert release.dims
+        assert release.max_tokens
+        assert release.licence
+        assert release.revision == "main" or re.fullmatch("[0-9a-f]{40}", release.revision)
+        assert list(release.matryoshka_dims) == sorted(release.matryoshka_dims)
+        assert release.dims == max((release.dims, *release.matryoshka_dims))
+        bytes_a_parameter = release.megabytes / release.parameters
+        assert 1.9 < bytes_a_parameter < 2.1 or 3.9 < bytes_a_parameter < 4.1  # half or single precision
 
 
-def test_a_download_takes_neither_pickles_nor_code(folder, monkeypatch):
-    seen = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: seen.update(options) or str(folder))
+def test_a_download_takes_no_code_and_pickles_only_for_modules_without_safetensors(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda repo, **options: seen.append(options["allow_patterns"]) or str(folder)
+    )
     load("org/name")
-    assert seen["allow_patterns"] == ["*.json", "*.txt", "*.safetensors", "*.model"]
+    assert seen == [["*.json", "*.txt", "*.safetensors", "*.model"]]
+    as_torch_file(folder / "2_Dense")
+    load("org/name")
+    assert seen[2:] == [["2_Dense/pytorch_model*.bin"]]
+    as_torch_file(folder)
+    load("org/name")
+    assert seen[4:] == [["pytorch_model*.bin", "2_Dense/pytorch_model*.bin"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torch_files_hold_the_same_weights(folder, dtype):
+    weights = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    expected = load(folder).encode(TEXTS)
+    as_torch_file(folder)
+    as_torch_file(folder / "2_Dense")
+    assert torch.equal(load(folder).encode(TEXTS), expected)
+    parts = dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])
+    (folder / "pytorch_model.bin").unlink()
+    index = {}
+    for i, part in enumerate(parts, 1):
+        torch.save(part, folder / f"pytorch_model-0000{i}-of-00002.bin")
+        index |= dict.fromkeys(part, f"pytorch_model-0000{i}-of-00002.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    assert torch.equal(load(folder).encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +238,17 @@ def test_unknown_names(cache, name, message, monkeypatch):
     monkeypatch.chdir(cache)
     with pytest.raises(InputError, match=message):
         load(name or "/no/such/folder", cache_dir=cache)
+
+
+def test_dropout_is_set_in_training_and_kept_by_the_export(folder, tmp_path):
+    encoder = from_pretrained(folder, dropout=0.3)
+    shares = {module.p for module in encoder.modules() if hasattr(module, "p")}
+    assert shares == {0.3}
+    assert torch.equal(encoder.encode(TEXTS), load(folder).encode(TEXTS))
+    settings = json.loads((export(encoder, tmp_path / "again") / "config.json").read_text())
+    assert settings["hidden_dropout_prob"] == settings["attention_probs_dropout_prob"] == 0.3
+    with pytest.raises(InputError, match="dropout=1 is no share"):
+        from_pretrained(folder, dropout=1)
 
 
 # ---- broken folders
@@ -209,7 +276,13 @@ def drop_tensor(file):
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def only_bin(folder):
+def as_torch_file(folder):
+    file = folder / "model.safetensors"
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+
+
+def misnamed(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
@@ -228,7 +301,9 @@ BREAKAGES = {
     "truncated weights": (lambda f: truncate(f / "model.safetensors"), "model.safetensors is damaged"),
     "truncated head": (lambda f: truncate(f / "2_Dense" / "model.safetensors"), "2_Dense.*is damaged"),
     "missing tensor": (lambda f: drop_tensor(f / "model.safetensors"), "lack 1 tensors.*output.dense.weight"),
-    "only a pickle": (only_bin, "only pytorch_model.bin there.*safetensors"),
+    "safetensors under another name": (misnamed, "pytorch_model.bin holds more than tensors, or is damaged"),
+    "truncated torch file": (lambda f: [as_torch_file(f), truncate(f / "pytorch_model.bin")], "pytorch_model.bin"),
+    "other weights": (lambda f: (f / "model.safetensors").rename(f / "x.safetensors"), "only x.safetensors there"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights there"),
     "no config": (lambda f: (f / "config.json").unlink(), "cannot be loaded"),
     "no tokenizer": (lambda f: [file.unlink() for file in f.glob("tokenizer*")], "no tokenizer there"),

@@ -37,6 +37,7 @@ RECORDS: dict[str, type[Record]] = {
     "triplet": TripletRecord,
     "unlabelled": TextRecord,
 }
+_FOLDERS = {family: family for family in RECORDS} | {"pairs": "retrieval"}  # of data sets, and the family of their rows
 _EVALUATION_ROLES = ("dev", "test")
 _SAY_FAMILY = f"say what its rows are: family=sts, or another of {', '.join(RECORDS)}"
 
@@ -117,9 +118,10 @@ def find_datasets(source: str | Path | Sequence[str], family: str | None, tasks:
     """List the data sets of a folder that holds `<family>/<name>/`, or the one of files whose family is given.
 
     Args:
-        source: a folder of data sets; with `family`, whatever a task's `path` may be.
+        source: a folder of data sets; what lies under `pairs/` there are training pairs, of the family retrieval. With
+            `family`, whatever a task's `path` may be.
         family: a key of `RECORDS`; None for a folder of data sets.
-        tasks: names of data sets or of families; None: all.
+        tasks: names of data sets, or of the folders that they lie in; None: all.
 
     Raises:
         InputError: nothing is there, or a name is not among them.
@@ -131,15 +133,15 @@ def find_datasets(source: str | Path | Sequence[str], family: str | None, tasks:
     folder = find_source(source)
     if not isinstance(folder, Path) or not folder.is_dir():
         raise InputError(f"source={source} is no folder of data sets: {_SAY_FAMILY}")
-    paths = [(family, path) for family in RECORDS for path in sorted((folder / family).glob("*")) if path.is_dir()]
+    paths = [(kind, path) for kind in _FOLDERS for path in sorted((folder / kind).glob("*")) if path.is_dir()]
     if not paths:
         raise InputError(f"{folder} holds no data set: give a folder with <family>/<name>/, or {_SAY_FAMILY}")
-    unknown = set(tasks or ()) - {name for family, path in paths for name in (family, path.name, f"{family}/{path.name}")}
+    unknown = set(tasks or ()) - {name for kind, path in paths for name in (kind, path.name, f"{kind}/{path.name}")}
     if unknown:
         names = ", ".join(sorted({path.name for _, path in paths}))
         raise InputError(f"tasks: {min(unknown)!r} is not under {folder}: it has {names}")
-    chosen = [(f, p) for f, p in paths if tasks is None or {f, p.name, f"{f}/{p.name}"} & set(tasks)]
-    return [_dataset(family, f"{family}/{path.name}", path) for family, path in chosen]
+    chosen = [(kind, p) for kind, p in paths if tasks is None or {kind, p.name, f"{kind}/{p.name}"} & set(tasks)]
+    return [_dataset(_FOLDERS[kind], f"{kind}/{path.name}", path) for kind, path in chosen]
 
 
 def _name_of(source: str | Path | Sequence[str]) -> str:

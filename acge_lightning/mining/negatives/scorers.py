@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from acge_lightning.encoder.build import position_limit, quiet, read_tokenizer
-from acge_lightning.encoder.model_settings import no_larger, read_config, read_settings, read_weights, reading
+from acge_lightning.encoder.model_settings import no_larger, read_config, read_settings, reading
+from acge_lightning.encoder.weight_files import read_weights
 from acge_lightning.errors import InputError
 
 Embed = Callable[[list[str], str | None], np.ndarray]
@@ -32,7 +33,7 @@ def is_cross_encoder(folder: Path) -> bool:
 class CrossEncoder:
     """Scores pairs by a transformer that reads both texts together: the sigmoid of its one output.
 
-    Weights come from safetensors files only, and no code of the folder is run.
+    Weights are read as tensors alone, and no code of the folder is run.
 
     `hash` is 24 hexadecimal digits of its weights.
 

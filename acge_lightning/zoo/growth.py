@@ -1,0 +1,150 @@
+"""Grow a transformer from a static encoder: it begins with that encoder's vectors, and learns context from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from acge_lightning.encoder.build import transformer
+from acge_lightning.encoder.encoder import Encoder, StaticBackbone
+from acge_lightning.encoder.vocabulary import SPECIAL
+from acge_lightning.errors import InputError
+from acge_lightning.zoo.pretrained import from_pretrained
+
+_ROOM = 0.9  # share of a token's squared length that the longest static vector may take
+_MULTIPLE = 64  # of which the hidden size is one
+
+
+def grow(
+    path: str | Path,
+    num_hidden_layers: int = 4,
+    num_attention_heads: int = 4,
+    intermediate_size: int | None = None,
+    positions: int = 1024,
+    max_length: int | None = None,
+    dense: int | None = None,
+    gradient_checkpointing: bool = False,
+    attention: str | None = None,
+) -> Encoder:
+    """A BERT whose vectors are at first those of a static encoder, of any text that fits.
+
+    Contrastive training of a static encoder takes minutes, and of a small transformer from random weights hours to come as
+    far. Here the transformer begins there. BERT normalises each token's vector to mean 0 and one length, which would lose that
+    a static token's length says how much it counts: so each static vector, scaled, gets two more coordinates, which make its
+    mean 0 and its length √h, and layer normalisation leaves it alone. Positions, token types and the outputs of all layers
+    begin at 0, so that a layer passes its input on; they learn from the first step. A Dense head from h to the static
+    encoder's dims drops the two coordinates. [CLS] and [SEP] have none but these two: they do not change a mean's direction.
+    There is no dropout: it would drop both of a [CLS] now and then, where layer normalisation makes gradients infinite.
+
+    Args:
+        path: of a static encoder without a Dense head: folder, name of `models()` or hub id.
+        num_hidden_layers: of the BERT.
+        num_attention_heads: of each; they divide the hidden size, which is a multiple of 64 and at least the static dims + 2
+            (static dims of 254 give 256).
+        intermediate_size: of the feed-forward parts; four times the hidden size by default.
+        positions: most tokens of a text that it can be used for.
+        max_length: most tokens of a text now, all positions by default; training on shorter texts is faster.
+        dense: size of the embedding, that of the static encoder by default. The dims beyond are combinations of the first, and
+            leave the cosines as they are if they are as many or more; prefixes of a larger embedding keep more of it.
+        gradient_checkpointing: as in `from_pretrained`.
+        attention: as in `from_pretrained`.
+
+    Raises:
+        InputError: as of `load`; an encoder that is not static, or has a Dense head; a `dense` below its dims.
+
+    YAML::
+
+        encoder: {_target_: acge_lightning.zoo.grow, path: FOLDER, num_hidden_layers: 6}
+    """
+    source = from_pretrained(path)
+    if not isinstance(source.backbone, StaticBackbone):
+        raise InputError(f"{path} is a transformer already: grow makes one of a static encoder")
+    if source.dense is not None:
+        raise InputError(f"{path} has a Dense head: grow needs a static encoder without one")
+    static = source.backbone.embedding.weight.detach()
+    dim = static.shape[1]
+    dense = dim if dense is None else dense
+    if dense < dim:
+        raise InputError(f"dense={dense} is less than the {dim} dims of {path}: give {dim} or more")
+    hidden_size = -(-(dim + 2) // _MULTIPLE) * _MULTIPLE
+    tokenizer = _with_special_tokens(source.tokenize.tokenizer)
+    config = {
+        "model_type": "bert",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "intermediate_size": intermediate_size or 4 * hidden_size,
+        "max_position_embeddings": positions,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    encoder = transformer(
+        tokenizer,
+        config,
+        max_length=positions if max_length is None else max_length,
+        dense=dense,
+        gradient_checkpointing=gradient_checkpointing,
+        attention=attention,
+        prompts=source.prompts,
+    )
+    assert encoder.dense is not None
+    backbone: Any = encoder.backbone
+    with torch.no_grad():
+        table = torch.zeros(len(tokenizer), dim)
+        table[: len(static)] = static[: len(tokenizer)]
+        table[tokenizer.all_special_ids] = 0
+        backbone.embeddings.word_embeddings.weight.copy_(normalised_table(table, hidden_size))
+        outputs = [part for layer in backbone.encoder.layer for part in (layer.attention.output.dense, layer.output.dense)]
+        for part in (backbone.embeddings.position_embeddings, backbone.embeddings.token_type_embeddings, *outputs):
+            for parameter in part.parameters():
+                parameter.zero_()
+        further = nn.init.orthogonal_(torch.empty(dense - dim, dim)) if dense > dim else torch.empty(0, dim)
+        encoder.dense.linear.weight.zero_()[:, :dim] = torch.cat([torch.eye(dim), further])
+        nn.init.zeros_(encoder.dense.linear.bias)
+    encoder.matryoshka_dims = source.matryoshka_dims if dense == dim else (dense, *(source.matryoshka_dims or (dim,)))
+    return encoder
+
+
+def normalised_table(table: Tensor, hidden_size: int) -> Tensor:
+    """Vectors of mean 0 and length √h whose first coordinates are those given, scaled all alike.
+
+    Args:
+        table: Float[tokens, d].
+        hidden_size: h, d + 2 or more.
+
+    Returns:
+        Float32[tokens, h]: d scaled coordinates, zeros, and two that make up for sum and length; layer normalisation leaves it
+        as it is.
+
+    >>> x = normalised_table(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), 4)
+    >>> [abs(round(float(v), 4)) for v in (x[0].mean(), x[0].pow(2).mean(), x[0, 0] / x[0, 1])]
+    [0.0, 1.0, 3.0]
+    """
+    exact = table.double()
+    squares, sums = exact.pow(2).sum(1), exact.sum(1)
+    largest = float((squares + sums.pow(2) / 2).max())  # what a token needs of the squared length h
+    scale = (_ROOM * hidden_size / largest) ** 0.5 if largest > 0 else 1.0
+    exact, squares, sums = exact * scale, squares * scale**2, sums * scale
+    root = (2 * (hidden_size - squares) - sums.pow(2)).sqrt()
+    result = torch.zeros(len(table), hidden_size, dtype=torch.double)
+    result[:, : table.shape[1]] = exact
+    result[:, -2], result[:, -1] = (root - sums) / 2, (-root - sums) / 2
+    return result.float()
+
+
+def _with_special_tokens(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """A static encoder's tokenizer with [CLS] and [SEP] around a text, and a mask token for pre-training."""
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.add_special_tokens(list(SPECIAL.values()))  # those that it lacks; the others keep their ids
+    around = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=around
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
