@@ -79,7 +79,7 @@ def composed(name, data, encoder, out, cache):
     ]
     given += [f"encoder.path={encoder}", f"paths.output_dir={out}", f"paths.cache_dir={cache}"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", [*given, "fisher={samples: 8, pool: 8}"])
+        cfg = compose("train", [*given, "fisher={samples: 8, pool: 100}"])
     for task in cfg.task.values():
         OmegaConf.update(task, "data.max_dev", 40, force_add=True)
         OmegaConf.update(task, "data.batch_size", 4, force_add=True)
