@@ -31,6 +31,7 @@ import yaml
 from rich.console import Console
 
 import acge_lightning
+from acge_lightning.config.overrides import literal
 
 SOURCES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("zoo_sources.yaml").read_text(encoding="utf-8"))
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
@@ -58,22 +59,26 @@ class Stage:
 
 def stages(data: Path, out: Path) -> list[Stage]:
     """List the stages, in their order."""
-    cleaned, vocabulary = out / "cleaned", out / "static" / "export"
+    cleaned = out / "cleaned"
     few_steps = ["max_dev=20", "trainer.max_steps=4", "trainer.val_check_interval=1.0"]
 
+    def at(name: str) -> str:
+        return literal(str(out / name))
+
     def train(name: str, *settings: str, rehearsal: tuple[str, ...] = ()) -> Stage:
-        folders = [f"paths.data_dir={cleaned}", f"paths.cache_dir={out / 'cache'}", f"paths.output_dir={out / name}"]
+        folders = [f"paths.data_dir={at('cleaned')}", f"paths.cache_dir={at('cache')}", f"paths.output_dir={at(name)}"]
         command = ["train", f"+experiment=zoo_{name}", "resume=auto", *folders, *settings]
         return Stage(name, command, [*few_steps, *rehearsal])
 
-    to_mine = ",".join(f"{cleaned / name}/train.jsonl.gz" for name in MINED)
+    sources, to_mine = ",".join(SOURCES), ",".join(literal(str(cleaned / name / "train.jsonl.gz")) for name in MINED)
+    where = [f"source={literal(str(data))}", f"evaluation={literal(str(data))}", f"out={at('cleaned')}"]
     return [
-        Stage("cleaned", ["clean", f"source={data}", f"tasks=[{','.join(SOURCES)}]", f"evaluation={data}", f"out={cleaned}"]),
+        Stage("cleaned", ["clean", f"tasks=[{sources}]", *where]),
         train("static", rehearsal=("encoder.tokenizer.vocab_size=800",)),
-        train("start", f"encoder.tokenizer={vocabulary}"),
-        train("weak", f"encoder.path={out / 'start'}", rehearsal=("encoder.num_hidden_layers=1",)),
-        Stage("mined", ["mine", f"model={out / 'weak'}", f"source=[{to_mine}]", f"out={out / 'mined'}"]),
-        train("nano", f"encoder.path={out / 'weak'}", f"paths.data={out / 'mined'}"),
+        train("start", f"encoder.tokenizer={at('static/export')}"),
+        train("weak", f"encoder.path={at('start')}", rehearsal=("encoder.num_hidden_layers=1",)),
+        Stage("mined", ["mine", f"model={at('weak')}", f"source=[{to_mine}]", f"out={at('mined')}"]),
+        train("nano", f"encoder.path={at('weak')}", f"paths.data={at('mined')}"),
     ]
 
 
@@ -94,6 +99,7 @@ def run(todo: list[Stage], out: Path, rehearse: bool) -> None:
         if stage.name in done:  # its folder was removed, or that of a stage before it was
             anew = True
             done = {name: done[name] for name in done if name != stage.name}
+            CONSOLE.print(f"{title}: it, or a stage before it, was removed, so it is made anew")
             shutil.rmtree(folder, ignore_errors=True)
         CONSOLE.print(f"{title}: acge {' '.join(command)}")
         started = time.perf_counter()

@@ -92,22 +92,29 @@ def grow(
         attention=attention,
         prompts=source.prompts,
     )
-    assert encoder.dense is not None
-    backbone: Any = encoder.backbone
-    with torch.no_grad():
-        table = torch.zeros(len(tokenizer), dim)
-        table[: len(static)] = static[: len(tokenizer)]
-        table[tokenizer.all_special_ids] = 0
-        backbone.embeddings.word_embeddings.weight.copy_(normalised_table(table, hidden_size))
-        outputs = [part for layer in backbone.encoder.layer for part in (layer.attention.output.dense, layer.output.dense)]
-        for part in (backbone.embeddings.position_embeddings, backbone.embeddings.token_type_embeddings, *outputs):
-            for parameter in part.parameters():
-                parameter.zero_()
-        further = nn.init.orthogonal_(torch.empty(dense - dim, dim)) if dense > dim else torch.empty(0, dim)
-        encoder.dense.linear.weight.zero_()[:, :dim] = torch.cat([torch.eye(dim), further])
-        nn.init.zeros_(encoder.dense.linear.bias)
+    _begin_with(encoder, static)
     encoder.matryoshka_dims = source.matryoshka_dims if dense == dim else (dense, *(source.matryoshka_dims or (dim,)))
     return encoder
+
+
+@torch.no_grad()
+def _begin_with(encoder: Encoder, static: Tensor) -> None:
+    """Set the weights of a fresh BERT with a Dense head so that its vectors are those of a static encoder: Float[tokens, d]."""
+    assert encoder.dense is not None
+    backbone: Any = encoder.backbone
+    tokenizer, head, dim = encoder.tokenize.tokenizer, encoder.dense.linear, static.shape[1]
+    table = torch.zeros(len(tokenizer), dim)
+    table[: len(static)] = static[: len(tokenizer)]
+    table[tokenizer.all_special_ids] = 0
+    backbone.embeddings.word_embeddings.weight.copy_(normalised_table(table, encoder.hidden_size))
+    outputs = [part for layer in backbone.encoder.layer for part in (layer.attention.output.dense, layer.output.dense)]
+    for part in (backbone.embeddings.position_embeddings, backbone.embeddings.token_type_embeddings, *outputs):
+        for parameter in part.parameters():
+            parameter.zero_()
+    further = head.out_features - dim
+    rows = [torch.eye(dim), *([nn.init.orthogonal_(torch.empty(further, dim))] if further else [])]
+    head.weight.zero_()[:, :dim] = torch.cat(rows)
+    head.bias.zero_()
 
 
 def normalised_table(table: Tensor, hidden_size: int) -> Tensor:

@@ -71,9 +71,10 @@ def check_name(path_or_name: str | Path) -> Path | None:
     if path.is_file():
         raise InputError(f"{path} is a file: give the folder that holds config.json and model.safetensors")
     name = str(path_or_name)
-    if name in RELEASES and (packaged := RELEASES[name].packaged) is not None:
-        return packaged
-    if name not in RELEASES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    release = RELEASES.get(name)
+    if release is not None and release.packaged is not None:
+        return release.packaged
+    if release is None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise InputError(f"{name!r} is no folder, no hub id (owner/name) and none of the named models {sorted(RELEASES)}")
     return None
 

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from acge_lightning.config.overrides import arguments
 from acge_lightning.config.sources import config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -62,6 +65,15 @@ def test_a_stage_that_was_made_by_another_command_is_not_taken(tmp_path, command
     changed = [zoo.Stage("a", ["a", "seed=1", f"out={tmp_path / 'a'}"])]
     with pytest.raises(SystemExit, match=f"its command has changed since {tmp_path / 'a'} was made: remove that folder"):
         zoo.run(changed, tmp_path, rehearse=False)
+
+
+@pytest.mark.parametrize("name", ["数据,客服(1)", "it's [a] b\\c", "x={y} ${z}"])
+def test_a_path_reaches_the_command_whatever_is_in_it(tmp_path, name):
+    paths = {"source": str(tmp_path / name), "out": str(tmp_path / name / "out" / "cleaned")}
+    [clean, *_] = zoo.stages(tmp_path / name, tmp_path / name / "out")
+    overrides = OverridesParser.create().parse_overrides(arguments(clean.command[1:]))
+    cfg = OmegaConf.create({one.key_or_group: one.value() for one in overrides if one.key_or_group in paths})
+    assert OmegaConf.to_container(cfg, resolve=True) == paths
 
 
 def test_what_is_missing_is_named(tmp_path):

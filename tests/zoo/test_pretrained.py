@@ -54,7 +54,7 @@ def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def same(mine, theirs, dim=None):
+def assert_same_vectors(mine, theirs, dim=None):
     expected = theirs.encode(TEXTS, truncate_dim=dim, normalize_embeddings=True, convert_to_tensor=True)
     torch.testing.assert_close(mine.encode(TEXTS, dim), expected, rtol=0, atol=1e-5)
 
@@ -65,7 +65,7 @@ def same(mine, theirs, dim=None):
 def test_minilm_of_the_older_layout():
     encoder = load(MINILM)
     assert (encoder.dim, encoder.pooling, encoder.tokenize.max_length, encoder.training) == (384, "mean", 256, False)
-    same(encoder, SentenceTransformer(str(MINILM), device="cpu"))
+    assert_same_vectors(encoder, SentenceTransformer(str(MINILM), device="cpu"))
 
 
 @pytest.mark.parametrize(("mode", "ours"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
@@ -77,7 +77,7 @@ def test_a_transformer_saved_by_todays_sentence_transformers(encoder, tmp_path, 
     mine = load(tmp_path / "saved")
     assert (mine.pooling, mine.dim, mine.prompts["query"]) == (ours, 20, "问题：")
     for dim in (None, 4):
-        same(mine, theirs, dim)
+        assert_same_vectors(mine, theirs, dim)
 
 
 @pytest.mark.parametrize("dense", [None, 20])
@@ -86,7 +86,7 @@ def test_a_static_model_saved_by_todays_sentence_transformers(tmp_path, dense):
     modules = [StaticEmbedding(tokenizer, embedding_dim=12), *([TheirDense(12, dense)] if dense else [])]
     theirs = SentenceTransformer(modules=modules, device="cpu")
     theirs.save(str(tmp_path))
-    same(load(tmp_path), theirs)
+    assert_same_vectors(load(tmp_path), theirs)
 
 
 def test_lower_casing_asked_for_in_the_settings(encoder, tmp_path):
@@ -94,7 +94,7 @@ def test_lower_casing_asked_for_in_the_settings(encoder, tmp_path):
     folder = export(encoder, tmp_path / "model")
     edit(folder / "sentence_bert_config.json", do_lower_case=True)
     mine = load(folder)
-    same(mine, SentenceTransformer(str(folder), device="cpu"))
+    assert_same_vectors(mine, SentenceTransformer(str(folder), device="cpu"))
     assert torch.equal(mine.encode("FUN"), encoder.encode("fun"))
 
 
@@ -179,6 +179,14 @@ def test_a_release_says_what_its_folder_does_not(cache, folder, monkeypatch):
     assert load(folder).prompts == {}
     assert is_downloaded(releases.RELEASES["nano"], cache)
     assert not is_downloaded(Release("org/name", "b" * 40), cache)
+
+
+def test_an_encoder_in_the_package_needs_no_hub(folder, encoder, monkeypatch):
+    monkeypatch.setattr(releases, "_WEIGHTS", folder.parent)
+    monkeypatch.setitem(releases.RELEASES, folder.name, Release(folder.name, ""))
+    assert torch.equal(load(folder.name).encode(TEXTS), encoder.encode(TEXTS))
+    assert is_downloaded(releases.RELEASES[folder.name])
+    assert Release("org/name", "main").packaged is None
 
 
 def test_every_release_is_described():
