@@ -58,7 +58,7 @@ CASES = {
     "callbacks/refresh_negatives": ["task=[sample_retrieval]", *SMALL],
     "callbacks/evaluation": [ONE_TASK, *SMALL, "callbacks.evaluation.tasks=[stsb_zh]"],
     "debug/fast": [ONE_TASK, *SMALL],
-    **{f"encoder/{name}": [ONE_TASK, *TINY] for name in ("static", "static_small", "static_large", "static_dropout")},
+    **{f"encoder/static{kind}": [ONE_TASK, *TINY] for kind in ("", "_small", "_large", "_dropout", "_zh")},
     "encoder/bert_mini": [ONE_TASK, *BERT],
     "encoder/bert_base": [ONE_TASK, *BERT],
     "encoder/acge_large": [ONE_TASK, *BERT, "encoder.dense=24"],
@@ -69,9 +69,11 @@ CASES = {
     "experiment/zh_matryoshka": [
         *("encoder.tokenizer.vocab_size=900", "encoder.dense=64", "matryoshka.dims=[64,56,48,32,16,8,4]", "components=400")
     ],
-    "experiment/zoo_static": ["encoder.tokenizer.vocab_size=900"],
-    "experiment/zoo_start": ["encoder.tokenizer.vocab_size=900"],
-    "experiment/zoo_weak": ["encoder.path={encoder}", "encoder.num_hidden_layers=1"],
+    "experiment/zoo_static": ["encoder.tokenizer.vocab_size=900", "paths.passages={data}/unlabelled/laws"],
+    "experiment/zoo_weak": [
+        *("encoder.path={encoder}", "encoder.dim=16", "encoder.num_hidden_layers=1", "encoder.num_attention_heads=2"),
+        "paths.passages={data}/unlabelled/laws",
+    ],
     "experiment/to_matryoshka": ["encoder.path={encoder}", "matryoshka.dims=[16,14,12,10,8,6,4]"],
     "experiment/finetune": ["encoder.path={encoder}", "paths.data={data}/sts/stsb_zh"],
     "experiment/pretrain_zh": BERT,
@@ -102,6 +104,7 @@ OWN_DATA = {
     "texts": "unlabelled/laws",
     "labelled_texts": "classification/tnews",
     "reranking_lists": "reranking/qbqtc_ltr",
+    "passages": "unlabelled/laws",
 }
 
 
@@ -235,7 +238,8 @@ TASKS = sorted(f.partition("/")[2] for f in FILES if f.startswith("task/") and f
 def of_task(name, data):
     """Overrides for a task beside sample_sts, which scores the family without a score, and trains where the task does not."""
     watched = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text(encoding="utf-8"))[name].get("weight") == 0
-    own = [f"+paths.data={data}/{OWN_DATA[name]}"] if name in OWN_DATA else []
+    key = "paths.passages" if name == "passages" else "paths.data"
+    own = [f"+{key}={data}/{OWN_DATA[name]}"] if name in OWN_DATA else []
     if name == "sample_sts":
         return [*SMALL, "task=[sample_sts]"], watched
     return [*SMALL, *own, f"task=[{name},sample_sts]", *([] if watched else ["+task.sample_sts.weight=0"])], watched

@@ -3,10 +3,10 @@
     python tools/zoo.py --data DIR [--out outputs/zoo] [--until STAGE]
     python tools/zoo.py --rehearse [--out outputs/zoo_check]
 
-A stage is a command of `acge`; those that train have their settings in `conf/experiment/zoo_*.yaml`. It leaves one folder under
-`--out`, and a line in `stages.json` there once it is done: its command and its minutes. A stage that is done is not run again,
-and training that was interrupted goes on from its newest checkpoint. To make a stage anew, remove its folder: it and all after
-it are made again.
+A stage is a command of `acge`, one `tools/zoo_passages.py`; those that train have their settings in
+`conf/experiment/zoo_*.yaml`. It leaves one folder under `--out`, and a line in `stages.json` there once it is done: its command
+and its minutes. A stage that is done is not run again, and training that was interrupted goes on from its newest checkpoint. To
+make a stage anew, remove its folder: it and all after it are made again.
 
 At the end `package/` has the encoders as they go into the package, in float16 and with 1,024 tokens, and `data.json`: of every
 data set its origin, licence, digest and rows.
@@ -36,6 +36,7 @@ from acge_lightning.config.overrides import literal
 SOURCES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("zoo_sources.yaml").read_text(encoding="utf-8"))
 SAMPLE = Path(acge_lightning.__file__).parent / "sample"
 SAMPLE_FAMILY = {"pairs": "reranking", "triplet": "reranking"}  # folder of data sets -> that of the sample with such rows
+PASSAGES = Path(__file__).with_name("zoo_passages.py")
 PACKAGED = {"static": "acge-static-zh", "nano": "acge-nano-zh"}  # stage -> name of its encoder
 MAX_TOKENS = 1024
 MINED = ("pairs/docs_*", "pairs/d365", "pairs/ms_*", "pairs/laws_*", "pairs/howtocook", "pairs/kdconv", "pairs/cmrc")
@@ -48,13 +49,15 @@ class Stage:
 
     Args:
         name: of its folder.
-        command: arguments of `acge`.
+        command: arguments of `program`.
         rehearsal: further ones of a rehearsal.
+        program: what is run.
     """
 
     name: str
     command: list[str]
     rehearsal: list[str] = field(default_factory=list)
+    program: tuple[str, ...] = (str(Path(sys.executable).with_name("acge")),)
 
 
 def stages(data: Path, out: Path) -> list[Stage]:
@@ -70,13 +73,14 @@ def stages(data: Path, out: Path) -> list[Stage]:
         command = ["train", f"+experiment=zoo_{name}", "resume=auto", *folders, *settings]
         return Stage(name, command, [*few_steps, *rehearsal])
 
+    passages = f"paths.passages={at('passages')}"
     sources, to_mine = ",".join(SOURCES), ",".join(literal(str(cleaned / name / "train.jsonl.gz")) for name in MINED)
     where = [f"source={literal(str(data))}", f"evaluation={literal(str(data))}", f"out={at('cleaned')}"]
     return [
         Stage("cleaned", ["clean", f"tasks=[{sources}]", *where]),
-        train("static", rehearsal=("encoder.tokenizer.vocab_size=800",)),
-        train("start", f"encoder.tokenizer={at('static/export')}"),
-        train("weak", f"encoder.path={at('start')}", rehearsal=("encoder.num_hidden_layers=1",)),
+        Stage("passages", [str(cleaned), str(out / "passages")], program=(sys.executable, str(PASSAGES))),
+        train("static", passages, rehearsal=("encoder.tokenizer.vocab_size=800",)),
+        train("weak", passages, f"encoder.path={at('static')}", rehearsal=("encoder.num_hidden_layers=1",)),
         Stage("mined", ["mine", f"model={at('weak')}", f"source=[{to_mine}]", f"out={at('mined')}"]),
         train("nano", f"encoder.path={at('weak')}", f"paths.data={at('mined')}"),
     ]
@@ -101,9 +105,9 @@ def run(todo: list[Stage], out: Path, rehearse: bool) -> None:
             done = {name: done[name] for name in done if name != stage.name}
             CONSOLE.print(f"{title}: it, or a stage before it, was removed, so it is made anew")
             shutil.rmtree(folder, ignore_errors=True)
-        CONSOLE.print(f"{title}: acge {' '.join(command)}")
+        CONSOLE.print(f"{title}: {Path(stage.program[-1]).name} {' '.join(command)}")
         started = time.perf_counter()
-        status = subprocess.run([str(Path(sys.executable).with_name("acge")), *command], check=False).returncode
+        status = subprocess.run([*stage.program, *command], check=False).returncode
         if status:
             sys.exit(f"{title}: failed with status {status}; what it says is above, and the same command goes on from here")
         done[stage.name] = {"command": command, "minutes": round((time.perf_counter() - started) / 60, 1)}

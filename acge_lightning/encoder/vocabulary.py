@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from acge_lightning.encoder.script_folding import simplified
 from acge_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def train_vocabulary(
     kind: Kind = "wordpiece",
     vocab_size: int = 8000,
     lowercase: bool = True,
+    fold_scripts: bool = False,
     max_texts: int = 200_000,
     max_characters: int = 3_000_000,
 ) -> PreTrainedTokenizerFast:
@@ -76,11 +78,13 @@ def train_vocabulary(
             five times faster.
         vocab_size: most tokens; fewer if the texts do not hold as many.
         lowercase: fold case (and, for wordpiece, strip accents).
+        fold_scripts: read traditional Chinese characters as the simplified ones, so that both scripts give the same tokens
+            (`script_folding`); needs the package opencc here, not where the tokenizer is used.
         max_texts: most texts to learn from.
         max_characters: most characters to learn from; time grows with it (unigram: about 8 s a million on two cores).
 
     Raises:
-        InputError: no texts, an unknown kind, or a `vocab_size` without room for the special tokens.
+        InputError: no texts, an unknown kind, a `vocab_size` without room for the special tokens, no opencc to fold scripts.
 
     YAML::
 
@@ -98,6 +102,8 @@ def train_vocabulary(
     if vocab_size <= len(special):
         raise InputError(f"vocab_size={vocab_size} leaves no room beside the {len(special)} special tokens: try 8000")
     tokenizer = _pipeline(kind, lowercase)
+    if fold_scripts:
+        tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, simplified()])
     sample = [text[:max_characters] for text in _sample(texts, max_texts, max_characters)]
     chosen = _common_characters(sample, tokenizer, int(vocab_size * _CHARACTER_SHARE))
     train = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _bpe}[kind]

@@ -22,6 +22,7 @@ _MULTIPLE = 64  # of which the hidden size is one
 
 def grow(
     path: str | Path,
+    dim: int | None = None,
     num_hidden_layers: int = 4,
     num_attention_heads: int = 4,
     intermediate_size: int | None = None,
@@ -43,19 +44,19 @@ def grow(
 
     Args:
         path: of a static encoder without a Dense head: folder, name of `models()` or hub id.
+        dim: how many of its dims to begin with, counted from the first; all by default. Of a Matryoshka encoder they are good.
         num_hidden_layers: of the BERT.
-        num_attention_heads: of each; they divide the hidden size, which is a multiple of 64 and at least the static dims + 2
-            (static dims of 254 give 256).
+        num_attention_heads: of each; they divide the hidden size, which is a multiple of 64 above `dim` (254 gives 256).
         intermediate_size: of the feed-forward parts; four times the hidden size by default.
         positions: most tokens of a text that it can be used for.
         max_length: most tokens of a text now, all positions by default; training on shorter texts is faster.
-        dense: size of the embedding, that of the static encoder by default. The dims beyond are combinations of the first, and
+        dense: size of the embedding, `dim` by default. The dims beyond are combinations of the first, and
             leave the cosines as they are if they are as many or more; prefixes of a larger embedding keep more of it.
         gradient_checkpointing: as in `from_pretrained`.
         attention: as in `from_pretrained`.
 
     Raises:
-        InputError: as of `load`; an encoder that is not static, or has a Dense head; a `dense` below its dims.
+        InputError: as of `load`; an encoder that is not static, or has a Dense head; a `dim` that it lacks or above `dense`.
 
     YAML::
 
@@ -67,10 +68,13 @@ def grow(
     if source.dense is not None:
         raise InputError(f"{path} has a Dense head: grow needs a static encoder without one")
     static = source.backbone.embedding.weight.detach()
-    dim = static.shape[1]
+    dims = static.shape[1]
+    dim = dims if dim is None else dim
+    if not 1 <= dim <= dims:
+        raise InputError(f"dim={dim} cannot be taken of the {dims} dims of {path}: give 1 to {dims}")
     dense = dim if dense is None else dense
     if dense < dim:
-        raise InputError(f"dense={dense} is less than the {dim} dims of {path}: give {dim} or more")
+        raise InputError(f"dense={dense} is less than the {dim} dims it begins with: give {dim} or more")
     hidden_size = -(-(dim + 2) // _MULTIPLE) * _MULTIPLE
     tokenizer = _with_special_tokens(source.tokenize.tokenizer)
     config = {
@@ -92,8 +96,9 @@ def grow(
         attention=attention,
         prompts=source.prompts,
     )
-    _begin_with(encoder, static)
-    encoder.matryoshka_dims = source.matryoshka_dims if dense == dim else (dense, *(source.matryoshka_dims or (dim,)))
+    _begin_with(encoder, static[:, :dim])
+    trained = [size for size in source.matryoshka_dims or () if size < dim]
+    encoder.matryoshka_dims = tuple(dict.fromkeys([dense, dim, *trained])) if trained or dense > dim else ()
     return encoder
 
 

@@ -178,7 +178,7 @@ def test_a_word_that_does_not_fit_is_told(name, words, message):
         (["xyz=1"], "there is no key xyz: acge train --cfg job shows all of them"),
         (["task=[scored_pair]"], "task=scored_pair is not there: did you mean scored_pairs?"),
         (["encoder=statik"], "encoder=statik is not there: did you mean static?"),
-        (["encoder=一"], "encoder=一 is not there: acge train --help encoder lists the 9 that are"),
+        (["encoder=一"], "encoder=一 is not there: acge train --help encoder lists the 10 that are"),
         (["+experiment=quikstart"], "experiment=quikstart is not there: did you mean quickstart?"),
         (["seed=1,2"], "seed=1,2 gives several values: write seed=[1,2] for a list, or add -m for a run with each"),
         (["+seed=1"], "+seed: the key seed is there already: leave out the plus"),

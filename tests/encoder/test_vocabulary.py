@@ -66,6 +66,17 @@ def test_case_is_kept_on_request(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_both_scripts_give_the_same_tokens_on_request(kind, tmp_path):
+    texts = ["漢語繁體字", "汉语繁体字与Coffee"] * 20
+    folded, kept = (train_vocabulary(texts, kind, 80, fold_scripts=fold) for fold in (True, False))
+    folded.save_pretrained(tmp_path)
+    for tokenizer in (folded, AutoTokenizer.from_pretrained(tmp_path)):
+        assert tokenizer("漢語繁體字與COFFEE")["input_ids"] == tokenizer("汉语繁体字与coffee")["input_ids"]
+    assert 1 not in folded("漢語")["input_ids"]
+    assert kept("漢語")["input_ids"] != kept("汉语")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_same_texts_give_the_same_tokenizer(kind):
     first, second = (train_vocabulary(iter(sentences(300)), kind, 120).backend_tokenizer.to_str() for _ in range(2))
     assert first == second

@@ -79,17 +79,18 @@ def test_a_path_reaches_the_command_whatever_is_in_it(tmp_path, name):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(SystemExit, match="lacks 37 of 37 sources, pairs/howtocook for one: give their folder with --data"):
         zoo.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="--until all is no stage: choose from cleaned, static"):
+    with pytest.raises(SystemExit, match="--until all is no stage: choose from cleaned, passages, static"):
         zoo.main(["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--until", "all"])
 
 
 @pytest.mark.parametrize("experiment", sorted(file.stem for file in (config_dir() / "experiment").glob("zoo_*.yaml")))
 def test_it_trains_on_named_sources_alone(experiment):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", [f"+experiment={experiment}", "paths.data_dir=DATA", "++paths.data=MINED", "paths.output_dir=."])
+        paths = ["paths.data_dir=DATA", "++paths.data=MINED", "++paths.passages=PASSAGES", "paths.output_dir=."]
+        cfg = compose("train", [f"+experiment={experiment}", *paths])
     given = [task.data.path for task in cfg.task.values()]
     paths = [path for one in given for path in ([one] if isinstance(one, str) else one)]
-    names = ["/".join(path.split("/")[1:3]) for path in paths if path != "MINED"]
+    names = ["/".join(path.split("/")[1:3]) for path in paths if path not in ("MINED", "PASSAGES")]
     assert names
     assert [name for name in names if not fnmatch.filter(zoo.SOURCES, name)] == []
     assert all(fnmatch.filter(zoo.SOURCES, name) for name in zoo.MINED)

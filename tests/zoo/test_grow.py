@@ -43,6 +43,16 @@ def test_a_larger_embedding_has_the_same_cosines_and_the_same_prefix(source):
     np.testing.assert_allclose(grown.encode(TEXTS, 15), encoder.encode(TEXTS, 15), atol=1e-5)
 
 
+def test_it_begins_with_the_first_dims_on_request(source):
+    encoder, folder = source
+    grown = grow(folder, dim=15, num_hidden_layers=1, num_attention_heads=2, dense=40).eval()
+    assert (grown.hidden_size, grown.dim, grown.matryoshka_dims) == (64, 40, (40, 15))
+    np.testing.assert_allclose(grown.encode(TEXTS, 15), encoder.encode(TEXTS, 15), atol=1e-5)
+    for dim in (0, 31):
+        with pytest.raises(InputError, match=f"dim={dim} cannot be taken of the 30 dims"):
+            grow(folder, dim=dim)
+
+
 def test_every_weight_that_counts_learns(source):
     _, folder = source
     torch.manual_seed(0)
