@@ -1,6 +1,6 @@
 """Makes the encoders of the package from a data folder, stage by stage: `make zoo`, and `make zoo-check` for a rehearsal.
 
-    python tools/zoo.py --data DIR [--out outputs/zoo] [--until STAGE]
+    python tools/zoo.py --data DIR [--out outputs/zoo] [--until STAGE] [--beside NAME=PATH …]
     python tools/zoo.py --rehearse [--out outputs/zoo_check]
 
 A stage is a command of `acge`, one `tools/zoo_passages.py`; those that train have their settings in
@@ -8,8 +8,8 @@ A stage is a command of `acge`, one `tools/zoo_passages.py`; those that train ha
 and its minutes. A stage that is done is not run again, and training that was interrupted goes on from its newest checkpoint. To
 make a stage anew, remove its folder: it and all after it are made again.
 
-At the end `package/` has the encoders as they go into the package, in float16 and with 1,024 tokens, and `data.json`: of every
-data set its origin, licence, digest and rows.
+At the end `package/` has the encoders as they go into the package, in float16 and with 1,024 tokens, each with a card of its
+scores (`tools/zoo_card.py`), and `data.json`: of every data set its origin, licence, digest and rows.
 
 The rehearsal runs every stage on rows of the packaged sample, with a small vocabulary and a few steps.
 """
@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ class Stage:
     program: tuple[str, ...] = (str(Path(sys.executable).with_name("acge")),)
 
 
-def stages(data: Path, out: Path) -> list[Stage]:
-    """List the stages, in their order."""
+def stages(data: Path, out: Path, beside: Sequence[str] = ()) -> list[Stage]:
+    """List the stages, in their order; the scores are those of our encoders, TF-IDF, BM25, and others `beside`: NAME=PATH."""
     cleaned = out / "cleaned"
     few_steps = ["max_dev=20", "trainer.max_steps=4", "trainer.val_check_interval=1.0"]
 
@@ -75,6 +76,9 @@ def stages(data: Path, out: Path) -> list[Stage]:
 
     passages = f"paths.passages={at('passages')}"
     sources, to_mine = ",".join(SOURCES), ",".join(literal(str(cleaned / name / "train.jsonl.gz")) for name in MINED)
+    models = [("tfidf", "tfidf"), ("bm25", "bm25"), *(tuple(other.split("=", 1)) for other in beside)]
+    models += [(name, str(out / stage)) for stage, name in PACKAGED.items()]
+    scored = ", ".join(f"{literal(name)}: {literal(path)}" for name, path in models)
     where = [f"source={literal(str(data))}", f"evaluation={literal(str(data))}", f"out={at('cleaned')}"]
     return [
         Stage("cleaned", ["clean", f"tasks=[{sources}]", *where]),
@@ -83,7 +87,20 @@ def stages(data: Path, out: Path) -> list[Stage]:
         train("weak", passages, f"encoder.path={at('static')}", rehearsal=("encoder.num_hidden_layers=1",)),
         Stage("mined", ["mine", f"model={at('weak')}", f"source=[{to_mine}]", f"out={at('mined')}"]),
         train("nano", f"encoder.path={at('weak')}", f"paths.data={at('mined')}"),
+        Stage(
+            "scores",
+            [
+                *("evaluate", f"model={{{scored}}}", f"tasks=[{','.join(tested(data))}]"),
+                *(f"paths.data_dir={literal(str(data))}", f"paths.cache_dir={at('cache')}", f"out={at('scores/results.json')}"),
+            ],
+        ),
     ]
+
+
+def tested(data: Path) -> list[str]:
+    """The names of the Chinese data sets that have test rows."""
+    files = [*data.glob("*/*/test.jsonl.gz"), *(file.parent for file in data.glob("*/*/qrels/test.tsv"))]
+    return sorted({file.parent.name for file in files if not file.parent.name.endswith("_en")})
 
 
 def run(todo: list[Stage], out: Path, rehearse: bool) -> None:
@@ -115,17 +132,21 @@ def run(todo: list[Stage], out: Path, rehearse: bool) -> None:
 
 
 def package(out: Path) -> None:
-    """Write the encoders as they go into the package, and what they were trained on."""
+    """Write the encoders as they go into the package, with their cards, and what they were trained on."""
+    import zoo_card
+
     from acge_lightning import load
     from acge_lightning.export import export
 
     manifest = json.loads((out / "cleaned" / "manifest.json").read_text(encoding="utf-8"))
     data = {name: SOURCES[name] | data_record(manifest, name) for name in SOURCES}
+    results = json.loads((out / "scores" / "results.json").read_text(encoding="utf-8"))
     for stage, name in PACKAGED.items():
         encoder = load(out / stage, dtype="float16", max_length=MAX_TOKENS)
         record = json.loads((out / stage / "export" / "training.json").read_text(encoding="utf-8"))
         kept = {key: record[key] for key in ("versions", "steps", "coverage") if key in record}
-        export(encoder, out / "package" / name, {"made_by": "make zoo", **kept, "data": data})
+        notes = zoo_card.card(results, data, name)
+        export(encoder, out / "package" / name, {"made_by": "make zoo", **kept, "data": data}, notes=notes)
     text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     (out / "package" / "data.json").write_text(text, encoding="utf-8")
     CONSOLE.print(f"The encoders are in {out / 'package'}")
@@ -176,10 +197,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/zoo"), help="where the stages leave their folders")
     parser.add_argument("--until", help="name of the last stage to run; all by default")
     parser.add_argument("--rehearse", action="store_true", help="a few steps of every stage, on rows of the sample")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=PATH", help="encoders that are scored too")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     data = write_rehearsal(options.out / "data") if options.rehearse else options.data
-    todo = stages(data, options.out)
+    if any("=" not in other for other in options.beside):
+        sys.exit(f"--beside {' '.join(options.beside)}: give each as NAME=PATH")
+    todo = stages(data, options.out, options.beside)
     names = [stage.name for stage in todo]
     if options.until is not None:
         if options.until not in names:

@@ -43,6 +43,7 @@ def export(
     folder: str | Path,
     provenance: Mapping[str, Any] | None = None,
     training_rows: np.ndarray | None = None,
+    notes: str = "",
 ) -> Path:
     """Write an encoder as a folder; an existing one is replaced once the new one is complete and checked.
 
@@ -54,6 +55,7 @@ def export(
         provenance: plain data on how it was made, kept as `training.json`; `metrics` (name -> number) go into the card.
         training_rows: Int64[n] hashes of the rows that it was trained on, kept as `training_rows.npy`: with them, an
             evaluation finds out which of its rows the encoder has seen.
+        notes: Markdown at the end of its card.
 
     Returns:
         The folder.
@@ -77,7 +79,8 @@ def export(
         _write_provenance(new, provenance)
         if training_rows is not None:
             np.save(new / "training_rows.npy", np.unique(training_rows), allow_pickle=False)
-        (new / "README.md").write_text(model_card(encoder, Path(folder).name, dict(provenance or {})), encoding="utf-8")
+        card = model_card(encoder, Path(folder).name, dict(provenance or {}))
+        (new / "README.md").write_text(card + (f"\n{notes}" if notes else ""), encoding="utf-8")
         _check(encoder, new)
     return Path(folder)
 
