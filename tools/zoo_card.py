@@ -26,7 +26,7 @@ LIMITS = f"""\
   BM25 finds more (`tools/study_fusion.py` ranks by both).
 - They learnt from technical documentation, laws, medicine, school, reviews and everyday questions; from no news.
 - Sentences that differ only in the order of their words are nearly the same to them (pawsx_zh).
-- Chinese; other languages only as they occur within it (two sets of English pairs are among the data). Traditional characters give the vectors of the simplified ones.
+- Chinese; a little English, of which two sets are among the data. Traditional characters give the vectors of simplified ones.
 - The licence of the weights is {LICENCE}, that of the strictest of its sources; it is a reading of ours, not legal advice."""
 
 
