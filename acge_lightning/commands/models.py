@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from rich.table import Table
 
 from acge_lightning.terminal import show
@@ -29,4 +31,5 @@ def run() -> None:
 def _prefixes(release: Release) -> str:
     """Its trained prefixes in short."""
     dims = release.matryoshka_dims
-    return f"{dims[0]} to {dims[-1]}, each {dims[1] - dims[0]}" if len(dims) > 3 else ", ".join(map(str, dims))
+    steps = {longer - shorter for shorter, longer in pairwise(dims)}
+    return f"{dims[0]} to {dims[-1]}, each {steps.pop()}" if len(dims) > 3 and len(steps) == 1 else ", ".join(map(str, dims))
