@@ -83,12 +83,12 @@ def never_seen(results: Mapping[str, Any], data: Mapping[str, Any], name: str) -
     """Which of the data sets were not trained on at all, and how many rows of the tests were."""
     trained = {source.partition("/")[2] for source in data}
     datasets = dict.fromkeys(row["dataset"] for row in results["rows"])
-    unseen = [dataset for dataset in datasets if dataset not in trained]
+    unseen = ", ".join(dataset for dataset in datasets if dataset not in trained) or "none"
     found = sum(leak["found"] for leak in results["leaks"] if leak["encoder"] == name)
     rows = sum(leak["rows"] for leak in results["leaks"] if leak["encoder"] == name)
     others = ", ".join(dataset for dataset in datasets if dataset in trained)
     return (
-        f"No row of {len(unseen)} of the data sets was trained on: {', '.join(unseen)}. Of {others}, the training rows were. Of"
+        f"Data sets of which no row was trained on: {unseen}. Of these, the training rows were: {others}. Of"
         f" the {rows:,} test rows that could be checked, {found:,} equal a training row."
     )
 
@@ -133,11 +133,12 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = [row for row in results["rows"] if not row["error"]]
+    families = {row["family"] for row in rows}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, entry in enumerate(results["encoders"]):
         dims = sorted({row["dim"] for row in rows if row["encoder"] == entry["name"] and row["dim"]})
         values = {dim: means(rows, entry["name"], dim) for dim in dims or [None]}
-        curve = [100 * value["mean"] for value in values.values() if set(FAMILIES) <= set(value)]
+        curve = [100 * value["mean"] for value in values.values() if families <= set(value)]
         colour = f"C{number}"
         if len(curve) == len(dims) > 1:
             axes.plot(dims, curve, marker="o", color=colour, label=entry["name"])
@@ -146,7 +147,7 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("dims")
-    axes.set_ylabel("mean of six families (test)")
+    axes.set_ylabel("mean of the families (test)")
     axes.legend(loc="lower right")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
