@@ -49,6 +49,7 @@ OUTSIDE = {
     ("faiss",): "search/ann.py mining/negatives/neighbours.py",
     ("rensa",): "mining/cleaning/signatures.py",
     ("ray",): "mining/engine/ray.py",
+    ("opencc",): "encoder/script_folding.py mining/normalise.py evaluation/perturb.py",
     ("tools", "tests"): "",
 }
 # Files of a room -> what of the rooms that it may import they may not.
@@ -57,7 +58,7 @@ NARROWER = {"data/[!mt]*.py data/mixture.py": ("acge_lightning.losses", "acge_li
 # Rooms of pure maths -> what they may import besides the standard library and rooms.
 PURE = {
     "metrics/* losses/* encoder/* classify/*": "torch torchmetrics transformers tokenizers safetensors numpy scipy sklearn "
-    "joblib threadpoolctl",
+    "joblib threadpoolctl opencc",
     "files/*": "numpy safetensors yaml",
     "errors.py lazy.py": "",
 }

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import normalizers
 
 from acge_lightning.errors import InputError
+from acge_lightning.lazy import naming_extra
 
 _IDEOGRAPHS = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0x20000, 0x2A6E0))  # first and last + 1 of Unicode's blocks
 _LEAF_BELOW, _VALUE = 1 << 8, 1 << 31  # flags of a unit
@@ -30,10 +31,8 @@ def simplified() -> normalizers.Normalizer:
     >>> simplified().normalize_str("漢語繁體字")
     '汉语繁体字'
     """
-    try:
+    with naming_extra("fold_scripts=true needs"):
         from opencc import OpenCC
-    except ImportError as error:
-        raise InputError("script folding needs the package opencc: pip install 'acge_lightning[mining]'") from error
     characters = [chr(code) for first, end in _IDEOGRAPHS for code in range(first, end)]
     mapped = zip(characters, OpenCC("t2s").convert("\n".join(characters)).split("\n"), strict=True)
     return normalizers.Precompiled(character_map({a: b for a, b in mapped if a != b}))

@@ -41,5 +41,5 @@ def test_what_a_table_cannot_hold_is_named(replacements):
 
 def test_without_opencc_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opencc", None)
-    with pytest.raises(InputError, match=r"pip install 'acge_lightning\[mining\]'"):
+    with pytest.raises(InputError, match=r"fold_scripts=true needs opencc: pip install 'acge-lightning\["):
         simplified()
