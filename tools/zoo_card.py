@@ -93,6 +93,11 @@ def never_seen(results: Mapping[str, Any], data: Mapping[str, Any], name: str) -
     )
 
 
+def origin_and_limits(data: Mapping[str, Any]) -> list[str]:
+    """The lines with which the cards and the page end."""
+    return ["## Where the training data come from", "", sources(data), "", "## Limits", "", LIMITS, ""]
+
+
 def card(results: Mapping[str, Any], data: Mapping[str, Any], name: str) -> str:
     """The sections that a card gets."""
     return "\n".join(
@@ -109,14 +114,7 @@ def card(results: Mapping[str, Any], data: Mapping[str, Any], name: str) -> str:
             "",
             never_seen(results, data, name),
             "",
-            "## Where the training data come from",
-            "",
-            sources(data),
-            "",
-            "## Limits",
-            "",
-            LIMITS,
-            "",
+            *origin_and_limits(data),
             "## How to make it again",
             "",
             "`make zoo DATA=DIR`; the settings are in `conf/experiment/zoo_*.yaml`, the data sets in `tools/zoo_sources.yaml`.",
@@ -176,14 +174,7 @@ def page(results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             "",
             *parts,
             "",
-            "## Where the training data come from",
-            "",
-            sources(data),
-            "",
-            "## Limits",
-            "",
-            LIMITS,
-            "",
+            *origin_and_limits(data),
         ]
     )
 
