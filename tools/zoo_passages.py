@@ -2,8 +2,8 @@
 
 python tools/zoo_passages.py CLEANED OUT
 
-CLEANED is what `acge clean` has written of the sources; OUT gets `train.jsonl.gz`. A passage is neighbouring paragraphs of an
-article or law, joined up to 220 characters, or the text of a pair, which is left as it is.
+CLEANED is what `acge clean` has written of the sources; OUT, which must hold nothing else, gets `train.jsonl.gz`. A passage is
+neighbouring paragraphs of an article or law, joined up to 220 characters, or the text of a pair, which is left as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from acge_lightning.errors import InputError
+from acge_lightning.files.folder import whole_folder
 
 LONGEST, SHORTEST = 220, 60  # characters of joined paragraphs; of a passage
 ARTICLES = ("unlabelled/lctt_tech", "unlabelled/laws")
@@ -57,15 +60,26 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         sys.exit("give two folders: python tools/zoo_passages.py CLEANED OUT")
     cleaned, out = map(Path, arguments)
-    out.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with (out / "train.jsonl.gz").open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as written:
+    missing = [name for name in (*ARTICLES, "pairs") if not (cleaned / name).is_dir()]
+    if missing:
+        raise InputError(f"{cleaned} has no {missing[0]}: give the folder that `acge clean` has written of the sources")
+    written = left_out = 0
+    with (
+        whole_folder(out) as new,
+        (new / "train.jsonl.gz").open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file,
+    ):
         for text in passages(cleaned):
-            if len(text) >= SHORTEST:
-                written.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
-                count += 1
-    print(f"{count:,} passages are in {out}")
+            if len(text) < SHORTEST:
+                left_out += 1
+                continue
+            file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
+            written += 1
+    print(f"{written:,} passages are in {out}; {left_out:,} of fewer than {SHORTEST} characters were left out")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
