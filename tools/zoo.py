@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+import zoo_card
 from rich.console import Console
 
 import acge_lightning
@@ -133,8 +134,6 @@ def run(todo: list[Stage], out: Path, rehearse: bool) -> None:
 
 def package(out: Path) -> None:
     """Write the encoders as they go into the package, with their cards, and what they were trained on."""
-    import zoo_card
-
     from acge_lightning import load
     from acge_lightning.export import export
 

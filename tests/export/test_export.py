@@ -225,6 +225,15 @@ def test_load_finds_what_a_killed_export_had_moved_aside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_notes_stand_at_the_end_of_the_card(tmp_path):
+    encoder = static(train_vocabulary(["今天天气很好"] * 3, "bpe", 40), dim=4)
+    cards = [
+        (export(encoder, tmp_path / folder / "same", notes=notes) / "README.md").read_text(encoding="utf-8")
+        for folder, notes in (("a", ""), ("b", "## Limits\n\n- none\n"))
+    ]
+    assert cards[1] == f"{cards[0]}\n## Limits\n\n- none\n"
+
+
 def test_names_in_a_card_are_no_markdown_and_no_code():
     from acge_lightning.export.model_card import model_card
 
